@@ -1,0 +1,136 @@
+"""What an encoder is, what it returns, and every error the project raises on purpose.
+
+Fwd2BotError
+├── MissingDependency      an optional package is not installed; says the pip command
+├── EncoderError
+│   ├── EncoderNotFound    a name that leads to no encoder
+│   ├── EncoderDamaged     a checkpoint that cannot be read
+│   ├── EncoderMismatch    an index made by another model than the one at hand
+│   └── CannotAnswer       an encoder without summary tokens was asked to talk
+├── IndexFailure
+│   ├── IndexNotFound      no index here or above
+│   ├── IndexDamaged       a manifest, part or FAISS file that cannot be trusted
+│   ├── IndexLocked        another process is writing
+│   └── NothingToIndex     a folder that is not there or holds no image
+├── QueryError             a query without words, an image the index does not know
+└── DatasetError           an annotation file or split that cannot be used
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FloatArray = NDArray[np.float32]
+
+
+class Fwd2BotError(Exception):
+    """Base of all errors that the command line prints as one sentence."""
+
+
+class MissingDependency(Fwd2BotError):
+    """An optional package is not installed."""
+
+
+class EncoderError(Fwd2BotError):
+    """Something about the model."""
+
+
+class EncoderNotFound(EncoderError):
+    """A name that leads to no encoder."""
+
+
+class EncoderDamaged(EncoderError):
+    """A checkpoint that cannot be read."""
+
+
+class EncoderMismatch(EncoderError):
+    """An index made by another model than the one at hand."""
+
+
+class CannotAnswer(EncoderError):
+    """An encoder that keeps no summary tokens was asked to talk about an image."""
+
+
+class IndexFailure(Fwd2BotError):
+    """Something about the index on disk."""
+
+
+class IndexNotFound(IndexFailure):
+    """No index at this place."""
+
+
+class IndexDamaged(IndexFailure):
+    """A manifest, part or FAISS file that cannot be trusted."""
+
+
+class IndexLocked(IndexFailure):
+    """Another process is writing this index."""
+
+
+class NothingToIndex(IndexFailure):
+    """A folder that is not there, or one without a single image."""
+
+
+class QueryError(Fwd2BotError):
+    """A query that cannot be searched, or an image the index does not know."""
+
+
+class DatasetError(Fwd2BotError):
+    """An annotation file or a split that cannot be used."""
+
+
+class ImageEmbeddings(NamedTuple):
+    """What an encoder made of n images.
+
+    vectors: float32 (n, dim), rows of unit length. summaries: float32 (n, k, width), or None where the encoder keeps none.
+    """
+
+    vectors: FloatArray
+    summaries: FloatArray | None
+
+
+class Encoder(Protocol):
+    """Images and texts to unit vectors in one space. Numpy crosses; tensors stay inside."""
+
+    @property
+    def name(self) -> str:
+        """The name that `load_encoder` turns into this encoder."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, prompts and preprocessing: equal fingerprints give equal embeddings."""
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+
+    @property
+    def image_size(self) -> int:
+        """Shorter side, in pixels, of what the model reads: a decoder need not deliver much more."""
+
+    @property
+    def summary_shape(self) -> tuple[int, int] | None:
+        """(k, width) of one image's summary tokens, or None."""
+
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """Embed RGB images of any size."""
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embed texts: float32 (n, dim), rows of unit length."""
+
+
+@runtime_checkable
+class TalkingEncoder(Encoder, Protocol):
+    """An encoder whose summary tokens stand in for the image afterwards."""
+
+    def caption(self, summaries: FloatArray) -> list[str]:
+        """Describe each image from its summary tokens (n, k, width) alone."""
+
+    def answer(self, summaries: FloatArray, question: str) -> list[str]:
+        """Answer one question about each image from its summary tokens (n, k, width) alone."""
+
+    def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
+        """Mean log-likelihood a token (nats), of texts[i] as the caption of summaries[i]: float32 (n,)."""
