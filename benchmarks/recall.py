@@ -1,10 +1,10 @@
 """How well one side of pairs is found from the other: hit@K and ranks, in blocks, with numpy alone.
 
 hit@K is the share of queries with *at least one* positive among the K items of highest score. Papers on
-image-text retrieval, and CLIP_benchmark (`image_retrieval_recall@K`, `text_retrieval_recall@K`), print this number
-as "Recall@K". Recall in the word's own meaning, the share of a query's positives found, equals it from text to
-image, where a caption has one image, and is smaller from image to text, where an image has five captions: it is
-not computed here. A tie goes to the item of lower index, as in a stable sort.
+image-text retrieval, and CLIP_benchmark (`image_retrieval_recall@K`, `text_retrieval_recall@K`), print this
+number as "Recall@K". Recall in the word's own meaning, the share of a query's positives found, equals it from
+text to image, where a caption has one image, and is smaller from image to text, where an image has five
+captions: it is not computed here. A tie goes to the item of lower index, as in a stable sort.
 """
 
 from collections.abc import Sequence
