@@ -1,0 +1,49 @@
+"""Files that are whole or absent: written aside, flushed to the disk, renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def replace_durably(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write; on a clean exit it takes the place of `path`, for good."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest_stream(stream: BinaryIO) -> str:
+    """xxh3-128 of what is left in the stream, in hexadecimal."""
+    digest = xxhash.xxh3_128()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """xxh3-128 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return digest_stream(stream)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # a folder cannot be opened on Windows, where the rename itself is journalled
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,51 @@
+"""An encoder that is not loaded until somebody asks it for more than its name."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from PIL import Image
+
+from encoders.base import Encoder, FloatArray, ImageEmbeddings
+
+
+class LazyEncoder:
+    """Stands in for the encoder called `name`; `load` runs at the first use.
+
+    A run over a folder without news asks only for the name, and so never waits for torch.
+    """
+
+    def __init__(self, name: str, load: Callable[[], Encoder]) -> None:
+        self.name = name
+        self._load = load
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self._load()
+
+    @property
+    def fingerprint(self) -> str:
+        """See Encoder."""
+        return self._encoder.fingerprint
+
+    @property
+    def dim(self) -> int:
+        """See Encoder."""
+        return self._encoder.dim
+
+    @property
+    def image_size(self) -> int:
+        """See Encoder."""
+        return self._encoder.image_size
+
+    @property
+    def summary_shape(self) -> tuple[int, int] | None:
+        """See Encoder."""
+        return self._encoder.summary_shape
+
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """See Encoder."""
+        return self._encoder.encode_images(images)
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """See Encoder."""
+        return self._encoder.encode_texts(texts)

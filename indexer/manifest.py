@@ -1,0 +1,194 @@
+"""The manifest: what an index is made of. What it does not name does not exist.
+
+It is replaced atomically and last, so a reader always sees whole parts, and a killed run loses only what no
+manifest names.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from encoders.base import Encoder, IndexDamaged, IndexNotFound
+
+from .durable import replace_durably
+from .paths import escape_path, unescape_path
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+PARTS_FOLDER = "parts"
+PART_NAME = re.compile(r"part-(\d{6,12})\.parquet")
+FAISS_NAME = re.compile(r"index-(\d{6,12})\.faiss")
+
+TokenFormat = Literal["int8", "float16", "none"]
+
+
+@dataclass(frozen=True)
+class EncoderRecord:
+    """The model that made an index; `summary_shape` is (k, width), or None where it keeps no tokens."""
+
+    name: str
+    fingerprint: str
+    dim: int
+    summary_shape: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """One immutable Parquet file; its rows have the ids first_id, first_id + 1, ..., first_id + rows - 1."""
+
+    name: str
+    size: int
+    digest: str
+    rows: int
+    first_id: int
+
+
+@dataclass(frozen=True)
+class FaissRecord:
+    """The FAISS file; `next_id` is that of the manifest it was built for, so a smaller one is out of date."""
+
+    name: str
+    size: int
+    digest: str
+    rows: int
+    next_id: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that an index is; `root` is relative to the index folder inside it, so both may move."""
+
+    root: str
+    encoder: EncoderRecord
+    tokens: TokenFormat
+    created: str
+    updated: str
+    parts: tuple[PartRecord, ...] = ()
+    faiss: FaissRecord | None = None
+
+    @property
+    def next_id(self) -> int:
+        """The id of the next row to be written."""
+        return self.parts[-1].first_id + self.parts[-1].rows if self.parts else 0
+
+    @property
+    def faiss_is_current(self) -> bool:
+        """Whether the FAISS file covers every part."""
+        return self.faiss is not None and self.faiss.next_id == self.next_id
+
+
+def create_manifest(root: Path, index_dir: Path, encoder: Encoder, tokens: TokenFormat) -> Manifest:
+    """Describe an index without parts, of `root`, made by `encoder`."""
+    shape = encoder.summary_shape if tokens != "none" else None
+    record = EncoderRecord(encoder.name, encoder.fingerprint, encoder.dim, shape)
+    now = read_clock()
+    return Manifest(_relate_root(root, index_dir), record, tokens, created=now, updated=now)
+
+
+def locate_root(manifest: Manifest, index_dir: Path) -> Path:
+    """The folder that the paths of the index are relative to."""
+    return (index_dir / unescape_path(manifest.root)).resolve()
+
+
+def write_manifest(index_dir: Path, manifest: Manifest) -> Manifest:
+    """Replace the manifest atomically; returns it as written, with the date of now."""
+    manifest = replace(manifest, updated=read_clock())
+    content = {"format": FORMAT, **asdict(manifest)}
+    with replace_durably(index_dir / MANIFEST_NAME) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(index_dir: Path) -> Manifest:
+    """Read the manifest: IndexNotFound where there is none, IndexDamaged where it cannot be trusted."""
+    path = index_dir / MANIFEST_NAME
+    try:
+        return _parse_manifest(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise IndexNotFound(f"no index at {index_dir}: make one with `fwd2bot index DIR`") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise IndexDamaged(f"{path} is damaged ({reason}): {REBUILD_REMEDY}") from None
+
+
+REBUILD_REMEDY = "run `fwd2bot index DIR --rebuild`"
+
+
+def read_clock() -> str:
+    """The date and time of now, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _relate_root(root: Path, index_dir: Path) -> str:
+    return ".." if index_dir.resolve().parent == root.resolve() else escape_path(str(root.resolve()))
+
+
+def _parse_manifest(data: Any) -> Manifest:
+    if _take(data, "format", int) != FORMAT:
+        raise ValueError(f"format {data['format']} where this version of fwd2bot reads format {FORMAT}")
+    tokens = _take(data, "tokens", str)
+    if tokens not in get_args(TokenFormat):
+        raise ValueError(f"unknown tokens {tokens!r}")
+    return Manifest(
+        root=_take(data, "root", str),
+        encoder=_parse_encoder(data["encoder"], tokens),
+        tokens=tokens,
+        created=_take(data, "created", str),
+        updated=_take(data, "updated", str),
+        parts=_parse_parts(data["parts"]),
+        faiss=None if data["faiss"] is None else _parse_faiss(data["faiss"]),
+    )
+
+
+def _parse_encoder(data: Any, tokens: str) -> EncoderRecord:
+    shape = data["summary_shape"]
+    if (shape is None) != (tokens == "none"):
+        raise ValueError(f"summary shape {shape} with tokens {tokens!r}")
+    if shape is not None:
+        count, width = shape
+        if not 0 < _check(count, "k", int) * _check(width, "width", int) < 1 << 28:
+            raise ValueError(f"impossible summary shape {shape}")
+        shape = (count, width)
+    dim = _take(data, "dim", int)
+    if not 0 < dim < 1 << 20:
+        raise ValueError(f"impossible dim {dim}")
+    return EncoderRecord(_take(data, "name", str), _take(data, "fingerprint", str), dim, shape)
+
+
+def _parse_parts(data: Any) -> tuple[PartRecord, ...]:
+    parts = tuple(
+        PartRecord(**_parse_file(item, PART_NAME, "first_id")) for item in _check(data, "parts", list)
+    )
+    expected = 0
+    for part in parts:
+        if part.first_id != expected:
+            raise ValueError(f"{part.name} begins at id {part.first_id} where {expected} is due")
+        expected += part.rows
+    return parts
+
+
+def _parse_faiss(data: Any) -> FaissRecord:
+    return FaissRecord(**_parse_file(data, FAISS_NAME, "next_id"))
+
+
+def _parse_file(data: Any, pattern: re.Pattern[str], id_field: str) -> dict[str, Any]:
+    """Check the record of one file; the pattern keeps a name from leading out of the index folder."""
+    record: dict[str, Any] = {key: _take(data, key, str) for key in ("name", "digest")}
+    record |= {key: _take(data, key, int) for key in ("size", "rows", id_field)}
+    if not pattern.fullmatch(record["name"]):
+        raise ValueError(f"impossible file name {record['name']!r}")
+    return record
+
+
+def _take(data: Mapping[str, Any], key: str, kind: type) -> Any:
+    return _check(data[key], key, kind)
+
+
+def _check(value: Any, key: str, kind: type) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+        raise ValueError(f"{key} is {value!r}")
+    return value

@@ -1,0 +1,109 @@
+"""What the tests share: an encoder without weights that sees colours, and a gallery drawn for it."""
+
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encoders.base import FloatArray, ImageEmbeddings
+
+PALETTE = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "cyan": (0, 255, 255),
+    "magenta": (255, 0, 255),
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+}
+
+
+class FakeEncoder:
+    """Sees how near each quarter of an image is to each colour of the palette, and reads colour words.
+
+    Four summary tokens of eight values, one a quarter; implements TalkingEncoder.
+    """
+
+    def __init__(self, name: str = "tiny", fingerprint: str = "fake-1", summaries: bool = True) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.dim = len(PALETTE)
+        self.image_size = 32
+        self.summary_shape = (4, self.dim) if summaries else None
+        self.embedded = 0
+
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """Nearness to the palette, for each quarter of each image."""
+        assert all(image.mode == "RGB" for image in images)
+        self.embedded += len(images)
+        pixels = np.stack([np.asarray(image.resize((8, 8), Image.Resampling.BOX)) for image in images])
+        quarters = pixels.astype(np.float32).reshape(-1, 2, 4, 2, 4, 3).mean(axis=(2, 4)).reshape(-1, 4, 1, 3)
+        colours = np.array(list(PALETTE.values()), np.float32)
+        summaries = np.exp(-np.square((quarters - colours) / 128).sum(axis=-1)).astype(
+            np.float32
+        )  # (n, 4, 8)
+        return ImageEmbeddings(to_unit(summaries.mean(axis=1)), summaries if self.summary_shape else None)
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """One for each colour named; all colours alike where none is."""
+        rows = [[float(word in text.lower().split()) for word in PALETTE] for text in texts]
+        return to_unit(np.array([row if any(row) else [1.0] * self.dim for row in rows], np.float32))
+
+    def caption(self, summaries: FloatArray) -> list[str]:
+        """Name the colour nearest to each image."""
+        return [f"something {list(PALETTE)[tokens.mean(axis=0).argmax()]}" for tokens in summaries]
+
+    def answer(self, summaries: FloatArray, question: str) -> list[str]:
+        """Repeat the question and name the colour."""
+        return [f"{question} {caption.split()[-1]}" for caption in self.caption(summaries)]
+
+    def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
+        """The log of how near the image is to the colours of the text."""
+        nearness = (to_unit(summaries.mean(axis=1)) * self.encode_texts(texts)).sum(axis=1)
+        return np.log(np.clip(nearness, 1e-6, 1)).astype(np.float32)
+
+
+def to_unit(rows: FloatArray) -> FloatArray:
+    """Scale rows to unit length."""
+    lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.asarray(rows / lengths, dtype=np.float32)
+
+
+def paint(path: Path, colour: str | tuple[int, int, int], size: tuple[int, int] = (48, 40)) -> Path:
+    """Write an image of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    """An encoder without weights."""
+    return FakeEncoder()
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Path:
+    """A folder of eight images, one a colour of the palette, half of them in a folder below."""
+    root = tmp_path / "gallery"
+    for number, (name, colour) in enumerate(PALETTE.items()):
+        folder = root / "below" if number % 2 else root
+        paint(folder / f"{name}.png", colour)
+    return root
+
+
+@pytest.fixture
+def installed_encoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeEncoder], None]:
+    """Put an encoder in the place of whatever `load_encoder` would load."""
+
+    def install(encoder: FakeEncoder) -> None:
+        module = types.ModuleType("encoders.load")
+        module.load_encoder = lambda name, device="auto": encoder  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "encoders.load", module)
+
+    return install
