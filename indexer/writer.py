@@ -101,7 +101,8 @@ class IndexWriter:
 def remove_orphans(index_dir: Path) -> None:
     """Delete files the manifest does not name: left by a killed run, or replaced by the last one.
 
-    Called as a run begins and not as it ends, so that whoever reads while it ends still finds what it replaced.
+    Called as a run begins and not as it ends, so that whoever reads while it ends still finds what it
+    replaced.
     """
     try:
         manifest = read_manifest(index_dir)
