@@ -217,7 +217,7 @@ def read_rows(index_dir: Path, manifest: Manifest, ids: Sequence[int], columns: 
     place = {row_id: index for index, row_id in enumerate(found["id"].to_pylist())}
     if any(row_id not in place for row_id in ids):
         raise IndexDamaged(f"{index_dir} has rows without the ids its manifest promises: {REBUILD_REMEDY}")
-    return found.take([place[row_id] for row_id in ids])
+    return found.take(np.array([place[row_id] for row_id in ids], dtype=np.int64))
 
 
 def _read_positions(file: pq.ParquetFile, positions: Sequence[int], columns: Sequence[str]) -> pa.Table:

@@ -1,0 +1,356 @@
+"""A run over a folder: what it embeds, what it keeps, what it refuses, and what a kill leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from encoders.base import (
+    CannotAnswer,
+    EncoderError,
+    EncoderMismatch,
+    ImageEmbeddings,
+    IndexFailure,
+    IndexLocked,
+    MissingDependency,
+    NothingToIndex,
+)
+from indexer import faiss_index, writer
+from indexer.build import BuildSettings, BuildSummary, SilentObserver, build_index, plan_build
+from indexer.lazy import LazyEncoder
+from indexer.lock import lock_index
+from indexer.manifest import read_manifest
+from indexer.table import EmbeddingTable, read_known_files
+from tests.conftest import PALETTE, FakeEncoder, paint
+
+
+class Witness(SilentObserver):
+    """Remembers what was skipped and how far the run got."""
+
+    def __init__(self) -> None:
+        self.skipped: dict[str, str] = {}
+        self.total = self.done = 0
+
+    def begin(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+    def skip(self, path: str, reason: str) -> None:
+        self.skipped[path] = reason
+
+
+def build(root: Path, encoder: FakeEncoder | LazyEncoder, **changes: object) -> BuildSummary:
+    return build_index(root, root / ".fwd2bot", encoder, BuildSettings(workers=2, batch_size=3, **changes))
+
+
+def open_table(root: Path) -> EmbeddingTable:
+    return EmbeddingTable.open(root / ".fwd2bot")
+
+
+def refuse_to_load() -> FakeEncoder:
+    raise AssertionError("the model was loaded without need")
+
+
+def test_every_image_gets_the_embedding_of_the_encoder(gallery: Path, encoder: FakeEncoder) -> None:
+    assert build(gallery, encoder) == BuildSummary(indexed=8, reused=0, removed=0, skipped=0)
+    table = open_table(gallery)
+    expected_paths = sorted(str(path.relative_to(gallery)) for path in gallery.rglob("*.png"))
+    assert table.paths == expected_paths
+    words = encoder.encode_texts([Path(path).stem for path in table.paths])
+    assert (words @ table.vectors.astype(np.float32).T).argmax(axis=1).tolist() == list(range(8))
+    assert table.vectors.dtype == np.float16
+
+
+def test_a_second_run_embeds_nothing_and_never_loads_the_model(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    before = (gallery / ".fwd2bot/manifest.json").read_bytes()
+    assert build(gallery, LazyEncoder("tiny", refuse_to_load)) == BuildSummary(0, 8, 0, 0)
+    assert (gallery / ".fwd2bot/manifest.json").read_bytes() == before
+
+
+def test_a_run_embeds_only_what_changed(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    first = open_table(gallery)
+    kept_id = first.ids[first.paths.index("white.png")]
+    paint(gallery / "new.png", "red")
+    paint(gallery / "red.png", "blue", size=(50, 50))
+    (gallery / "blue.png").unlink()
+    (gallery / "below/yellow.png").rename(gallery / "moved.png")
+    encoder.embedded = 0
+    assert build(gallery, encoder) == BuildSummary(indexed=3, reused=5, removed=2, skipped=0)
+    assert encoder.embedded == 3
+    table = open_table(gallery)
+    assert "blue.png" not in table.paths and "below/yellow.png" not in table.paths
+    assert table.ids[table.paths.index("white.png")] == kept_id
+    assert len(set(table.ids.tolist())) == 8 and (np.diff(table.ids) > 0).all()
+    colours = dict(zip(table.paths, table.vectors.argmax(axis=1).tolist(), strict=True))
+    assert colours["red.png"] == list(PALETTE).index("blue")
+    assert colours["moved.png"] == list(PALETTE).index("yellow")
+
+
+def test_a_removed_image_may_come_back(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    (gallery / "red.png").rename(gallery / "red.hidden")
+    assert build(gallery, LazyEncoder("tiny", refuse_to_load)) == BuildSummary(0, 7, 1, 0)
+    (gallery / "red.hidden").rename(gallery / "red.png")
+    assert build(gallery, encoder) == BuildSummary(1, 7, 0, 0)
+    assert "red.png" in open_table(gallery).paths
+
+
+def test_a_bad_image_is_skipped_once_and_tried_again_when_it_changes(
+    gallery: Path, encoder: FakeEncoder
+) -> None:
+    bad = gallery / "bad.png"
+    bad.write_bytes(b"")
+    witness = Witness()
+    summary = build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness)
+    assert summary == BuildSummary(8, 0, 0, 1)
+    assert witness.skipped == {"bad.png": "the file is empty"}
+    assert witness.total == witness.done == 9
+    assert build(gallery, LazyEncoder("tiny", refuse_to_load)) == BuildSummary(0, 8, 0, 1)
+    paint(bad, "red")
+    assert build(gallery, encoder) == BuildSummary(1, 8, 0, 0)
+
+
+def test_a_larger_limit_lets_in_what_the_smaller_kept_out(gallery: Path, encoder: FakeEncoder) -> None:
+    paint(gallery / "large.png", "red", size=(200, 200))
+    assert build(gallery, encoder, max_megapixels=0.01) == BuildSummary(8, 0, 0, 1)
+    assert build(gallery, encoder, max_megapixels=0.02) == BuildSummary(0, 8, 0, 1)
+    assert build(gallery, encoder, max_megapixels=0.05) == BuildSummary(1, 8, 0, 0)
+
+
+def test_an_index_of_bad_images_alone_is_empty_and_whole(tmp_path: Path, encoder: FakeEncoder) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    assert build(tmp_path, encoder) == BuildSummary(0, 0, 0, 1)
+    assert len(open_table(tmp_path)) == 0
+
+
+def test_a_model_that_gives_no_number_skips_the_image(gallery: Path, encoder: FakeEncoder) -> None:
+    embed = encoder.encode_images
+
+    def spoil(images: list) -> ImageEmbeddings:
+        vectors, summaries = embed(images)
+        vectors[0] = np.nan
+        return ImageEmbeddings(vectors, summaries)
+
+    encoder.encode_images = spoil
+    assert build(gallery, encoder) == BuildSummary(indexed=5, reused=0, removed=0, skipped=3)
+    assert np.isfinite(open_table(gallery).vectors).all()
+
+
+def test_a_model_that_gives_the_wrong_shape_is_refused(gallery: Path, encoder: FakeEncoder) -> None:
+    encoder.dim = 9
+    with pytest.raises(EncoderError, match=r"\(3, 8\) where \(3, 9\) is due"):
+        build(gallery, encoder)
+
+
+def test_a_dry_run_lists_what_is_new_and_writes_nothing(gallery: Path, encoder: FakeEncoder) -> None:
+    plan = plan_build(gallery, gallery / ".fwd2bot")
+    assert len(plan.fresh) == 8 and not (gallery / ".fwd2bot").exists()
+    build(gallery, encoder)
+    (gallery / "red.png").unlink()
+    paint(gallery / "new.png", "red")
+    plan = plan_build(gallery, gallery / ".fwd2bot")
+    assert [file.path for file in plan.fresh] == ["new.png"]
+    assert plan.removed == ["red.png"] and plan.reused == 7
+
+
+def test_folders_without_images_are_refused_and_left_alone(tmp_path: Path, encoder: FakeEncoder) -> None:
+    with pytest.raises(NothingToIndex, match="holds no image"):
+        build(tmp_path, encoder)
+    with pytest.raises(NothingToIndex, match="is not a folder"):
+        build(tmp_path / "absent", encoder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_is_left_as_it_is_when_all_images_are_gone(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    for path in list(gallery.rglob("*.png")):
+        path.unlink()
+    with pytest.raises(NothingToIndex):
+        build(gallery, encoder)
+    assert len(open_table(gallery)) == 8
+
+
+def test_another_model_is_refused_with_both_names_and_the_remedy(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    other = FakeEncoder(name="other", fingerprint="fake-2")
+    with pytest.raises(EncoderMismatch, match=r"tiny \(fake-1\).*other \(fake-2\).*--model tiny.*--rebuild"):
+        build(gallery, other)
+    paint(gallery / "new.png", "red")
+    with pytest.raises(EncoderMismatch, match="fake-3"):
+        build(gallery, FakeEncoder(fingerprint="fake-3"))
+    assert build(gallery, other, rebuild=True) == BuildSummary(9, 0, 0, 0)
+    assert read_manifest(gallery / ".fwd2bot").encoder.fingerprint == "fake-2"
+
+
+def test_the_same_model_under_another_name_may_go_on(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    assert build(gallery, FakeEncoder(name="copy-of-tiny")) == BuildSummary(0, 8, 0, 0)
+
+
+def test_another_format_of_tokens_is_refused(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder, tokens="float16")
+    with pytest.raises(IndexFailure, match="keeps tokens as float16, not int8"):
+        build(gallery, encoder, tokens="int8")
+    assert build(gallery, encoder) == BuildSummary(0, 8, 0, 0)
+
+
+def test_an_index_of_another_folder_is_refused(gallery: Path, tmp_path: Path, encoder: FakeEncoder) -> None:
+    build_index(gallery, tmp_path / "index", encoder)
+    with pytest.raises(IndexFailure, match="is the index of"):
+        build_index(gallery / "below", tmp_path / "index", encoder)
+
+
+def test_a_folder_may_move_with_its_index(gallery: Path, tmp_path: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    gallery.rename(tmp_path / "moved")
+    assert build(tmp_path / "moved", LazyEncoder("tiny", refuse_to_load)) == BuildSummary(0, 8, 0, 0)
+    assert open_table(tmp_path / "moved").root == (tmp_path / "moved").resolve()
+
+
+@pytest.mark.parametrize("tokens", ["int8", "float16"])
+def test_summaries_come_back_as_the_encoder_gave_them(
+    gallery: Path, encoder: FakeEncoder, tokens: str
+) -> None:
+    build(gallery, encoder, tokens=tokens)
+    table = open_table(gallery)
+    ids = [int(table.ids[5]), int(table.ids[2]), int(table.ids[5])]
+    stored = table.read_summaries(ids)
+    assert stored.shape == (3, 4, 8) and stored.dtype == np.float32
+    means = stored.mean(axis=1)
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    assert np.abs(means - table.vectors[[5, 2, 5]].astype(np.float32)).max() < 0.01
+
+
+@pytest.mark.parametrize(("summaries", "tokens"), [(True, "none"), (False, None)])
+def test_an_index_without_tokens_says_so(gallery: Path, summaries: bool, tokens: str | None) -> None:
+    build(gallery, FakeEncoder(summaries=summaries), tokens=tokens)
+    with pytest.raises(CannotAnswer, match="no summary tokens"):
+        open_table(gallery).read_summaries([0])
+
+
+def test_tokens_cannot_be_kept_where_the_model_has_none(gallery: Path) -> None:
+    with pytest.raises(CannotAnswer, match="drop --tokens"):
+        build(gallery, FakeEncoder(summaries=False), tokens="int8")
+
+
+def test_two_writers_cannot_work_at_once(gallery: Path, encoder: FakeEncoder) -> None:
+    with (
+        lock_index(gallery / ".fwd2bot"),
+        pytest.raises(IndexLocked, match=f"process {os.getpid()} on .* since"),
+    ):
+        build(gallery, encoder)
+    assert build(gallery, encoder).indexed == 8
+
+
+def test_a_missing_faiss_is_said_before_anything_is_embedded(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss_index, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match=r'pip install "fwd2bot\[cpu\]"'):
+        build(gallery, encoder)
+    assert encoder.embedded == 0
+
+
+def test_many_small_runs_leave_one_part(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "ROWS_PER_COMMIT", 2)
+    build(gallery, encoder)
+    for number in range(3):
+        paint(gallery / f"new{number}.png", "red")
+        build(gallery, encoder)
+    manifest = read_manifest(gallery / ".fwd2bot")
+    assert [part.rows for part in manifest.parts] == [11]
+    table = open_table(gallery)
+    assert len(table) == 11
+    assert (
+        table.read_summaries(table.ids.tolist()).mean(axis=1).argmax(axis=1) == table.vectors.argmax(axis=1)
+    ).all()
+
+
+def test_plain_libraries_open_the_files(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    import pyarrow.parquet as pq
+
+    (part,) = (gallery / ".fwd2bot/parts").iterdir()
+    rows = pq.read_table(part).to_pylist()
+    assert len(rows) == 8 and rows[0]["status"] == "ok" and len(rows[0]["embedding"]) == 8
+    metadata = pq.read_schema(part).metadata
+    assert metadata[b"fingerprint"] == b"fake-1" and metadata[b"k"] == b"4"
+    (file,) = (gallery / ".fwd2bot").glob("*.faiss")
+    index = faiss.read_index(str(file))
+    found = index.search(encoder.encode_texts(["red"]), 1)[1]
+    assert rows[int(found[0, 0])]["path"] == "red.png"
+
+
+def test_an_unlisted_folder_is_reported_and_what_it_held_is_kept(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(gallery, encoder)
+    scandir = os.scandir
+
+    def refuse(path: os.PathLike[str]) -> object:
+        if Path(path).name == "below":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    witness = Witness()
+    summary = build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness)
+    assert witness.skipped == {"below": "Permission denied"}
+    assert summary.removed == 0 and len(open_table(gallery)) == 8
+
+
+SLOW_RUN = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from tests.conftest import FakeEncoder
+from indexer import writer
+from indexer.build import BuildSettings, build_index
+writer.ROWS_PER_COMMIT = 4
+
+class Slow(FakeEncoder):
+    def encode_images(self, images):
+        time.sleep(0.1)
+        return super().encode_images(images)
+
+root = Path(sys.argv[2])
+build_index(root, root / ".fwd2bot", Slow(), BuildSettings(batch_size=4, workers=1))
+"""
+
+
+def test_a_killed_run_loses_at_most_the_batch_in_hand(tmp_path: Path, encoder: FakeEncoder) -> None:
+    root, here = tmp_path / "photos", Path(__file__).parents[1]
+    for number in range(60):
+        paint(root / f"{number:02d}.png", list(PALETTE)[number % 8])
+    run = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(here), str(root)])
+    index_dir = root / ".fwd2bot"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and len(list(index_dir.glob("parts/*.parquet"))) < 3:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    committed = len(read_known_files(index_dir, read_manifest(index_dir)))
+    on_disk = 4 * len(list(index_dir.glob("parts/*.parquet")))
+    assert 8 <= committed < 60 and on_disk - committed <= 4
+    (index_dir / "parts/part-000099.parquet.tmp").write_bytes(b"half a part")
+    summary = build(root, encoder)
+    assert summary == BuildSummary(60 - committed, committed, 0, 0)
+    assert encoder.embedded == 60 - committed
+    table = open_table(root)
+    assert table.paths == sorted(table.paths) and len(set(table.paths)) == 60
+    build(root, encoder)
+    names = {path.name for path in (index_dir / "parts").iterdir()}
+    assert names == {part["name"] for part in json.loads((index_dir / "manifest.json").read_text())["parts"]}

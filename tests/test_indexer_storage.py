@@ -1,0 +1,210 @@
+"""What lies on disk is never believed: damage of any file is noticed and its remedy said."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from encoders.base import IndexDamaged, IndexNotFound, QueryError
+from indexer import faiss_index
+from indexer.build import build_index
+from indexer.faiss_index import build_faiss, choose_recipe, load_faiss, save_faiss, search_faiss
+from indexer.manifest import read_manifest, write_manifest
+from indexer.parts import read_rows
+from indexer.quantize import dequantize_summaries, quantize_summaries
+from indexer.table import EmbeddingTable
+from tests.conftest import FakeEncoder, to_unit
+
+
+@pytest.fixture
+def index_dir(gallery: Path, encoder: FakeEncoder) -> Path:
+    build_index(gallery, gallery / ".fwd2bot", encoder)
+    return gallery / ".fwd2bot"
+
+
+def test_a_manifest_reads_back_as_it_was_written(index_dir: Path) -> None:
+    manifest = read_manifest(index_dir)
+    written = write_manifest(index_dir, replace(manifest, root="/elsewhere"))
+    assert read_manifest(index_dir) == written
+    assert not list(index_dir.glob("*.tmp"))
+
+
+def test_a_folder_without_manifest_is_no_index(tmp_path: Path) -> None:
+    with pytest.raises(IndexNotFound, match="fwd2bot index DIR"):
+        read_manifest(tmp_path / "nowhere")
+
+
+SPOILERS: dict[str, Callable[[dict], object]] = {
+    "another format": lambda data: data.update(format=2),
+    "no encoder": lambda data: data.pop("encoder"),
+    "a dim that is text": lambda data: data["encoder"].update(dim="8"),
+    "a dim that is true": lambda data: data["encoder"].update(dim=True),
+    "a huge dim": lambda data: data["encoder"].update(dim=1 << 40),
+    "a shape of three": lambda data: data["encoder"].update(summary_shape=[1, 2, 3]),
+    "a shape of nothing": lambda data: data["encoder"].update(summary_shape=None),
+    "unknown tokens": lambda data: data.update(tokens="int4"),
+    "a part elsewhere": lambda data: data["parts"][0].update(name="../../part-000001.parquet"),
+    "a faiss file elsewhere": lambda data: data["faiss"].update(name="/etc/passwd"),
+    "ids out of step": lambda data: data["parts"][0].update(first_id=5),
+    "a negative size": lambda data: data["parts"][0].update(size=-1),
+    "parts that are no list": lambda data: data.update(parts={"a": 1}),
+    "a part that is a number": lambda data: data.update(parts=[1]),
+}
+
+
+@pytest.mark.parametrize("spoiler", SPOILERS)
+def test_a_malformed_manifest_is_refused_in_one_line(index_dir: Path, spoiler: str) -> None:
+    path = index_dir / "manifest.json"
+    data = json.loads(path.read_text())
+    SPOILERS[spoiler](data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(IndexDamaged, match="--rebuild") as caught:
+        read_manifest(index_dir)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_a_manifest_that_is_no_manifest_is_refused(index_dir: Path, content: bytes) -> None:
+    (index_dir / "manifest.json").write_bytes(content)
+    with pytest.raises(IndexDamaged, match="--rebuild"):
+        read_manifest(index_dir)
+
+
+def test_a_damaged_manifest_can_be_rebuilt_over(index_dir: Path, encoder: FakeEncoder) -> None:
+    from indexer.build import BuildSettings
+
+    (index_dir / "manifest.json").write_bytes(b"{")
+    with pytest.raises(IndexDamaged):
+        build_index(index_dir.parent, index_dir, encoder)
+    assert build_index(index_dir.parent, index_dir, encoder, BuildSettings(rebuild=True)).indexed == 8
+    assert len(EmbeddingTable.open(index_dir)) == 8
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x55
+    path.write_bytes(content)
+
+
+def read_everything(index_dir: Path) -> None:
+    table = EmbeddingTable.open(index_dir)
+    assert table.vectors.shape == (8, 8)
+    table.read_summaries(table.ids.tolist())
+    load_faiss(index_dir, table.manifest.faiss)
+
+
+def test_a_flipped_byte_of_a_part_is_never_an_accident_of_another_kind(index_dir: Path) -> None:
+    (path,) = (index_dir / "parts").iterdir()
+    whole = path.read_bytes()
+    noticed = 0
+    for place in range(0, len(whole), max(1, len(whole) // 100)):
+        flip(path, place)
+        try:
+            read_everything(index_dir)
+        except IndexDamaged as error:
+            noticed += 1
+            assert "\n" not in str(error) and "--rebuild" in str(error)
+        path.write_bytes(whole)
+    assert noticed > 50
+
+
+@pytest.mark.parametrize("pattern", ["parts/*.parquet", "*.faiss"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "grown"])
+def test_a_file_of_another_size_is_noticed(index_dir: Path, pattern: str, damage: str) -> None:
+    (path,) = index_dir.glob(pattern)
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else content + b"\0")
+    with pytest.raises(IndexDamaged, match="run `fwd2bot index DIR"):
+        read_everything(index_dir)
+
+
+def test_a_flipped_byte_of_the_faiss_file_is_noticed(index_dir: Path) -> None:
+    (path,) = index_dir.glob("*.faiss")
+    for place in (0, 30, path.stat().st_size - 1):
+        flip(path, place)
+        with pytest.raises(IndexDamaged, match="build it again from the parts"):
+            read_everything(index_dir)
+        flip(path, place)
+    read_everything(index_dir)
+
+
+def test_a_part_of_another_index_is_noticed(index_dir: Path) -> None:
+    manifest = read_manifest(index_dir)
+    write_manifest(index_dir, replace(manifest, encoder=replace(manifest.encoder, fingerprint="another")))
+    with pytest.raises(IndexDamaged, match="its model"):
+        EmbeddingTable.open(index_dir)
+
+
+def test_rows_are_read_by_id_in_the_order_asked(index_dir: Path) -> None:
+    manifest = read_manifest(index_dir)
+    table = read_rows(index_dir, manifest, [6, 0, 6, 3], ["path"])
+    assert table["id"].to_pylist() == [6, 0, 6, 3]
+    assert len(read_rows(index_dir, manifest, [], ["path"])) == 0
+    with pytest.raises(QueryError, match="ids go from 0 to 7"):
+        read_rows(index_dir, manifest, [8], ["path"])
+
+
+def random_units(count: int, dim: int, seed: int = 0) -> np.ndarray:
+    return to_unit(np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32))
+
+
+def test_the_exact_index_is_the_argsort_of_float16_vectors(tmp_path: Path) -> None:
+    vectors, queries = random_units(500, 24), random_units(20, 24, seed=1)
+    ids = np.arange(500, dtype=np.int64) * 3 + 7
+    record = save_faiss(build_faiss(vectors, ids), tmp_path / "index-000001.faiss", next_id=9)
+    found = search_faiss(load_faiss(tmp_path, record), queries, 10)
+    scores = queries @ vectors.astype(np.float16).astype(np.float32).T
+    expected = np.argsort(-scores, axis=1)[:, :10]
+    assert [[hit[0] for hit in hits] for hits in found] == ids[expected].tolist()
+    assert np.allclose(
+        [[hit[1] for hit in hits] for hits in found], np.take_along_axis(scores, expected, 1), atol=1e-5
+    )
+
+
+def test_a_large_index_finds_nearly_what_the_exact_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss_index, "EXACT_LIMIT", 1000)
+    centres = random_units(50, 32)
+    vectors = to_unit(np.repeat(centres, 60, axis=0) + 0.1 * random_units(3000, 32, seed=2))
+    ids = np.arange(3000, dtype=np.int64) + 11
+    record = save_faiss(build_faiss(vectors, ids), tmp_path / "index-000001.faiss", next_id=9)
+    found = search_faiss(load_faiss(tmp_path, record), vectors[:100], 10)
+    exact = ids[np.argsort(-(vectors[:100] @ vectors.T), axis=1)[:, :10]]
+    recall = (
+        np.mean([len({hit[0] for hit in hits} & set(row)) for hits, row in zip(found, exact, strict=True)])
+        / 10
+    )
+    assert recall > 0.9
+    assert isinstance(faiss.read_index(str(tmp_path / record.name)), faiss.IndexIDMap2)
+
+
+def test_the_recipe_grows_with_the_gallery() -> None:
+    assert choose_recipe(200_000, 256) == "IDMap2,SQfp16"
+    assert choose_recipe(1_000_000, 256) == "IDMap2,RR256,IVF4096,RaBitQfs,Refine(SQfp16)"
+
+
+def test_equal_scores_come_in_the_order_of_their_ids_and_nothing_invents_an_id() -> None:
+    index = build_faiss(np.ones((5, 4), np.float32) / 2, np.array([9, 3, 7, 1, 5]))
+    assert [hit[0] for hit in search_faiss(index, np.ones((1, 4), np.float32), 50)[0]] == [1, 3, 5, 7, 9]
+    empty = build_faiss(np.zeros((0, 4), np.float16), np.zeros(0, np.int64))
+    assert search_faiss(empty, np.ones((2, 4), np.float32), 3) == [[], []]
+
+
+def test_int8_loses_at_most_half_a_level() -> None:
+    summaries = np.random.default_rng(0).standard_normal((5, 3, 64)).astype(np.float32)
+    summaries[0, 0] *= 1000
+    summaries[1, 1] = 0
+    levels, scales = quantize_summaries(summaries)
+    assert levels.dtype == np.int8 and scales.shape == (5, 3)
+    assert (scales == np.abs(summaries).max(axis=-1) / np.float32(127)).all()
+    error = np.abs(dequantize_summaries(levels, scales) - summaries).max(axis=-1)
+    assert (error <= scales * 0.5001).all()
+    assert quantize_summaries(summaries[:0])[0].shape == (0, 3, 64)
