@@ -1,0 +1,123 @@
+"""What benchmark commands share: options, one plain sentence on failure, and results with their making."""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.datasets import CaptionedImage, keep_present, parse_karpathy
+from encoders.base import Encoder, Fwd2BotError
+
+_VERSIONED = ("fwd2bot", "torch", "transformers", "numpy", "pillow", "faiss-cpu", "faiss-gpu")
+
+
+def make_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options all benchmarks have."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--model", default="tiny", help="as in `fwd2bot index --model` (default: tiny)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
+    parser.add_argument("--force", action="store_true", help="replace a result file that is already there")
+    return parser
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """The annotated split a result is about; `missing` photos were left out with their captions."""
+
+    dataset: str
+    split: str
+    images: int
+    captions: int
+    missing: int
+
+
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `read_split` reads."""
+    parser.add_argument("--dataset", type=Path, required=True, help="annotations in Karpathy's form")
+    parser.add_argument("--images", type=Path, required=True, help="the folder of the photos")
+    parser.add_argument("--split", default="test")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="go on without photos that are not there"
+    )
+
+
+def read_split(options: argparse.Namespace) -> tuple[list[CaptionedImage], SplitRecord]:
+    """Read the split the options name, and what there is to say of it."""
+    described = parse_karpathy(options.dataset, options.images, [options.split])
+    images = keep_present(described, options.images, options.allow_missing)
+    return images, SplitRecord(
+        dataset=options.dataset.name,
+        split=options.split,
+        images=len(images),
+        captions=sum(len(image.captions) for image in images),
+        missing=len(described) - len(images),
+    )
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a benchmark and return its exit code: a failure of ours is one line on stderr and a 1."""
+    try:
+        command()
+    except Fwd2BotError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def refuse_overwriting(path: Path | None, force: bool) -> None:
+    """Raise before hours of work, not after, where the result would replace another."""
+    if path is not None and path.exists() and not force:
+        raise Fwd2BotError(f"{path} already holds a result: name another file, or replace it with --force.")
+
+
+def describe_run(
+    module: str, arguments: Sequence[str] | None, encoder: Encoder | None, seed: int | None = None
+) -> dict[str, Any]:
+    """How a result came about: command, date, seed, model, versions and machine."""
+    given = sys.argv[1:] if arguments is None else arguments
+    described = encoder and {
+        "name": encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "dim": encoder.dim,
+        "summary_shape": encoder.summary_shape,
+    }
+    return {
+        "benchmark": module.removeprefix("benchmarks."),
+        "command": shlex.join(["python", "-m", module, *given]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "encoder": described,
+        "versions": {"python": platform.python_version()} | _find_versions(),
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+    }
+
+
+def write_result(path: Path | None, run: dict[str, Any], result: object) -> None:
+    """Write a result (a dataclass or plain values) with the description of its run; nothing to no path."""
+    if path is None:
+        return
+    plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(run | {"result": plain}, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+    print(f"written to {path}", file=sys.stderr)
+
+
+def _find_versions() -> dict[str, str]:
+    versions = {}
+    for name in _VERSIONED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

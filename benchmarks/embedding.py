@@ -1,0 +1,65 @@
+"""Images and texts through an encoder in batches, with progress on stderr."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from encoders.base import DatasetError, Encoder, FloatArray, ImageEmbeddings, TalkingEncoder
+from indexer.images import decode_image
+
+_IMAGE_BATCH = 32
+_TEXT_BATCH = 128
+_MATCH_BATCH = 64
+
+
+def decode_pictures(paths: Iterable[Path], image_size: int) -> Iterator[Image.Image]:
+    """Decode files as the index does, so that a benchmark sees what the index sees."""
+    for path in paths:
+        try:
+            yield decode_image(path, image_size)
+        except OSError as error:
+            raise DatasetError(
+                f"{path} cannot be decoded ({error}): put a sound file in its place."
+            ) from error
+
+
+def embed_images(encoder: Encoder, images: Iterable[Image.Image], count: int) -> Iterator[ImageEmbeddings]:
+    """Embed `count` images, a batch at a time; no more than a batch is held."""
+    remaining = iter(images)
+    with tqdm(total=count, unit="image", desc="images", disable=None) as progress:
+        while batch := list(islice(remaining, _IMAGE_BATCH)):
+            yield encoder.encode_images(batch)
+            progress.update(len(batch))
+
+
+def embed_image_vectors(encoder: Encoder, images: Iterable[Image.Image], count: int) -> FloatArray:
+    """Embed images, keeping vectors alone: float32 (count, dim)."""
+    return np.concatenate([batch.vectors for batch in embed_images(encoder, images, count)])
+
+
+def embed_texts(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
+    """Embed texts: float32 (n, dim)."""
+    # Texts of like length in a batch need little padding.
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    vectors = np.empty((len(texts), encoder.dim), np.float32)
+    with tqdm(total=len(texts), unit="text", desc="texts", disable=None) as progress:
+        for start in range(0, len(texts), _TEXT_BATCH):
+            rows = order[start : start + _TEXT_BATCH]
+            vectors[rows] = encoder.encode_texts([texts[row] for row in rows])
+            progress.update(len(rows))
+    return vectors
+
+
+def match_texts(encoder: TalkingEncoder, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
+    """Mean log-likelihood a token of texts[i] given summaries[i]: float32 (n,)."""
+    scores = np.empty(len(texts), np.float32)
+    with tqdm(total=len(texts), unit="caption", desc="likelihoods", disable=None) as progress:
+        for start in range(0, len(texts), _MATCH_BATCH):
+            rows = slice(start, start + _MATCH_BATCH)
+            scores[rows] = encoder.match(summaries[rows], texts[rows])
+            progress.update(len(scores[rows]))
+    return scores
