@@ -1,0 +1,138 @@
+"""How long the installed command takes, and how much memory, on a folder of images.
+
+    python -m benchmarks.speed --images DIR --json FILE
+
+times a first and a second `fwd2bot index`, `fwd2bot --help` and a search from a cold start, each as a process
+of its own, and sets the peak memory at 1,000 images beside that at all. The index lies in a temporary folder.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+
+from benchmarks.command import describe_run, make_parser, refuse_overwriting, run_command, write_result
+from encoders.base import Fwd2BotError
+from indexer.images import find_images
+from indexer.paths import unescape_path
+
+_MODULE = "benchmarks.speed"
+_SAMPLE = 1000
+_QUERY = "a red circle"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: wall seconds, and its peak resident memory in MiB (that of the largest, with workers)."""
+
+    seconds: float
+    peak_mib: float
+
+
+@dataclass(frozen=True)
+class SpeedResult:
+    """`sample` and `first` index into an empty folder, `second` finds everything unchanged."""
+
+    model: str
+    images: int
+    sample_images: int
+    images_per_second: float
+    sample: Run
+    first: Run
+    second: Run
+    help: Run
+    search: Run
+
+
+def find_command() -> Path:
+    """The console command that is installed beside this Python."""
+    command = Path(sys.executable).with_name("fwd2bot")
+    if not command.exists():
+        raise Fwd2BotError(f'There is no command {command}: run pip install -e ".[cpu]" first.')
+    return command
+
+
+def time_command(*arguments: str) -> Run:
+    """Run the installed command to its end; raises with its own words where it fails."""
+    # A parent with much memory would be counted as the child's peak, so this module imports no torch.
+    with TemporaryFile() as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [str(find_command()), *arguments], stdout=subprocess.DEVNULL, stderr=errors
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines()
+            raise Fwd2BotError(f"fwd2bot {arguments[0]} failed: {said[-1] if said else process.returncode}")
+    scale = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return Run(seconds, usage.ru_maxrss * scale / 2**20)
+
+
+def measure_speed(images: Path, model: str, device: str) -> SpeedResult:
+    """Index a folder twice and search it once, from scratch."""
+    found = [images / unescape_path(file.path) for file in find_images(images).files]
+    options = ("--model", model, "--device", device)
+    with TemporaryDirectory(prefix="fwd2bot-speed-") as place:
+        sample, index = Path(place) / "sample", str(Path(place) / "index")
+        _link_sample(found[:_SAMPLE], sample)
+        sampled = time_command("index", str(sample), *options)
+        first = time_command("index", str(images), "--index", index, *options)
+        second = time_command("index", str(images), "--index", index, *options)
+        search = time_command("search", _QUERY, "--index", index)
+    return SpeedResult(
+        model=model,
+        images=len(found),
+        sample_images=min(_SAMPLE, len(found)),
+        images_per_second=len(found) / first.seconds,
+        sample=sampled,
+        first=first,
+        second=second,
+        help=time_command("--help"),
+        search=search,
+    )
+
+
+def _link_sample(files: Sequence[Path], folder: Path) -> None:
+    folder.mkdir()
+    for number, file in enumerate(files):
+        (folder / f"{number:04d}{file.suffix}").symlink_to(file.resolve())
+
+
+def render_table(result: SpeedResult) -> str:
+    """One line for each process."""
+    rows = {
+        f"index {result.sample_images:,} images": result.sample,
+        f"index {result.images:,} images": result.first,
+        "index again": result.second,
+        "search": result.search,
+        "--help": result.help,
+    }
+    lines = [f"{'':<24}seconds   peak MiB"]
+    lines += [f"{title:<24}{run.seconds:>7.2f}{run.peak_mib:>11,.0f}" for title, run in rows.items()]
+    return "\n".join([*lines, f"{result.images_per_second:,.1f} images/s in the first run"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Wall time and peak memory of the installed command."""
+    parser = make_parser(_MODULE, main.__doc__)
+    parser.add_argument("--images", type=Path, required=True, help="a folder of images")
+    options = parser.parse_args(arguments)
+
+    def measure() -> None:
+        refuse_overwriting(options.json, options.force)
+        result = measure_speed(options.images, options.model, options.device)
+        print(render_table(result))
+        write_result(options.json, describe_run(_MODULE, arguments, None), result)
+
+    return run_command(measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
