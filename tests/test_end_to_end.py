@@ -1,0 +1,83 @@
+"""The installed command over drawn scenes, with the embedded model, run from outside the checkout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from benchmarks.scenes import Scene, make_scene, name_scene, unique_caption, write_scenes
+
+COUNT = 12
+SEED = 77
+
+
+class Gallery(NamedTuple):
+    """A folder of scenes, indexed once for all tests; `report` is what the first run said."""
+
+    folder: Path
+    scenes: list[Scene]
+    report: dict[str, Any]
+
+
+def run_fwd2bot(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = Path(sys.executable).with_name("fwd2bot")
+    return subprocess.run(
+        [str(command), *arguments], cwd=place, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def call_fwd2bot(place: Path, *arguments: str) -> str:
+    done = run_fwd2bot(place, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def search_paths(place: Path, *arguments: str) -> list[str]:
+    said = call_fwd2bot(place, "search", *arguments, "--json")
+    return [json.loads(line)["path"] for line in said.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    folder = tmp_path_factory.mktemp("elsewhere") / "gallery"
+    write_scenes(folder, COUNT, SEED)
+    report = json.loads(call_fwd2bot(folder.parent, "index", "gallery", "--json"))
+    return Gallery(folder, [make_scene(SEED, index) for index in range(COUNT)], report)
+
+
+def test_a_true_sentence_finds_its_picture_among_the_first(gallery: Gallery) -> None:
+    for index in (0, 1, 2):
+        paths = search_paths(gallery.folder, unique_caption(gallery.scenes[index]), "-k", "5")
+        assert len(paths) == 5
+        assert name_scene(gallery.scenes[index], index, "png") in {Path(path).name for path in paths}
+
+
+def test_a_deleted_picture_is_still_described_and_still_answers(gallery: Gallery) -> None:
+    scene = gallery.scenes[3]
+    picture = gallery.folder / name_scene(scene, 3, "png")
+    kept = picture.read_bytes()
+    picture.unlink()
+    try:
+        caption = call_fwd2bot(gallery.folder, "caption", picture.name)
+        answer = call_fwd2bot(gallery.folder, "ask", picture.name, "How many objects are there?")
+    finally:
+        picture.write_bytes(kept)
+    assert len(caption.split()) >= 2
+    assert answer.strip()
+
+
+def test_a_second_run_reads_nothing_again(gallery: Gallery) -> None:
+    again = json.loads(call_fwd2bot(gallery.folder.parent, "index", "gallery", "--json"))
+    assert (gallery.report["indexed"], gallery.report["reused"]) == (COUNT, 0)
+    assert (again["indexed"], again["reused"]) == (0, COUNT)
+
+
+def test_a_folder_without_an_index_is_one_plain_sentence(tmp_path: Path) -> None:
+    done = run_fwd2bot(tmp_path, "search", "a red circle")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
