@@ -1,0 +1,42 @@
+"""The two losses of Fwd2Bot: L = a * L_AR + c * L_con (arXiv 2503.21757, section 3). L_AR comes out of the model."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+HARD_NEGATIVE = -1  # the id of a target that matches no source
+_LARGEST_SCALE = 100.0  # as CLIP (arXiv 2103.00020, section 2.5)
+
+
+class ContrastiveLoss(nn.Module):
+    """Symmetric InfoNCE with a learned temperature, where rows of equal ids are positives.
+
+    A row with several positives spreads its target evenly over them (SupCon, arXiv 2004.11362, L_out, up to the log's place).
+    """
+
+    def __init__(self, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+
+    @property
+    def temperature(self) -> float:
+        """What similarities are divided by."""
+        return float(1 / self._scale())
+
+    def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
+        """Mean of both directions over unit rows (s, width) and (t, width); hard negatives count for sources only."""
+        logits = self._scale() * sources @ targets.T  # (s, t)
+        positives = source_ids[:, None] == target_ids[None, :]
+        matched = target_ids != HARD_NEGATIVE
+        forth = _cross_entropy(logits, positives)
+        back = _cross_entropy(logits[:, matched].T, positives[:, matched].T)
+        return (forth + back) / 2
+
+    def _scale(self) -> Tensor:
+        return self.log_scale.exp().clamp(max=_LARGEST_SCALE)
+
+
+def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
+    wanted = positives.float() / positives.sum(dim=1, keepdim=True)
+    return nn.functional.cross_entropy(logits, wanted)
