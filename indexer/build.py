@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from encoders.base import CannotAnswer, Encoder, EncoderMismatch, IndexFailure, IndexNotFound, NothingToIndex
+from encoders.base import CannotAnswer, Encoder, IndexFailure, IndexNotFound, NothingToIndex
 
 from .embed import embed_photos
-from .faiss_index import require_faiss
+from .faiss_index import is_faiss_sound, require_faiss
 from .images import (
     DEFAULT_MAX_MEGAPIXELS,
     FoundImages,
@@ -26,7 +26,7 @@ from .images import (
     read_photo,
 )
 from .lock import lock_index
-from .manifest import Manifest, TokenFormat, create_manifest, locate_root, read_manifest
+from .manifest import Manifest, TokenFormat, create_manifest, locate_root, read_manifest, require_same_encoder
 from .parts import FileRow
 from .table import KnownFile, read_known_files
 from .writer import IndexWriter, remove_orphans
@@ -163,16 +163,6 @@ def _read_matching_manifest(
     return manifest
 
 
-def require_same_encoder(encoder: Encoder, manifest: Manifest) -> None:
-    """Raise EncoderMismatch unless the index was made by this very encoder."""
-    ours, made_by = encoder.fingerprint, manifest.encoder
-    if ours != made_by.fingerprint:
-        raise EncoderMismatch(
-            f"the index was made by {made_by.name} ({made_by.fingerprint}), but the model at hand is "
-            f"{encoder.name} ({ours}): use `--model {made_by.name}`, or `--rebuild` to embed all images anew"
-        )
-
-
 def _choose_tokens(encoder: Encoder, settings: BuildSettings) -> TokenFormat:
     if encoder.summary_shape is not None:
         return settings.tokens or "int8"
@@ -247,5 +237,5 @@ def _finish(writer: IndexWriter) -> None:
     if not writer.manifest.parts:  # nothing but files that could not be opened
         return
     writer.merge_parts()
-    if not writer.manifest.faiss_is_current:
+    if not is_faiss_sound(writer.index_dir, writer.manifest):
         writer.refresh_faiss()

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.base import FloatArray, IndexDamaged, MissingDependency
+from encoders.base import FloatArray, IndexDamaged, IndexFailure, MissingDependency
 
 from .durable import digest_file, replace_durably
-from .manifest import FaissRecord
+from .manifest import FaissRecord, Manifest
 
 EXACT_LIMIT = 200_000
 PROBES = 32
@@ -89,7 +89,12 @@ def save_faiss(index: FaissIndex, path: Path, next_id: int) -> FaissRecord:
     """Write the index so that it is whole or absent; plain `faiss.read_index` opens it."""
     faiss = _import_faiss()
     with replace_durably(path) as temporary:
-        faiss.write_index(index, str(temporary))
+        try:
+            faiss.write_index(index, str(temporary))
+        except RuntimeError as error:
+            raise IndexFailure(
+                f"{path} cannot be written ({_first_line(error)}): make room and run again"
+            ) from None
     return FaissRecord(path.name, path.stat().st_size, digest_file(path), index.ntotal, next_id)
 
 
@@ -107,6 +112,24 @@ def load_faiss(index_dir: Path, record: FaissRecord) -> FaissIndex:
     except (OSError, ValueError, RuntimeError) as error:
         raise IndexDamaged(f"{path} is damaged ({_first_line(error)}): {REMEDY}") from None
     return index
+
+
+def read_faiss_ids(index: FaissIndex) -> NDArray[np.int64]:
+    """The ids an index can return, in the order they were added."""
+    ids: NDArray[np.int64] = _import_faiss().vector_to_array(index.id_map)
+    return ids
+
+
+def is_faiss_sound(index_dir: Path, manifest: Manifest) -> bool:
+    """Whether the FAISS file covers all parts and is the one the manifest names."""
+    record = manifest.faiss
+    if record is None or not manifest.faiss_is_current:
+        return False
+    try:
+        check_faiss_file(index_dir / record.name, record, thorough=record.size <= DIGEST_LIMIT)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def check_faiss_file(path: Path, record: FaissRecord, thorough: bool) -> None:

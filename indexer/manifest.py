@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from encoders.base import Encoder, IndexDamaged, IndexNotFound
+from encoders.base import Encoder, EncoderMismatch, IndexDamaged, IndexNotFound
 
 from .durable import replace_durably
 from .paths import escape_path, unescape_path
@@ -92,6 +92,19 @@ def create_manifest(root: Path, index_dir: Path, encoder: Encoder, tokens: Token
 def locate_root(manifest: Manifest, index_dir: Path) -> Path:
     """The folder that the paths of the index are relative to."""
     return (index_dir / unescape_path(manifest.root)).resolve()
+
+
+def require_same_encoder(encoder: Encoder, manifest: Manifest) -> None:
+    """Raise EncoderMismatch unless the index was made by this very encoder."""
+    made_by, ours = manifest.encoder, encoder.fingerprint
+    if ours == made_by.fingerprint:
+        return
+    anew = "`fwd2bot index DIR --rebuild` to embed all images anew"
+    remedy = anew if encoder.name == made_by.name else f"`--model {made_by.name}`, or {anew}"
+    raise EncoderMismatch(
+        f"the index was made by {made_by.name} ({made_by.fingerprint}), "
+        f"but the model at hand is {encoder.name} ({ours}): use {remedy}"
+    )
 
 
 def write_manifest(index_dir: Path, manifest: Manifest) -> Manifest:

@@ -1,0 +1,72 @@
+"""Talking about an image from its stored tokens alone: the file may be gone."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from encoders.base import CannotAnswer, FloatArray, QueryError, TalkingEncoder
+from indexer.paths import escape_path, show_path
+from indexer.table import EmbeddingTable
+
+from .query import clean_query
+from .search import load_matching_encoder
+
+
+def caption(index_dir: Path, image: str) -> str:
+    """Describe an image of the index, named by path or id."""
+    return _talk(index_dir, image, lambda encoder, summaries: encoder.caption(summaries))
+
+
+def ask(index_dir: Path, image: str, question: str) -> str:
+    """Answer a question about an image of the index, named by path or id."""
+    question = clean_query(question)
+    return _talk(index_dir, image, lambda encoder, summaries: encoder.answer(summaries, question))
+
+
+def _talk(index_dir: Path, image: str, speak: Callable[[TalkingEncoder, FloatArray], list[str]]) -> str:
+    table = EmbeddingTable.open(index_dir)
+    summaries = table.read_summaries([find_image(table, image)])  # before the model, which takes seconds
+    encoder = load_matching_encoder(table.manifest)
+    if not isinstance(encoder, TalkingEncoder):
+        raise CannotAnswer(f"the model {encoder.name} cannot talk: index with one that can, such as tiny")
+    return speak(encoder, summaries)[0]
+
+
+def find_image(table: EmbeddingTable, image: str) -> int:
+    """The id of the image that `image` names.
+
+    An id; else a path from here, a path below the root, or the end of exactly one path. QueryError otherwise.
+    """
+    if image.isdecimal() and len(image) < 19:
+        return _check_id(table, int(image))
+    ids = dict(zip(table.paths, table.ids.tolist(), strict=True))
+    for path in _list_spellings(table.root, image):
+        if path in ids:
+            return int(ids[path])
+    ends = tuple(f"/{path}" for path in {escape_path(image), image})
+    matches = [path for path in table.paths if path.endswith(ends)]
+    if len(matches) > 1:
+        examples = " and ".join(show_path(path) for path in matches[:2])
+        raise QueryError(f"{image} may be {len(matches)} images, such as {examples}: give more of the path")
+    if not matches:
+        raise QueryError(
+            f"the index of {table.root} has no image {image}: see `fwd2bot search --json` for paths and ids"
+        )
+    return int(ids[matches[0]])
+
+
+def _check_id(table: EmbeddingTable, image_id: int) -> int:
+    if image_id not in table.ids.tolist():
+        raise QueryError(
+            f"the index of {table.root} has no image with the id {image_id}: see `fwd2bot search --json`"
+        )
+    return image_id
+
+
+def _list_spellings(root: Path, image: str) -> list[str]:
+    """The stored paths that a name may mean, likeliest first."""
+    path = Path(image)
+    here = path.parent.resolve() / path.name
+    from_here = [here.relative_to(root).as_posix()] if here.is_relative_to(root) else []
+    below_root = Path(os.path.normpath(image)).as_posix()
+    return [escape_path(spelling) for spelling in (*from_here, below_root)] + [image]
