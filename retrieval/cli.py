@@ -1,6 +1,6 @@
 """The `fwd2bot` command: the one file of this package that prints.
 
-Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed and said why in one line, 2 wrong usage.
+Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed and said why in a line, 2 wrong usage.
 Nothing heavy is imported up here, so that `--help` answers at once.
 """
 
@@ -16,8 +16,6 @@ import typer
 if TYPE_CHECKING:
     from encoders.base import Encoder
     from indexer.build import BuildPlan, BuildSummary
-
-DEFAULT_MODEL = "tiny"
 
 app = typer.Typer(
     add_completion=False,
@@ -94,7 +92,7 @@ def index(
     """Read the images of a folder into an index, or bring its index up to date."""
     from indexer.build import BuildSettings, build_index, plan_build
     from indexer.lazy import LazyEncoder
-    from retrieval.locate import INDEX_FOLDER
+    from retrieval.locate import INDEX_FOLDER, read_model_name
 
     threads, globs = workers or os.cpu_count() or 1, tuple(exclude or ())
     settings = BuildSettings(tokens, batch_size, threads, globs, max_megapixels, rebuild)
@@ -102,7 +100,7 @@ def index(
     if dry_run:
         _print_plan(plan_build(folder, place, settings), as_json)
         return
-    name = model or _read_model_name(place, rebuild)
+    name = model or read_model_name(place, rebuild)
     progress = _Progress()
     try:
         summary = build_index(
@@ -244,21 +242,6 @@ def _load_encoder(name: str, device: str) -> "Encoder":
     from encoders.load import load_encoder  # torch and transformers come with it
 
     return load_encoder(name, device)
-
-
-def _read_model_name(index_dir: Path, rebuild: bool) -> str:
-    """The model an index was made with, so that nobody has to repeat `--model`."""
-    from encoders.base import IndexDamaged, IndexNotFound
-    from indexer.manifest import read_manifest
-
-    try:
-        return read_manifest(index_dir).encoder.name
-    except IndexNotFound:
-        return DEFAULT_MODEL
-    except IndexDamaged:
-        if not rebuild:
-            raise
-        return DEFAULT_MODEL
 
 
 def _print_plan(plan: "BuildPlan", as_json: bool) -> None:

@@ -12,7 +12,7 @@ Form = Literal["lines", "paths", "null", "json"]
 
 
 def format_hit(rank: int, hit: Hit, root: Path, form: Form) -> str:
-    """One hit with its end of line; a name that is no text keeps its bytes (surrogateescape) in null and json."""
+    """One hit with its end of line; null and json keep the bytes of a name (surrogateescape)."""
     path = write_from_here(root / unescape_path(hit.path))
     if form == "json":
         return json.dumps({"rank": rank, **hit._asdict(), "score": round(hit.score, 6), "path": path}) + "\n"

@@ -1,11 +1,12 @@
-"""Finding an index, as git finds its folder."""
+"""Finding an index, as git finds its folder, and the model it wants."""
 
 from pathlib import Path
 
-from encoders.base import IndexNotFound
-from indexer.manifest import MANIFEST_NAME
+from encoders.base import IndexDamaged, IndexNotFound
+from indexer.manifest import MANIFEST_NAME, read_manifest
 
 INDEX_FOLDER = ".fwd2bot"
+DEFAULT_MODEL = "tiny"
 
 
 def find_index(start: Path, given: Path | None = None) -> Path:
@@ -21,3 +22,18 @@ def find_index(start: Path, given: Path | None = None) -> Path:
     raise IndexNotFound(
         f"no index in {start} or above: make one with `fwd2bot index DIR`, or give --index PATH"
     )
+
+
+def read_model_name(index_dir: Path, rebuild: bool) -> str:
+    """The model an index was made with, so that nobody repeats `--model`; else the default.
+
+    IndexDamaged where the manifest cannot be read, unless it is about to be rebuilt.
+    """
+    try:
+        return read_manifest(index_dir).encoder.name
+    except IndexNotFound:
+        return DEFAULT_MODEL
+    except IndexDamaged:
+        if not rebuild:
+            raise
+        return DEFAULT_MODEL

@@ -15,7 +15,7 @@ from .query import clean_query
 class Hit(NamedTuple):
     """One image found: its path below the root and its cosine with the query.
 
-    `path` is in stored form (see indexer/paths.py); width and height are those of the upright original, in pixels.
+    `path` is in stored form (see indexer/paths.py); width and height are the pixels of the upright original.
     """
 
     id: int

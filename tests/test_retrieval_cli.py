@@ -1,0 +1,320 @@
+"""The command as a person types it: what it prints where, and how it ends."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from indexer import build
+from retrieval import cli
+from tests.conftest import FakeEncoder, paint
+
+Install = Callable[[FakeEncoder], None]
+Type = Callable[..., Result]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def here(
+    gallery: Path, encoder: FakeEncoder, installed_encoder: Install, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The gallery, not yet indexed, as the current folder."""
+    installed_encoder(encoder)
+    monkeypatch.chdir(gallery)
+    return gallery
+
+
+@pytest.fixture
+def indexed(here: Path) -> Path:
+    assert run("index", ".").exit_code == 0
+    return here
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
+
+
+def run_main(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["fwd2bot", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_index_ends_with_its_numbers_on_stderr(here: Path) -> None:
+    (here / "bad\nname.png").write_bytes(b"")
+    result = run("index", ".")
+    assert result.exit_code == 0 and result.stdout == ""
+    assert "skipped bad\\x0aname.png: the file is empty\n" in result.stderr
+    assert result.stderr.endswith("indexed 8, reused 0, removed 0, skipped 1\n")
+    result = run("index", ".", "--json")
+    assert json.loads(result.stdout) == {"indexed": 0, "reused": 8, "removed": 0, "skipped": 1}
+
+
+def test_a_dry_run_lists_steps_and_changes_nothing(here: Path) -> None:
+    result = run("index", ".", "--dry-run")
+    assert result.stdout.splitlines()[0] == "index\tbelow/black.png"
+    assert result.stderr == "would index 8, reuse 0, remove 0, leave 0 skipped\n"
+    assert not (here / ".fwd2bot").exists()
+    run("index", ".")
+    (here / "red.png").unlink()
+    result = run("index", ".", "--dry-run", "--json")
+    assert json.loads(result.stdout) == {"action": "remove", "path": "red.png"}
+
+
+def test_index_options_reach_the_index(here: Path, tmp_path: Path) -> None:
+    place = tmp_path / "elsewhere"
+    options = (
+        "--index",
+        str(place),
+        "--tokens",
+        "none",
+        "--exclude",
+        "below",
+        "--exclude",
+        "w*",
+        "--workers",
+        "1",
+    )
+    assert run("index", ".", *options, "--batch-size", "2", "--max-megapixels", "1").exit_code == 0
+    facts = json.loads(run("info", "--index", str(place), "--json").stdout)
+    assert facts["images"] == 3 and facts["tokens"] == "none" and facts["root"] == str(here)
+    assert run("search", "red", "--index", str(place), "--paths").stdout.splitlines()[0] == "red.png"
+
+
+def test_the_index_names_the_model_of_the_next_run(here: Path, installed_encoder: Install) -> None:
+    asked: list[str] = []
+    installed_encoder(FakeEncoder(name="special"))
+    module = sys.modules["encoders.load"]
+    load = module.load_encoder
+    module.load_encoder = lambda name, device="auto": asked.append(name) or load(name)  # type: ignore[attr-defined]
+    run("index", ".", "--model", "special")
+    paint(here / "new.png", "red")
+    run("index", ".")
+    run("search", "red")
+    assert asked == ["special", "special", "special"]
+
+
+def test_search_prints_scores_and_paths_best_first(indexed: Path) -> None:
+    lines = run("search", "red").stdout.splitlines()
+    score, path = lines[0].split("\t")
+    assert path == "red.png" and len(score.split(".")[1]) == 4
+    scores = [float(line.split("\t")[0]) for line in lines]
+    assert len(lines) == 8 and scores == sorted(scores, reverse=True)
+
+
+def test_search_forms_agree(indexed: Path) -> None:
+    paths = run("search", "-k", "3", "blue", "--paths").stdout.splitlines()
+    assert paths[0] == "blue.png" and len(paths) == 3
+    assert run("search", "-k", "3", "-0", "blue").stdout_bytes == b"".join(p.encode() + b"\0" for p in paths)
+    objects = [json.loads(line) for line in run("search", "-k", "3", "--json", "blue").stdout.splitlines()]
+    assert [item["path"] for item in objects] == paths
+    assert [item["rank"] for item in objects] == [1, 2, 3]
+    assert set(objects[0]) == {"rank", "score", "path", "id", "width", "height"}
+    assert (objects[0]["width"], objects[0]["height"]) == (48, 40)
+
+
+def test_min_score_leaves_out_what_fits_less(indexed: Path) -> None:
+    assert len(run("search", "--min-score", "0.9", "red").stdout.splitlines()) == 1
+    result = run("search", "--min-score", "1.5", "red")
+    assert result.stdout == "" and result.exit_code == 0
+
+
+def test_paths_open_from_where_one_stands(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(indexed / "below")
+    for path in run("search", "--paths", "green").stdout.splitlines():
+        assert Path(path).is_file()
+    assert run("search", "--paths", "green").stdout.splitlines()[0] == "green.png"
+
+
+def test_a_path_is_never_taken_for_an_option_nor_breaks_a_line(here: Path) -> None:
+    paint(here / "x.png", "red").rename(here / "-rf.png")
+    paint(here / "x.png", "red").rename(here / "new\nline.png")
+    paint(here / "x.png", "red").rename(here / os.fsdecode(b"\xff.png"))
+    run("index", ".")
+    shown = run("search", "-k", "4", "--paths", "red").stdout.splitlines()
+    assert sorted(shown) == ["./-rf.png", "\\xff.png", "new\\x0aline.png", "red.png"]
+    raw = run("search", "-k", "4", "-0", "red").stdout_bytes.split(b"\0")
+    assert sorted(raw) == [b"", b"./-rf.png", b"new\nline.png", b"red.png", b"\xff.png"]
+    for line in run("search", "-k", "4", "--json", "red").stdout.splitlines():
+        assert Path(json.loads(line)["path"]).is_file()
+    assert run("caption", "\\xff.png").stdout == run("caption", os.fsdecode(b"\xff.png")).stdout
+
+
+def test_caption_and_ask_answer_when_the_file_is_gone(indexed: Path) -> None:
+    (indexed / "red.png").unlink()
+    assert run("caption", "red.png").stdout == "something red\n"
+    assert run("ask", "red.png", "which colour?").stdout == "which colour? red\n"
+
+
+def test_info_and_verify_speak_of_a_whole_index(indexed: Path) -> None:
+    lines = run("info").stdout.splitlines()
+    assert "images: 8" in lines and "model: tiny" in lines
+    result = run("verify")
+    assert result.exit_code == 0 and "is whole" in result.stdout
+
+
+def test_verify_names_each_damage_and_fails(indexed: Path) -> None:
+    for pattern in ("*.faiss", "parts/*"):
+        (path,) = (indexed / ".fwd2bot").glob(pattern)
+        path.write_bytes(path.read_bytes()[:-1])
+    result = run("verify")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("index", "absent"), "is not a folder"),
+        (("index", ".", "--model", "other"), "embed all images anew"),
+        (("index", ".", "--tokens", "float16"), "keeps tokens as int8"),
+        (("search", " "), "no words"),
+        (("search", "red", "--index", "below"), "no index at below"),
+        (("caption", "nothing.png"), "has no image nothing.png"),
+        (("ask", "red.png", ""), "no words"),
+    ],
+)
+def test_each_failure_is_one_line_and_exit_code_1(
+    indexed: Path,
+    installed_encoder: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    sentence: str,
+) -> None:
+    if "other" in arguments:
+        installed_encoder(FakeEncoder(name="other", fingerprint="fake-2"))
+    code, out, err = run_main(monkeypatch, capsys, *arguments)
+    assert code == 1 and out == ""
+    assert sentence in err and err.startswith("fwd2bot: ") and len(err.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "part-000001.parquet")
+
+    monkeypatch.setattr(build, "build_index", fail)
+    code, _, err = run_main(monkeypatch, capsys, "index", ".")
+    assert (code, err) == (1, "fwd2bot: No space left on device (part-000001.parquet)\n")
+
+
+def test_a_damaged_manifest_is_one_line_and_rebuild_its_remedy(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (indexed / ".fwd2bot/manifest.json").write_text("{")
+    for arguments in (("index", "."), ("search", "red"), ("info",), ("verify",)):
+        code, _, err = run_main(monkeypatch, capsys, *arguments)
+        assert code == 1 and "manifest.json is damaged" in err and "--rebuild" in err
+    assert run_main(monkeypatch, capsys, "index", ".", "--rebuild")[0] == 0
+    assert run("verify").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("search",),
+        ("index",),
+        ("index", ".", "--tokens", "int4"),
+        ("search", "-k", "0", "red"),
+        ("nonsense",),
+        ("ask", "a"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(here: Path, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2 and result.stdout == "" and "Usage: " in result.stderr
+
+
+@pytest.mark.parametrize("command", ["index", "search", "caption", "ask", "info", "verify"])
+def test_every_command_explains_itself_with_examples(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0 and "Examples:" in result.stdout and f"fwd2bot {command}" in result.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.argv = ['fwd2bot', '--help']\n"
+        "from retrieval import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "heavy = {'torch', 'transformers', 'pyarrow', 'faiss', 'numpy', 'PIL', 'tqdm'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "search" in result.stdout
+
+
+COMMAND = """
+import sys, types, time
+sys.path.insert(0, {root!r})
+from tests.conftest import FakeEncoder
+class Encoder(FakeEncoder):
+    def encode_images(self, images):
+        time.sleep({delay})
+        return super().encode_images(images)
+module = types.ModuleType("encoders.load")
+module.load_encoder = lambda name, device="auto": Encoder()
+sys.modules["encoders.load"] = module
+from retrieval.cli import main
+main()
+"""
+
+
+def start(folder: Path, *arguments: str, delay: float = 0.0) -> "subprocess.Popen[bytes]":
+    script = COMMAND.format(root=str(ROOT), delay=delay)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_a_reader_that_leaves_early_is_no_error(indexed: Path) -> None:
+    process = start(indexed, "search", "red")
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_an_interrupted_run_ends_quietly_and_can_be_taken_up(here: Path) -> None:
+    process = start(here, "index", ".", "--batch-size", "1", delay=0.3)
+    while not (here / ".fwd2bot/lock-holder.json").exists():
+        time.sleep(0.02)
+    second = start(here, "index", ".")
+    _, complaint = second.communicate()
+    assert (
+        second.returncode == 1 and b"is being written by process" in complaint and complaint.count(b"\n") == 1
+    )
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130 and b"Traceback" not in err
+    assert run("index", ".").exit_code == 0
+    assert len(run("search", "red").stdout.splitlines()) == 8
+
+
+def test_a_search_imports_nothing_heavy_but_the_model(indexed: Path) -> None:
+    script = COMMAND.format(root=str(ROOT), delay=0).replace(
+        "main()\n",
+        "import atexit\natexit.register(lambda: print({'torch', 'tqdm'} & set(sys.modules)))\nmain()\n",
+    )
+    command = [sys.executable, "-c", script, "search", "red", "-k", "1"]
+    result = subprocess.run(command, cwd=indexed, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[1:] == ["set()"]
