@@ -5,7 +5,6 @@
 runs the installed `fwd2bot` command and shows each command line before what it says.
 """
 
-import json
 import shlex
 import subprocess
 import sys
@@ -51,8 +50,8 @@ def run_demo() -> None:
 def search_scene(scene: Scene, number: int) -> list[str]:
     """Search for a scene by the caption that is true of it alone; the names of the hits, best first."""
     tell("Searching by a sentence that is true of one picture only.")
-    said = call_command("search", unique_caption(scene), "--index", index_path(), "-k", str(_SHOWN), "--json")
-    names = [Path(json.loads(line)["path"]).name for line in said.splitlines()]
+    said = call_command("search", unique_caption(scene), "--index", index_path(), "-k", str(_SHOWN))
+    names = [Path(line.split("\t")[1]).name for line in said.splitlines()]
     meant = name_scene(scene, number, "png")
     place = f"place {names.index(meant) + 1}" if meant in names else f"not among the first {_SHOWN}"
     tell(f"The picture meant is {meant}: {place}.")

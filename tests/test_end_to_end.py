@@ -1,6 +1,7 @@
 """The installed command over drawn scenes, with the embedded model, run from outside the checkout."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from benchmarks.scene_world import SHAPES
 from benchmarks.scenes import Scene, make_scene, name_scene, unique_caption, write_scenes
 
 COUNT = 12
@@ -56,18 +58,14 @@ def test_a_true_sentence_finds_its_picture_among_the_first(gallery: Gallery) -> 
         assert name_scene(gallery.scenes[index], index, "png") in {Path(path).name for path in paths}
 
 
-def test_a_deleted_picture_is_still_described_and_still_answers(gallery: Gallery) -> None:
-    scene = gallery.scenes[3]
-    picture = gallery.folder / name_scene(scene, 3, "png")
-    kept = picture.read_bytes()
+def test_a_deleted_picture_is_still_described_and_still_answers(gallery: Gallery, tmp_path: Path) -> None:
+    folder = shutil.copytree(gallery.folder, tmp_path / "moved")
+    picture = folder / name_scene(gallery.scenes[3], 3, "png")
     picture.unlink()
-    try:
-        caption = call_fwd2bot(gallery.folder, "caption", picture.name)
-        answer = call_fwd2bot(gallery.folder, "ask", picture.name, "How many objects are there?")
-    finally:
-        picture.write_bytes(kept)
-    assert len(caption.split()) >= 2
-    assert answer.strip()
+    caption = call_fwd2bot(folder, "caption", picture.name)
+    answer = call_fwd2bot(folder, "ask", picture.name, "How many objects are there?")
+    assert set(caption.split()) & set(SHAPES), caption
+    assert answer.strip() in {"one", "two", "three"}
 
 
 def test_a_second_run_reads_nothing_again(gallery: Gallery) -> None:
