@@ -21,6 +21,8 @@ EXACT_LIMIT = 200_000
 PROBES = 32
 REFINE_FACTOR = 8
 TRAINING_ROWS_PER_LIST = 64
+GPU_QUERIES = 256
+GPU_MOST_RESULTS = 2048  # what faiss can select on a GPU
 ROWS_PER_ADD = 65_536
 DIGEST_LIMIT = 1 << 30  # bytes: above this, opening a file for one query must not read all of it
 REMEDY = "run `fwd2bot index DIR` to build it again from the parts"
@@ -75,7 +77,11 @@ def search_faiss(index: FaissIndex, queries: FloatArray, k: int) -> list[list[tu
     k = min(k, index.ntotal)
     if k == 0:
         return [[] for _ in queries]
-    scores, ids = index.search(np.ascontiguousarray(queries, np.float32), k)
+    queries = np.ascontiguousarray(queries, np.float32)
+    if _pays_on_gpu(index, len(queries), k):
+        scores, ids = _search_on_gpu(index, queries, k)
+    else:
+        scores, ids = index.search(queries, k)
     return [
         sorted(
             ((int(i), float(s)) for i, s in zip(*row, strict=True) if i != -1),
@@ -83,6 +89,22 @@ def search_faiss(index: FaissIndex, queries: FloatArray, k: int) -> list[list[tu
         )
         for row in zip(ids, scores, strict=True)
     ]
+
+
+def _pays_on_gpu(index: FaissIndex, queries: int, k: int) -> bool:
+    """One query is answered sooner by the CPU than the vectors travel to the GPU; the GPU has no RaBitQ."""
+    if queries < GPU_QUERIES or k > GPU_MOST_RESULTS or index.ntotal > EXACT_LIMIT:
+        return False
+    return bool(_import_faiss().get_num_gpus())
+
+
+def _search_on_gpu(index: FaissIndex, queries: FloatArray, k: int) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Exact search of the vectors of an exact index: scores (n, k) and ids (n, k)."""
+    faiss = _import_faiss()
+    vectors = index.index.reconstruct_n(0, index.ntotal)
+    resources = faiss.StandardGpuResources()
+    scores, places = faiss.knn_gpu(resources, queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return scores, read_faiss_ids(index)[places]
 
 
 def save_faiss(index: FaissIndex, path: Path, next_id: int) -> FaissRecord:

@@ -92,7 +92,7 @@ def index(
     """Read the images of a folder into an index, or bring its index up to date."""
     from indexer.build import BuildSettings, build_index, plan_build
     from indexer.lazy import LazyEncoder
-    from retrieval.locate import INDEX_FOLDER, read_model_name
+    from retrieval.locate import INDEX_FOLDER, choose_model
 
     threads, globs = workers or os.cpu_count() or 1, tuple(exclude or ())
     settings = BuildSettings(tokens, batch_size, threads, globs, max_megapixels, rebuild)
@@ -100,7 +100,7 @@ def index(
     if dry_run:
         _print_plan(plan_build(folder, place, settings), as_json)
         return
-    name = model or read_model_name(place, rebuild)
+    name = choose_model(place, model, rebuild)
     progress = _Progress()
     try:
         summary = build_index(

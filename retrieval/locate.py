@@ -24,11 +24,15 @@ def find_index(start: Path, given: Path | None = None) -> Path:
     )
 
 
-def read_model_name(index_dir: Path, rebuild: bool) -> str:
-    """The model an index was made with, so that nobody repeats `--model`; else the default.
+def choose_model(index_dir: Path, given: str | None, rebuild: bool) -> str:
+    """The name of the model to index with: the one given, else the index's own, else the default.
 
-    IndexDamaged where the manifest cannot be read, unless it is about to be rebuilt.
+    A folder is named by its absolute path, for the index to find it again from anywhere. IndexDamaged where
+    the manifest cannot be read, unless it is about to be rebuilt.
     """
+    if given is not None:
+        is_folder = given != DEFAULT_MODEL and Path(given).expanduser().is_dir()
+        return str(Path(given).expanduser().resolve()) if is_folder else given
     try:
         return read_manifest(index_dir).encoder.name
     except IndexNotFound:

@@ -24,6 +24,7 @@ from encoders.base import (
 )
 from indexer import faiss_index, writer
 from indexer.build import BuildSettings, BuildSummary, SilentObserver, build_index, plan_build
+from indexer.images import ImageFile, Photo
 from indexer.lazy import LazyEncoder
 from indexer.lock import lock_index
 from indexer.manifest import read_manifest
@@ -354,3 +355,17 @@ def test_a_killed_run_loses_at_most_the_batch_in_hand(tmp_path: Path, encoder: F
     build(root, encoder)
     names = {path.name for path in (index_dir / "parts").iterdir()}
     assert names == {part["name"] for part in json.loads((index_dir / "manifest.json").read_text())["parts"]}
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again_by_the_next_run(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(root: Path, file: ImageFile, **_: float) -> Photo:
+        return Photo(file, error="Permission denied", unread=True)
+
+    build(gallery, encoder)
+    paint(gallery / "secret.png", "red")
+    with monkeypatch.context() as patch:
+        patch.setattr("indexer.build.read_photo", refuse)
+        assert build(gallery, encoder) == BuildSummary(0, 8, 0, 1)
+    assert build(gallery, encoder) == BuildSummary(1, 8, 0, 0)

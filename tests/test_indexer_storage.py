@@ -186,6 +186,22 @@ def test_a_large_index_finds_nearly_what_the_exact_one_does(
     assert isinstance(faiss.read_index(str(tmp_path / record.name)), faiss.IndexIDMap2)
 
 
+def test_many_queries_on_a_gpu_find_what_the_cpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no GPU, faiss's own exact search stands in for the one call that needs it."""
+    if not faiss.get_num_gpus():
+        monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+        monkeypatch.setattr(faiss, "StandardGpuResources", lambda: None, raising=False)
+        monkeypatch.setattr(
+            faiss, "knn_gpu", lambda _, xq, xb, k, metric: faiss.knn(xq, xb, k, metric=metric)
+        )
+    index = build_faiss(random_units(500, 24), np.arange(500) * 3 + 7)
+    queries = random_units(faiss_index.GPU_QUERIES, 24, seed=1)
+    on_gpu = search_faiss(index, queries, 5)
+    monkeypatch.setattr(faiss_index, "GPU_QUERIES", 1 << 30)
+    on_cpu = search_faiss(index, queries, 5)
+    assert [[hit[0] for hit in hits] for hits in on_gpu] == [[hit[0] for hit in hits] for hits in on_cpu]
+
+
 def test_the_recipe_grows_with_the_gallery() -> None:
     assert choose_recipe(200_000, 256) == "IDMap2,SQfp16"
     assert choose_recipe(1_000_000, 256) == "IDMap2,RR256,IVF4096,RaBitQfs,Refine(SQfp16)"

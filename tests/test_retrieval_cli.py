@@ -93,7 +93,9 @@ def test_index_options_reach_the_index(here: Path, tmp_path: Path) -> None:
     assert run("search", "red", "--index", str(place), "--paths").stdout.splitlines()[0] == "red.png"
 
 
-def test_the_index_names_the_model_of_the_next_run(here: Path, installed_encoder: Install) -> None:
+def test_the_index_names_the_model_of_the_next_run(
+    here: Path, installed_encoder: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
     installed_encoder(FakeEncoder(name="special"))
     module = sys.modules["encoders.load"]
@@ -104,6 +106,11 @@ def test_the_index_names_the_model_of_the_next_run(here: Path, installed_encoder
     run("index", ".")
     run("search", "red")
     assert asked == ["special", "special", "special"]
+    asked.clear()
+    (here / "below/checkpoint").mkdir()
+    monkeypatch.chdir(here / "below")
+    run("index", "..", "--rebuild", "--model", "checkpoint")
+    assert asked == [str(here / "below/checkpoint")]
 
 
 def test_search_prints_scores_and_paths_best_first(indexed: Path) -> None:
