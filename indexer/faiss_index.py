@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.base import FloatArray, IndexDamaged, IndexFailure, MissingDependency
+from encoders.base import FloatArray, IndexDamaged, MissingDependency
 
 from .durable import digest_file, replace_durably
 from .manifest import FaissRecord, Manifest
@@ -110,13 +110,9 @@ def _search_on_gpu(index: FaissIndex, queries: FloatArray, k: int) -> tuple[Floa
 def save_faiss(index: FaissIndex, path: Path, next_id: int) -> FaissRecord:
     """Write the index so that it is whole or absent; plain `faiss.read_index` opens it."""
     faiss = _import_faiss()
-    with replace_durably(path) as temporary:
-        try:
-            faiss.write_index(index, str(temporary))
-        except RuntimeError as error:
-            raise IndexFailure(
-                f"{path} cannot be written ({_first_line(error)}): make room and run again"
-            ) from None
+    with replace_durably(path) as temporary, temporary.open("wb") as stream:
+        # Through Python's own stream: of a disk found full on closing, faiss says no more than a line on stderr.
+        faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
     return FaissRecord(path.name, path.stat().st_size, digest_file(path), index.ntotal, next_id)
 
 

@@ -4,6 +4,7 @@ Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed and said 
 Nothing heavy is imported up here, so that `--help` answers at once.
 """
 
+import errno
 import json
 import os
 import sys
@@ -280,7 +281,10 @@ def main() -> None:
         app(prog_name="fwd2bot")
     except OSError as error:  # a full disk, a folder that cannot be written
         place = f" ({error.filename})" if error.filename else ""
-        _complain(f"{error.strerror or error}{place}")
+        if error.errno == errno.ENOSPC:
+            _complain(f"no space left on the disk{place}: make room and run it again, what is done is kept")
+        else:
+            _complain(f"{error.strerror or error}{place}")
     except Exception as error:
         from encoders.base import Fwd2BotError
 

@@ -15,7 +15,9 @@ def format_hit(rank: int, hit: Hit, root: Path, form: Form) -> str:
     """One hit with its end of line; null and json keep the bytes of a name (surrogateescape)."""
     path = write_from_here(root / unescape_path(hit.path))
     if form == "json":
-        return json.dumps({"rank": rank, **hit._asdict(), "score": round(hit.score, 6), "path": path}) + "\n"
+        fields = {"rank": rank, "score": round(hit.score, 6), "path": path, "id": hit.id}
+        fields |= {"width": hit.width, "height": hit.height}
+        return json.dumps(fields) + "\n"
     if form == "null":
         return f"{path}\0"
     return f"{show_path(path)}\n" if form == "paths" else f"{hit.score:.4f}\t{show_path(path)}\n"

@@ -128,7 +128,7 @@ def test_search_forms_agree(indexed: Path) -> None:
     objects = [json.loads(line) for line in run("search", "-k", "3", "--json", "blue").stdout.splitlines()]
     assert [item["path"] for item in objects] == paths
     assert [item["rank"] for item in objects] == [1, 2, 3]
-    assert set(objects[0]) == {"rank", "score", "path", "id", "width", "height"}
+    assert list(objects[0]) == ["rank", "score", "path", "id", "width", "height"]
     assert (objects[0]["width"], objects[0]["height"]) == (48, 40)
 
 
@@ -216,7 +216,8 @@ def test_a_full_disk_is_one_line(
 
     monkeypatch.setattr(build, "build_index", fail)
     code, _, err = run_main(monkeypatch, capsys, "index", ".")
-    assert (code, err) == (1, "fwd2bot: No space left on device (part-000001.parquet)\n")
+    place = "no space left on the disk (part-000001.parquet)"
+    assert (code, err) == (1, f"fwd2bot: {place}: make room and run it again, what is done is kept\n")
 
 
 def test_a_damaged_manifest_is_one_line_and_rebuild_its_remedy(
