@@ -108,9 +108,9 @@ def _link_sample(files: Sequence[Path], folder: Path) -> None:
 def render_table(result: SpeedResult) -> str:
     """One line for each process."""
     rows = {
-        f"index {result.sample_images:,} images": result.sample,
-        f"index {result.images:,} images": result.first,
-        "index again": result.second,
+        f"index, {result.sample_images:,} images": result.sample,
+        f"index, all {result.images:,}": result.first,
+        "index, nothing changed": result.second,
         "search": result.search,
         "--help": result.help,
     }

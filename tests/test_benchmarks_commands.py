@@ -200,3 +200,10 @@ def test_a_process_is_timed_with_a_memory_of_its_own(monkeypatch: pytest.MonkeyP
     assert 0.2 < large.seconds < 20
     with pytest.raises(Fwd2BotError, match="the last word"):
         speed.time_command("-c", "raise SystemExit('the last word')")
+
+
+def test_the_table_has_a_line_for_each_process_even_where_the_sample_is_all_there_is() -> None:
+    runs = [speed.Run(float(number), 100.0 * number) for number in range(1, 6)]
+    table = speed.render_table(speed.SpeedResult("tiny", 7, 7, 3.5, *runs))
+    peaks = [line.split()[-1] for line in table.splitlines()[1:-1]]
+    assert peaks == ["100", "200", "300", "500", "400"]
