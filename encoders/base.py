@@ -85,7 +85,8 @@ class DatasetError(Fwd2BotError):
 class ImageEmbeddings(NamedTuple):
     """What an encoder made of n images.
 
-    vectors: float32 (n, dim), rows of unit length. summaries: float32 (n, k, width), or None where the encoder keeps none.
+    vectors: float32 (n, dim), rows of unit length. summaries: float32 (n, k, width), or None where the
+    encoder keeps none.
     """
 
     vectors: FloatArray

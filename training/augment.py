@@ -42,7 +42,7 @@ def jitter_colours(pictures: Tensor, strength: float, generator: Generator) -> T
 
 
 def erase_patches(pictures: Tensor, share: float, generator: Generator) -> Tensor:
-    """Blank one square of a random place and size in about `share` of the pictures (Cutout, arXiv 1708.04552)."""
+    """Blank a square of random place and size in a `share` of the pictures (Cutout, arXiv 1708.04552)."""
     count, _, height, width = pictures.shape
     half = _uniform(count, 0.1, 0.25, generator) * min(height, width)
     half = half * (torch.rand(count, generator=generator) < share)

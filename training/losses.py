@@ -1,4 +1,4 @@
-"""The two losses of Fwd2Bot: L = a * L_AR + c * L_con (arXiv 2503.21757, section 3). L_AR comes out of the model."""
+"""The contrastive half of L = a * L_AR + c * L_con (arXiv 2503.21757, section 3); L_AR is the model's own."""
 
 import math
 
@@ -12,7 +12,7 @@ _LARGEST_SCALE = 100.0  # as CLIP (arXiv 2103.00020, section 2.5)
 class ContrastiveLoss(nn.Module):
     """Symmetric InfoNCE with a learned temperature, where rows of equal ids are positives.
 
-    A row with several positives spreads its target evenly over them (SupCon, arXiv 2004.11362, L_out, up to the log's place).
+    A row with several positives spreads its target evenly over them (L_out of SupCon, arXiv 2004.11362).
     """
 
     def __init__(self, temperature: float = 0.07) -> None:
@@ -22,10 +22,10 @@ class ContrastiveLoss(nn.Module):
     @property
     def temperature(self) -> float:
         """What similarities are divided by."""
-        return float(1 / self._scale())
+        return 1 / self._scale().item()
 
     def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
-        """Mean of both directions over unit rows (s, width) and (t, width); hard negatives count for sources only."""
+        """Mean of both directions over unit rows (s, width), (t, width); hard negatives repel sources."""
         logits = self._scale() * sources @ targets.T  # (s, t)
         positives = source_ids[:, None] == target_ids[None, :]
         matched = target_ids != HARD_NEGATIVE

@@ -76,19 +76,21 @@ def make_lvlm(tokenizer: PreTrainedTokenizerFast, settings: LvlmSettings) -> Fas
         hidden_sizes=list(settings.tower_widths),
         depths=list(settings.tower_depths),
         layer_type="basic",
-        hidden_size=settings.tower_widths[-1],
+        hidden_size=settings.tower_widths[-1],  # type: ignore[call-arg]  # the projector asks for it
     )
+    image_token = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     config = FastVlmConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
+        image_token_index=image_token,  # type: ignore[arg-type]  # one token, one id
         image_seq_length=(settings.image_size // _stride(settings)) ** 2,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
     )
     # Eager attention: plain bf16 matrix products train faster on a CPU than its fused kernel.
-    return FastVlmForConditionalGeneration._from_config(config, attn_implementation="eager")
+    lvlm: FastVlmForConditionalGeneration = FastVlmForConditionalGeneration._from_config(
+        config, attn_implementation="eager"
+    )
+    return lvlm
 
 
 def _stride(settings: LvlmSettings) -> int:

@@ -59,7 +59,7 @@ class AugmentationSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW; the rate rises linearly over `warmup_steps`, stays, and falls linearly to zero over the last `cooldown_steps`."""
+    """AdamW; the rate rises over `warmup_steps`, stays, and falls to zero over the last `cooldown_steps`."""
 
     learning_rate: float
     weight_decay: float

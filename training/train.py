@@ -2,13 +2,13 @@
 
     python -m training.train training/configs/tiny.toml --data DIR --run runs/tiny
 
-Stopped at any moment and started again with the same words, it goes on from its last state. At the end the run's folder
-holds `model/`, a checkpoint that `fwd2bot --model runs/tiny/model` takes; `log.jsonl` has a line every few seconds.
+Stopped at any moment and started again with the same words, it goes on from its last state. At the end the
+run's folder holds `model/`, a checkpoint for `fwd2bot index --model runs/tiny/model`; `log.jsonl` has a line
+every few seconds.
 """
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -92,7 +92,7 @@ class Trainer:
         }
         temporary = path.with_suffix(".tmp")
         torch.save(state, temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
     def load_state(self, path: Path) -> None:
         """Go on from a written state; settings that changed since are told."""
@@ -169,7 +169,7 @@ def _run_steps(trainer: Trainer, dataset: StepDataset, validation: Validation, r
 
 def _load_steps(dataset: StepDataset, start: int) -> Iterator[Step]:
     steps = range(start, len(dataset))
-    loader = DataLoader(dataset, batch_size=None, sampler=steps, num_workers=1, prefetch_factor=4)  # type: ignore[arg-type]
+    loader = DataLoader(dataset, batch_size=None, sampler=steps, num_workers=1, prefetch_factor=4)
     return iter(loader)
 
 

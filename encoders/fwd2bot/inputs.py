@@ -14,9 +14,10 @@ from encoders.fwd2bot.prompts import IMAGE_PLACEHOLDER, Prompts
 
 @dataclass(frozen=True)
 class InputBuilder:
-    """Writes prompts around contents with the LVLM's own processor; pads on the left, so that summary tokens come last.
+    """Writes prompts with the LVLM's own processor; pads on the left, because summary tokens come last.
 
-    summary_count: k, how many placeholders a pass-2 prompt holds. longest_text: tokens kept of a text, question or answer.
+    summary_count: k, how many placeholders a pass-2 prompt holds. longest_text: tokens kept of a text, a
+    question or an answer.
     """
 
     processor: ProcessorMixin
@@ -27,14 +28,16 @@ class InputBuilder:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The LVLM's tokenizer."""
-        return self.processor.tokenizer
+        tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
+        return tokenizer
 
     def images(self, images: Sequence[Image.Image]) -> BatchEncoding:
         """Pass 1 over images: input_ids, attention_mask (batch, length) and what the vision tower reads."""
         prompts = [self.prompts.image_prompt()] * len(images)
-        return self.processor(
+        inputs: BatchEncoding = self.processor(
             images=list(images), text=prompts, return_tensors="pt", padding=True, padding_side="left"
         )
+        return inputs
 
     def pixels(self, pixel_values: Tensor) -> BatchEncoding:
         """Pass 1 over images that are already normalised pixels (batch, 3, height, width) of one size."""
@@ -59,7 +62,7 @@ class InputBuilder:
         return self._pad([self._question(question) for question in questions])
 
     def answers(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[BatchEncoding, Tensor]:
-        """Pass 2 with its answers, and labels (batch, length) that ignore all but answer and end of sequence."""
+        """Pass 2 with its answers, and labels (batch, length) that ignore all but the answer and its end."""
         prompts = [self._question(question) for question in questions]
         endings = [self._answer(answer) for answer in answers]
         inputs = self._pad([prompt + ending for prompt, ending in zip(prompts, endings, strict=True)])
@@ -71,7 +74,7 @@ class InputBuilder:
     def _question(self, question: str) -> list[int]:
         prompt = self.prompts.question_prompt(self._shorten(question))
         before, after = prompt.split(IMAGE_PLACEHOLDER)
-        image_token: str = self.processor.image_token
+        image_token: str = self.processor.image_token  # type: ignore[attr-defined]
         return self._tokenize(before + image_token * self.summary_count + after)
 
     def _answer(self, answer: str) -> list[int]:
@@ -80,7 +83,7 @@ class InputBuilder:
 
     def _shorten(self, text: str) -> str:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return text if len(ids) <= self.longest_text else self.tokenizer.decode(ids[: self.longest_text])
+        return text if len(ids) <= self.longest_text else str(self.tokenizer.decode(ids[: self.longest_text]))
 
     def _tokenize(self, prompt: str) -> list[int]:
         ids: list[int] = self.tokenizer(prompt)["input_ids"]

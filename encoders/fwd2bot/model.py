@@ -1,4 +1,4 @@
-"""Fwd2Bot: one LVLM read twice. Pass 1 condenses an image into k summary tokens, pass 2 answers from them alone.
+"""Fwd2Bot: one LVLM read twice. Pass 1 condenses an image into k summary tokens, pass 2 answers from them.
 
     pass 1, adapter `compress`    [ . ; . ; H_c ] = LLM([ H_v ; H_p ; H_r ])
     pass 2, adapter `generate`    p(answer)       = LLM([ H_c ; instruction ; answer ])
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedModel
 
 IGNORED = -100  # the label of a position that no loss looks at
+_TEXT_INPUTS = ("input_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Answers(NamedTuple):
 class JointOutput(NamedTuple):
     """What one training forward returns, over all parts of the step.
 
-    sources, targets: (rows, k, width) summaries. answer_loss: scalar, mean cross-entropy (nats a token) after pass 2.
+    sources, targets: (rows, k, width) summaries. answer_loss: scalar, mean cross-entropy (nats a token)
+    after pass 2.
     """
 
     sources: Tensor
@@ -53,9 +55,9 @@ class JointOutput(NamedTuple):
 class Fwd2Bot(nn.Module):
     """An LVLM, k learned summary tokens, and two LoRA adapters over the same base weights.
 
-    `compressor` and `generator` are two module trees that share every base tensor with `lvlm` and hold one adapter each. With
-    both adapters in one tree, switching them between the passes loses gradients, and gradient checkpointing recomputes pass 1
-    with the adapter of pass 2.
+    `compressor` and `generator` are two module trees that share every base tensor with `lvlm` and hold one
+    adapter each. With both adapters in one tree, switching them between the passes loses gradients, and
+    gradient checkpointing recomputes pass 1 with the adapter of pass 2.
     """
 
     def __init__(
@@ -66,10 +68,10 @@ class Fwd2Bot(nn.Module):
         settings = adapters or AdapterSettings()
         self.compressor = _add_adapter(_share_tensors(lvlm), settings)
         self.generator = _add_adapter(_share_tensors(lvlm), settings)
-        embeddings = lvlm.get_input_embeddings().weight
         # As inputs, summary tokens stand beside word embeddings, so they start at the same scale.
-        start = torch.randn(summary_count, embeddings.shape[1]) * embeddings.detach().float().std().cpu()
-        self.summary_tokens = nn.Parameter(start.to(embeddings.device))
+        words: Tensor = lvlm.get_input_embeddings().weight.data  # type: ignore[assignment]
+        start = torch.randn(summary_count, words.shape[1]) * words.float().std().cpu()
+        self.summary_tokens = nn.Parameter(start.to(words.device))
 
     @property
     def summary_shape(self) -> tuple[int, int]:
@@ -82,8 +84,8 @@ class Fwd2Bot(nn.Module):
         return self.summary_tokens.device
 
     def compress(self, inputs: BatchEncoding) -> Tensor:
-        """Pass 1 over left-padded prompts, with `pixel_values` (images) or without (texts): H_c, (batch, k, width)."""
-        embeddings = self.lvlm.get_input_embeddings()(inputs["input_ids"])  # (batch, length, width)
+        """Pass 1 over left-padded prompts, with images where there are pixels: H_c, (batch, k, width)."""
+        embeddings = self._embed(inputs["input_ids"])  # (batch, length, width)
         if "pixel_values" in inputs:
             features = self.image_features(inputs)
             embeddings = self.place(features, inputs["input_ids"], embeddings)
@@ -91,11 +93,11 @@ class Fwd2Bot(nn.Module):
 
     def image_features(self, inputs: BatchEncoding) -> Tensor:
         """H_v of the batch: projected image tokens in reading order, (tokens of all images, width)."""
-        pixels = {
-            name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")
-        }
-        features = self.lvlm.get_image_features(**pixels, return_dict=True).pooler_output
-        return features.flatten(0, 1) if isinstance(features, Tensor) else torch.cat(list(features))
+        pixels = {name: value for name, value in inputs.items() if name not in _TEXT_INPUTS}
+        features = self.lvlm.get_image_features(**pixels, return_dict=True).pooler_output  # type: ignore[operator]
+        if isinstance(features, Tensor):
+            return features.flatten(0, 1)
+        return torch.cat(list(features))
 
     def place(self, features: Tensor, input_ids: Tensor, embeddings: Tensor) -> Tensor:
         """Put features (n, width) where the prompt holds its n image placeholders."""
@@ -103,6 +105,10 @@ class Fwd2Bot(nn.Module):
         if int(mask.sum()) != features.shape[0]:
             raise ValueError(f"{int(mask.sum())} places for {features.shape[0]} image or summary tokens")
         return embeddings.masked_scatter(mask.unsqueeze(-1), features.to(embeddings.dtype))
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        embeddings: Tensor = self.lvlm.get_input_embeddings()(input_ids)
+        return embeddings
 
     def _read_summaries(self, embeddings: Tensor, attention_mask: Tensor) -> Tensor:
         batch, (count, _) = embeddings.shape[0], self.summary_shape
@@ -114,15 +120,15 @@ class Fwd2Bot(nn.Module):
             position_ids=_positions(mask),
             use_cache=False,
         ).last_hidden_state
-        return hidden[:, -count:]  # lm_head is not run
+        summaries: Tensor = hidden[:, -count:]  # lm_head is not run
+        return summaries
 
     def pass_two_inputs(self, summaries: Tensor, input_ids: Tensor) -> Tensor:
-        """Prompts with k image placeholders, filled with summaries (batch, k, width): (batch, length, width)."""
-        embeddings = self.lvlm.get_input_embeddings()(input_ids)
-        return self.place(summaries.flatten(0, 1), input_ids, embeddings)
+        """Prompts whose k placeholders hold summaries (batch, k, width): (batch, length, width)."""
+        return self.place(summaries.flatten(0, 1), input_ids, self._embed(input_ids))
 
     def answer_hidden(self, summaries: Tensor, inputs: BatchEncoding) -> Tensor:
-        """Pass 2 over left-padded prompts with k placeholders each: last hidden states (batch, length, width)."""
+        """Pass 2 over left-padded prompts with k placeholders: last hidden states (batch, length, width)."""
         mask = inputs["attention_mask"]
         output = _language_model(self.generator)(
             inputs_embeds=self.pass_two_inputs(summaries, inputs["input_ids"]),
@@ -134,11 +140,13 @@ class Fwd2Bot(nn.Module):
         return hidden
 
     def token_losses(self, summaries: Tensor, inputs: BatchEncoding, labels: Tensor) -> Tensor:
-        """Cross-entropy (nats) of each labelled token after pass 2: float32 (batch, length - 1), 0 where unlabelled."""
+        """Cross-entropy (nats) a token after pass 2: float32 (batch, length - 1), 0 where unlabelled."""
         hidden = self.answer_hidden(summaries, inputs)[:, :-1]
         wanted = labels[:, 1:]
         answered = wanted != IGNORED
-        logits = self.lvlm.get_output_embeddings()(hidden[answered])  # only where a token is asked for
+        head = self.lvlm.get_output_embeddings()
+        assert head is not None  # every LVLM that generates has one
+        logits = head(hidden[answered])  # only where a token is asked for
         losses = torch.zeros(wanted.shape, device=hidden.device)
         return losses.masked_scatter(
             answered, nn.functional.cross_entropy(logits.float(), wanted[answered], reduction="none")
@@ -149,7 +157,8 @@ class Fwd2Bot(nn.Module):
     ) -> JointOutput:
         """Both passes of one training step, in one forward, as DDP wants it.
 
-        Each sequence holds the parts of one global batch, so that long and short texts need not be padded to one length.
+        Each sequence holds the parts of one global batch, so that long and short texts need not be padded to
+        one length.
         """
         source_summaries = torch.cat([self.compress(inputs) for inputs in sources])
         target_summaries = torch.cat([self.compress(inputs) for inputs in targets])
@@ -163,7 +172,7 @@ class Fwd2Bot(nn.Module):
     @torch.inference_mode()
     def generate(self, summaries: Tensor, inputs: BatchEncoding, **settings: Any) -> Tensor:
         """Pass 2, freely: new token ids (batch, new); `settings` go to transformers' `generate`."""
-        new: Tensor = self.generator.get_base_model().generate(
+        new: Tensor = self.generator.get_base_model().generate(  # type: ignore[operator]
             inputs_embeds=self.pass_two_inputs(summaries, inputs["input_ids"]),
             attention_mask=inputs["attention_mask"],
             **settings,
@@ -173,7 +182,7 @@ class Fwd2Bot(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations of both passes in the backward; gradients stay the same."""
         for tree in (self.compressor, self.generator):
-            tree.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+            tree.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
 
 def pool(summaries: Tensor) -> Tensor:
@@ -188,7 +197,7 @@ def _share_tensors(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
-    language_model = model.model.language_model
+    language_model: nn.Module = model.model.language_model
     kinds = {
         name.rsplit(".", 1)[-1]
         for name, part in language_model.named_modules()
@@ -201,7 +210,7 @@ def _add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel
 
 
 def _language_model(tree: PeftModel) -> nn.Module:
-    model: nn.Module = tree.get_base_model().model.language_model
+    model: nn.Module = tree.get_base_model().model.language_model  # type: ignore[assignment, union-attr]
     return model
 
 

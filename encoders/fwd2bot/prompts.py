@@ -9,8 +9,9 @@ IMAGE_PLACEHOLDER = "<image>"
 class Prompts:
     """Texts around the image, the query and the question; part of the encoder's fingerprint.
 
-    template: wraps a content (the image placeholder or a text) and an instruction, as the LVLM was trained to read them.
-    image: the instruction of pass 1 over an image (Fwd2Bot, section 3). text: the same over a text. caption: pass 2.
+    template: wraps a content (the image placeholder or a text) and an instruction, as the LVLM was trained to
+    read them. image: the instruction of pass 1 over an image (Fwd2Bot, section 3). text: the same over a
+    text. caption: pass 2.
     """
 
     template: str = "USER: {content}\n{instruction} ASSISTANT:"

@@ -1,0 +1,111 @@
+"""Fwd2Bot behind the `Encoder` protocol: PIL and str in, numpy out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+from PIL import Image
+from torch import Tensor
+
+from encoders.base import FloatArray, ImageEmbeddings
+from encoders.fwd2bot.checkpoint import Checkpoint, find_base, load_checkpoint
+from encoders.fwd2bot.inputs import InputBuilder
+from encoders.fwd2bot.model import IGNORED, pool
+
+_TEXTS_AT_ONCE = 128
+_LONGEST_ANSWER = 48  # tokens
+_CHUNK = 1 << 22
+_HASHED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+class Fwd2BotEncoder:
+    """A checkpoint, ready: a `TalkingEncoder`."""
+
+    def __init__(self, name: str, fingerprint: str, checkpoint: Checkpoint) -> None:
+        self.name, self.fingerprint = name, fingerprint
+        self.model = checkpoint.model
+        self.builder = InputBuilder(checkpoint.processor, checkpoint.prompts, self.model.summary_shape[0])
+
+    @classmethod
+    def load(cls, name: str, folder: Path, device: str) -> "Fwd2BotEncoder":
+        """Load a checkpoint folder: float32 on a CPU, bfloat16 on a GPU."""
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        checkpoint = load_checkpoint(folder, device, dtype)
+        backend = type(checkpoint.processor.image_processor).__name__  # backends differ by up to 0.03 a pixel
+        return cls(name, fingerprint_checkpoint(folder, backend), checkpoint)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding: the LLM's width."""
+        return self.model.summary_shape[1]
+
+    @property
+    def summary_shape(self) -> tuple[int, int]:
+        """(k, width)."""
+        return self.model.summary_shape
+
+    @property
+    def image_size(self) -> int:
+        """Shorter side, in pixels, of what the image processor makes."""
+        size = self.builder.processor.image_processor.size
+        return int(size.get("shortest_edge") or min(size["height"], size["width"]))
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """Pass 1 over images; all of them at once."""
+        summaries = self.model.compress(self.builder.images(images).to(self.model.device))
+        return ImageEmbeddings(_to_numpy(pool(summaries)), _to_numpy(summaries))
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Pass 1 over texts."""
+        parts = [
+            _to_numpy(pool(self.model.compress(self.builder.texts(part).to(self.model.device))))
+            for part in (
+                texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)
+            )
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+
+    def caption(self, summaries: FloatArray) -> list[str]:
+        """Pass 2 under the caption prompt."""
+        return self.answer(summaries, self.builder.prompts.caption)
+
+    @torch.inference_mode()
+    def answer(self, summaries: FloatArray, question: str) -> list[str]:
+        """Pass 2, greedily, up to 48 tokens."""
+        inputs = self.builder.questions([question] * len(summaries)).to(self.model.device)
+        ids = self.model.generate(
+            self._to_tensor(summaries), inputs, max_new_tokens=_LONGEST_ANSWER, do_sample=False
+        )
+        answers: list[str] = self.builder.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+    @torch.inference_mode()
+    def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
+        """Mean log-likelihood (nats a token, end included) of texts[i] as the caption of summaries[i]."""
+        inputs, labels = self.builder.answers([self.builder.prompts.caption] * len(texts), texts)
+        labels = labels.to(self.model.device)
+        losses = self.model.token_losses(self._to_tensor(summaries), inputs.to(self.model.device), labels)
+        return _to_numpy(-losses.sum(dim=1) / (labels[:, 1:] != IGNORED).sum(dim=1))
+
+    def _to_tensor(self, summaries: FloatArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(summaries)).to(self.model.device)
+
+
+def fingerprint_checkpoint(folder: Path, backend: str) -> str:
+    """Hash of every file that an embedding depends on, and of the image processor's backend."""
+    digest = xxhash.xxh3_128(backend.encode())
+    folders = [folder, folder / "compress", folder / "generate", find_base(folder)]
+    for path in sorted({path for part in folders for name in _HASHED_FILES for path in part.glob(name)}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _to_numpy(tensor: Tensor) -> FloatArray:
+    return tensor.float().cpu().numpy()

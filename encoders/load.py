@@ -1,0 +1,74 @@
+"""The one place where a name becomes an encoder."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from encoders.base import Encoder, EncoderNotFound
+
+DEFAULT_NAME = "tiny"
+_OPENCLIP = "openclip:"
+
+
+def load_encoder(name: str, device: str = "auto") -> Encoder:
+    """Load "tiny" (embedded), a folder or hub name of a Fwd2Bot checkpoint, or "openclip:ARCH/PRETRAINED".
+
+    device: "cpu", "cuda" or "auto" (a GPU where there is one). Raises EncoderNotFound, EncoderDamaged and
+    MissingDependency.
+    """
+    place = choose_device(device)
+    if name.startswith(_OPENCLIP):
+        from encoders.openclip import OpenClipEncoder
+
+        return OpenClipEncoder.load(name, name.removeprefix(_OPENCLIP), place)
+    folder = find_checkpoint(name)
+    _quieten_transformers()
+    from encoders.fwd2bot.encoder import Fwd2BotEncoder
+
+    return Fwd2BotEncoder.load(name, folder, place)
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of a Fwd2Bot checkpoint, fetched from the hub where it is not on disk."""
+    folder = Path(str(files("encoders.weights"))) if name == DEFAULT_NAME else Path(name).expanduser()
+    if folder.is_dir() or name == DEFAULT_NAME or name.count("/") != 1:
+        return _check_checkpoint(name, folder)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return _check_checkpoint(name, Path(snapshot_download(name)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise EncoderNotFound(
+            f"{name!r} is no folder here, and the hub did not give it ({reason}): check name and network"
+        ) from error
+
+
+def choose_device(device: str) -> str:
+    """Turn "auto" into what there is; raises EncoderNotFound where a GPU is asked for and none is there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise EncoderNotFound(f"There is no device {device!r}: choose auto, cpu or cuda")
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EncoderNotFound(
+            "PyTorch sees no CUDA GPU here: use --device cpu, or install a CUDA build of PyTorch"
+        )
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_checkpoint(name: str, folder: Path) -> Path:
+    if not (folder / "fwd2bot.json").is_file():
+        raise EncoderNotFound(
+            f"{name!r} is no model: give {DEFAULT_NAME!r}, a folder or hub name that holds fwd2bot.json, "
+            f"or {_OPENCLIP}ARCH/PRETRAINED"
+        )
+    return folder
+
+
+def _quieten_transformers() -> None:
+    # Its notes on missing torchvision and its progress bars would drown the command's own lines on stderr.
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,84 @@
+"""Any open_clip model behind the `Encoder` protocol: the baseline, which keeps a vector and cannot talk."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from PIL import Image
+
+from encoders.base import EncoderNotFound, FloatArray, ImageEmbeddings, MissingDependency
+
+_TEXTS_AT_ONCE = 256
+
+
+class OpenClipEncoder:
+    """One of `open_clip.list_pretrained()`, named ARCH/PRETRAINED."""
+
+    summary_shape: tuple[int, int] | None = None
+
+    def __init__(
+        self, name: str, model: torch.nn.Module, preprocess: Any, tokenizer: Any, device: str
+    ) -> None:
+        self.name, self.device = name, device
+        self.model: Any = model.to(device).eval()
+        self.preprocess, self.tokenizer = preprocess, tokenizer
+        self.fingerprint = _fingerprint(model, repr(preprocess))
+
+    @classmethod
+    def load(cls, name: str, model_name: str, device: str) -> "OpenClipEncoder":
+        """Load "ARCH/PRETRAINED"; raises MissingDependency or, for an unknown name, EncoderNotFound."""
+        try:
+            import open_clip
+        except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises RuntimeError
+            remedy = 'pip install "fwd2bot[openclip]"'
+            raise MissingDependency(
+                f"{name} needs open_clip, which does not import ({error}): {remedy}"
+            ) from error
+        architecture, _, pretrained = model_name.partition("/")
+        if (architecture, pretrained) not in open_clip.list_pretrained():
+            known = [f"{each}/{tag}" for each, tag in open_clip.list_pretrained() if each == architecture]
+            there = f"it has {', '.join(known)}" if known else "open_clip.list_pretrained() lists what it has"
+            raise EncoderNotFound(f"open_clip has no {model_name!r}: {there}")
+        model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
+        return cls(name, model, preprocess, open_clip.get_tokenizer(architecture), device)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.encode_texts(["a"]).shape[1])
+
+    @property
+    def image_size(self) -> int:
+        """Shorter side, in pixels, of what the vision tower reads."""
+        size = self.model.visual.image_size
+        return int(size if isinstance(size, int) else min(size))
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """Embed RGB images, all of them at once."""
+        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)
+        return ImageEmbeddings(_to_numpy(self.model.encode_image(pixels, normalize=True)), None)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embed texts in batches."""
+        parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
+        rows = [
+            self.model.encode_text(self.tokenizer(list(part)).to(self.device), normalize=True)
+            for part in parts
+        ]
+        return np.concatenate([_to_numpy(row) for row in rows])
+
+
+def _fingerprint(model: torch.nn.Module, preprocess: str) -> str:
+    digest = xxhash.xxh3_128(preprocess.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _to_numpy(tensor: torch.Tensor) -> FloatArray:
+    return tensor.float().cpu().numpy()
