@@ -78,12 +78,17 @@ class InputBuilder:
         return self._tokenize(before + image_token * self.summary_count + after)
 
     def _answer(self, answer: str) -> list[int]:
-        ids = self.tokenizer(" " + answer.strip(), add_special_tokens=False)["input_ids"]
-        return [*ids[: self.longest_text], self.tokenizer.eos_token_id]
+        return [*self._cut(" " + answer.strip()), self.tokenizer.eos_token_id]
 
     def _shorten(self, text: str) -> str:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return text if len(ids) <= self.longest_text else str(self.tokenizer.decode(ids[: self.longest_text]))
+        ids = self._cut(text)
+        return text if len(ids) < self.longest_text else str(self.tokenizer.decode(ids))
+
+    def _cut(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(
+            text, add_special_tokens=False, truncation=True, max_length=self.longest_text
+        )["input_ids"]
+        return ids
 
     def _tokenize(self, prompt: str) -> list[int]:
         ids: list[int] = self.tokenizer(prompt)["input_ids"]
