@@ -13,7 +13,8 @@ Fwd2BotError
 │   ├── IndexLocked        another process is writing
 │   └── NothingToIndex     a folder that is not there or holds no image
 ├── QueryError             a query without words, an image the index does not know
-└── DatasetError           an annotation file or split that cannot be used
+├── DatasetError           an annotation file, split or setting that cannot be used
+└── TrainingDiverged       a loss that is no longer finite
 """
 
 from collections.abc import Sequence
@@ -79,7 +80,11 @@ class QueryError(Fwd2BotError):
 
 
 class DatasetError(Fwd2BotError):
-    """An annotation file or a split that cannot be used."""
+    """An annotation file, a split or a setting that cannot be used."""
+
+
+class TrainingDiverged(Fwd2BotError):
+    """A loss that is no longer finite."""
 
 
 class ImageEmbeddings(NamedTuple):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
 from benchmarks.datasets import read_caption_groups, read_karpathy
-from encoders.base import Fwd2BotError
+from encoders.base import Fwd2BotError, TrainingDiverged
 from encoders.fwd2bot.checkpoint import Checkpoint, save_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Fwd2Bot, pool
@@ -66,8 +66,9 @@ class Trainer:
         )
         loss = settings.contrastive_weight * contrastive + settings.answer_weight * output.answer_loss
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {float(loss)} at step {self.step}, with source ids {batch.source_ids.tolist()}"
+            raise TrainingDiverged(
+                f"the loss is {loss.item()} at step {self.step}, with source ids {batch.source_ids.tolist()}: "
+                "look at these, or lower the learning rate"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -65,7 +65,7 @@ def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float3
         lvlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, use_safetensors=True)
         processor = AutoProcessor.from_pretrained(base)
         tokens = load_file(folder / _TOKENS_FILE)["summary_tokens"]
-        model = Fwd2Bot(lvlm, tokens.shape[0], _read_adapter_settings(folder / "compress"))
+        model = Fwd2Bot(lvlm, tokens.shape[0], _read_adapter_settings(folder))
         model.summary_tokens.data.copy_(tokens)
         for name, tree in _adapters(model).items():
             _load_adapter(tree, folder / name)
@@ -100,8 +100,10 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _read_adapter_settings(folder: Path) -> AdapterSettings:
-    config = PeftConfig.from_pretrained(str(folder))
-    return AdapterSettings(rank=config.r, alpha=config.lora_alpha)
+    one, other = (PeftConfig.from_pretrained(str(folder / name)) for name in ("compress", "generate"))
+    if (one.r, one.lora_alpha) != (other.r, other.lora_alpha):
+        raise EncoderDamaged(f"The two adapters of {folder} differ in rank or alpha: fetch or train it again")
+    return AdapterSettings(rank=one.r, alpha=one.lora_alpha)
 
 
 def _load_adapter(tree: PeftModel, folder: Path) -> None:

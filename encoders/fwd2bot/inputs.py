@@ -85,10 +85,9 @@ class InputBuilder:
         return text if len(ids) < self.longest_text else str(self.tokenizer.decode(ids))
 
     def _cut(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(
-            text, add_special_tokens=False, truncation=True, max_length=self.longest_text
-        )["input_ids"]
-        return ids
+        # Asked to truncate, the tokenizer would keep that setting, and save it. verbose: no warning of the length.
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids[: self.longest_text]
 
     def _tokenize(self, prompt: str) -> list[int]:
         ids: list[int] = self.tokenizer(prompt)["input_ids"]
