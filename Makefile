@@ -26,7 +26,7 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/mypy
 
 benchmark: $(INSTALLED) ## measure on drawn scenes; FAST=1 for a quick look
-	$(BIN)/python -m benchmarks.scenes --out $(RESULTS)/scenes --count $(SCENES) --seed 1
+	$(BIN)/python -m benchmarks.scenes --out $(RESULTS)/scenes --count $(SCENES) --seed 2
 	$(BIN)/python -m benchmarks.text_to_image --dataset $(RESULTS)/scenes/dataset_scenes.json \
 		--images $(RESULTS)/scenes --json $(RESULTS)/text_to_image.json --force
 	$(BIN)/python -m benchmarks.compositionality --count $(SCENES) --json $(RESULTS)/compositionality.json --force

@@ -1,6 +1,6 @@
 """Whether words are bound to the right things: rendered scenes, found by captions and told from false ones.
 
-    python -m benchmarks.compositionality --count 1000 --seed 1 --json out.json
+    python -m benchmarks.compositionality --count 1000 --seed 2 --json out.json
 
 Recall counts only captions that are true of one scene of the gallery and of no other. A negative changes one
 thing in the true caption and is false for certain; it is told from the true one where the true one scores
@@ -145,7 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Binding of attributes and relations, on rendered scenes."""
     parser = make_parser(_MODULE, main.__doc__)
     parser.add_argument("--count", type=int, default=1000, help="scenes in the gallery")
-    parser.add_argument("--seed", type=int, default=1, help="the series of scenes")
+    parser.add_argument(
+        "--seed", type=int, default=2, help="the series of scenes; the embedded model learned from series 1"
+    )
     options = parser.parse_args(arguments)
 
     def measure() -> None:

@@ -1,4 +1,4 @@
-"""What the tests share: an encoder without weights that sees colours, and a gallery drawn for it."""
+"""What the tests share: an encoder without weights that sees colours, a gallery drawn for it, its index."""
 
 import sys
 import types
@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner, Result
 
-from encoders.base import FloatArray, ImageEmbeddings
+from encoders.base import Encoder, FloatArray, ImageEmbeddings
+from indexer.build import BuildSettings, BuildSummary, SilentObserver, build_index
+from indexer.table import EmbeddingTable
+from retrieval import cli
 
 PALETTE = {
     "red": (255, 0, 0),
@@ -107,3 +111,51 @@ def installed_encoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeEncoder]
         monkeypatch.setitem(sys.modules, "encoders.load", module)
 
     return install
+
+
+class Witness(SilentObserver):
+    """Remembers what was skipped and how far the run got."""
+
+    def __init__(self) -> None:
+        self.skipped: dict[str, str] = {}
+        self.total = self.done = 0
+
+    def begin(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+    def skip(self, path: str, reason: str) -> None:
+        self.skipped[path] = reason
+
+
+def build(root: Path, encoder: Encoder, **changes: object) -> BuildSummary:
+    return build_index(root, root / ".fwd2bot", encoder, BuildSettings(workers=2, batch_size=3, **changes))
+
+
+def open_table(root: Path) -> EmbeddingTable:
+    return EmbeddingTable.open(root / ".fwd2bot")
+
+
+@pytest.fixture
+def here(
+    gallery: Path,
+    encoder: FakeEncoder,
+    installed_encoder: Callable[[FakeEncoder], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """The gallery, not yet indexed, as the current folder."""
+    installed_encoder(encoder)
+    monkeypatch.chdir(gallery)
+    return gallery
+
+
+@pytest.fixture
+def indexed(here: Path) -> Path:
+    assert run("index", ".").exit_code == 0
+    return here
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)

@@ -1,4 +1,4 @@
-"""A checkpoint folder comes back as it was saved, and one that cannot be trusted is refused in one sentence."""
+"""A checkpoint folder comes back as it was saved; one that cannot be trusted is refused in a sentence."""
 
 import json
 import shutil
@@ -84,7 +84,9 @@ def test_weights_kept_in_half_precision_move_an_embedding_by_little(
     assert load_file(tmp_path / "base" / "model.safetensors")["lm_head.weight"].dtype == torch.float16
     inputs = make_builder().images(make_pictures())
     with torch.no_grad():
-        half, full = (pool(each.model.compress(inputs)) for each in (load_checkpoint(tmp_path, "cpu"), checkpoint))
+        half, full = (
+            pool(each.model.compress(inputs)) for each in (load_checkpoint(tmp_path, "cpu"), checkpoint)
+        )
     assert (half * full).sum(dim=1).min() > 0.9999
 
 
@@ -104,7 +106,9 @@ def test_an_encoder_returns_what_the_protocol_says(encoder: Fwd2BotEncoder) -> N
 
 def test_many_texts_are_embedded_as_they_are_alone(encoder: Fwd2BotEncoder) -> None:
     texts = [f"dog {number}" for number in range(300)]
-    np.testing.assert_allclose(encoder.encode_texts(texts)[299], encoder.encode_texts([texts[299]])[0], atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.encode_texts(texts)[299], encoder.encode_texts([texts[299]])[0], atol=1e-5
+    )
 
 
 def test_match_is_the_mean_log_likelihood_of_the_caption(encoder: Fwd2BotEncoder) -> None:

@@ -23,7 +23,7 @@ QUESTION = "What is it?"
 
 
 def make_llava(builder: InputBuilder, vision: str) -> PreTrainedModel:
-    """Stock LLaVA with a CLIP tower (its own class token dropped) or a Swin tower: 4 image tokens of 2 x 2."""
+    """Stock LLaVA with a CLIP tower (less its class token) or a Swin tower: 4 image tokens."""
     text = LlamaConfig(
         vocab_size=len(builder.tokenizer),
         hidden_size=32,
@@ -33,7 +33,12 @@ def make_llava(builder: InputBuilder, vision: str) -> PreTrainedModel:
     )
     towers = {
         "clip": CLIPVisionConfig(
-            image_size=16, patch_size=8, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+            image_size=16,
+            patch_size=8,
+            hidden_size=24,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
         ),
         "swin": SwinConfig(
             image_size=16, patch_size=4, embed_dim=12, depths=[1, 1], num_heads=[1, 2], window_size=2
@@ -150,7 +155,9 @@ def test_a_text_alone_equals_its_row_in_a_padded_batch(model: Fwd2Bot, builder: 
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-def test_an_answers_loss_alone_equals_its_row_in_a_padded_batch(model: Fwd2Bot, builder: InputBuilder) -> None:
+def test_an_answers_loss_alone_equals_its_row_in_a_padded_batch(
+    model: Fwd2Bot, builder: InputBuilder
+) -> None:
     answers = ["snow", "two green cats on grass under a very blue sky", "a dog"]
     summaries = torch.randn(3, *model.summary_shape)
     with torch.no_grad():

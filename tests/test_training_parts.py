@@ -1,4 +1,4 @@
-"""The parts of a training run: losses against their naive definitions, views, settings, and what a step reads."""
+"""Parts of a training run: losses against their naive definitions, views, settings, what a step reads."""
 
 import math
 from pathlib import Path
@@ -63,7 +63,9 @@ def test_a_hard_negative_repels_its_source_and_asks_for_no_match() -> None:
     sources, targets, false = unit_rows(3, 1), unit_rows(3, 2), unit_rows(1, 3)
     loss = ContrastiveLoss(temperature=1.0)
     ids = torch.arange(3)
-    with_false = loss(sources, torch.cat([targets, false]), ids, torch.cat([ids, torch.tensor([HARD_NEGATIVE])]))
+    with_false = loss(
+        sources, torch.cat([targets, false]), ids, torch.cat([ids, torch.tensor([HARD_NEGATIVE])])
+    )
     logits = sources @ torch.cat([targets, false]).T
     forth = torch.nn.functional.cross_entropy(logits, ids)
     back = torch.nn.functional.cross_entropy(logits[:, :3].T, ids)
@@ -83,7 +85,6 @@ def test_a_whole_crop_is_the_picture_and_mirrored_its_mirror() -> None:
     pictures = torch.rand(2, 3, 12, 12)
     whole = torch.tensor([False, True])
 
-
     views = crop_randomly(pictures, 12, 1.0, whole, torch.Generator().manual_seed(0))
     assert views.shape == (2, 3, 12, 12)
     # The aspect ratio still varies a little, so the middle rows agree and not every pixel.
@@ -96,7 +97,8 @@ def test_a_crop_shows_at_least_the_asked_share() -> None:
     down = ramp.transpose(2, 3)
     mirror = torch.zeros(200, dtype=torch.bool)
     widths, heights = (
-        crop_randomly(pictures, 32, 0.5, mirror, torch.Generator().manual_seed(4)) for pictures in (ramp, down)
+        crop_randomly(pictures, 32, 0.5, mirror, torch.Generator().manual_seed(4))
+        for pictures in (ramp, down)
     )
     width = widths[:, 0, 0, -1] - widths[:, 0, 0, 0]
     height = heights[:, 0, -1, 0] - heights[:, 0, 0, 0]
@@ -108,7 +110,7 @@ def test_a_crop_shows_at_least_the_asked_share() -> None:
 def test_colours_move_within_bounds_and_grey_stays_grey() -> None:
     pictures = torch.rand(50, 3, 8, 8)
     jittered = jitter_colours(pictures, 0.4, torch.Generator().manual_seed(0))
-    assert 0 <= jittered.min() and jittered.max() <= 1
+    assert jittered.min() >= 0 and jittered.max() <= 1
     assert not torch.allclose(jittered, pictures)
     grey = torch.rand(50, 1, 8, 8).expand(-1, 3, -1, -1)
     still_grey = jitter_colours(grey, 0.4, torch.Generator().manual_seed(0))

@@ -83,7 +83,9 @@ def test_a_run_that_was_stopped_ends_as_the_run_that_was_not(
         patch.setattr(Trainer, "train_step", stop_at_three)
         train(settings, data, tmp_path / "stopped")
     train(settings, data, tmp_path / "stopped")
-    whole, stopped = (torch.load(tmp_path / run / "state.pt", weights_only=True) for run in ("whole", "stopped"))
+    whole, stopped = (
+        torch.load(tmp_path / run / "state.pt", weights_only=True) for run in ("whole", "stopped")
+    )
     assert whole["step"] == stopped["step"] == 6
     for name, value in whole["model"].items():
         assert torch.equal(stopped["model"][name], value), name
@@ -110,7 +112,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
         train(make_settings(3), data, tmp_path)
 
 
-def test_missing_data_is_one_line_and_exit_code_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_is_one_line_and_exit_code_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(CONFIG), "--data", str(tmp_path), "--run", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1

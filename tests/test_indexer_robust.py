@@ -1,0 +1,150 @@
+"""What a run survives: other writers, kills, folders it may not read; and what others can read of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import faiss
+import pytest
+
+from encoders.base import (
+    IndexLocked,
+    MissingDependency,
+)
+from indexer import faiss_index, writer
+from indexer.build import BuildSummary, build_index
+from indexer.images import ImageFile, Photo
+from indexer.lock import lock_index
+from indexer.manifest import read_manifest
+from indexer.table import read_known_files
+from tests.conftest import PALETTE, FakeEncoder, Witness, build, open_table, paint
+
+
+def test_two_writers_cannot_work_at_once(gallery: Path, encoder: FakeEncoder) -> None:
+    with (
+        lock_index(gallery / ".fwd2bot"),
+        pytest.raises(IndexLocked, match=f"process {os.getpid()} on .* since"),
+    ):
+        build(gallery, encoder)
+    assert build(gallery, encoder).indexed == 8
+
+
+def test_a_missing_faiss_is_said_before_anything_is_embedded(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss_index, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match=r'pip install "fwd2bot\[cpu\]"'):
+        build(gallery, encoder)
+    assert encoder.embedded == 0
+
+
+def test_many_small_runs_leave_one_part(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "ROWS_PER_COMMIT", 2)
+    build(gallery, encoder)
+    for number in range(3):
+        paint(gallery / f"new{number}.png", "red")
+        build(gallery, encoder)
+    manifest = read_manifest(gallery / ".fwd2bot")
+    assert [part.rows for part in manifest.parts] == [11]
+    table = open_table(gallery)
+    assert len(table) == 11
+    assert (
+        table.read_summaries(table.ids.tolist()).mean(axis=1).argmax(axis=1) == table.vectors.argmax(axis=1)
+    ).all()
+
+
+def test_plain_libraries_open_the_files(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    import pyarrow.parquet as pq
+
+    (part,) = (gallery / ".fwd2bot/parts").iterdir()
+    rows = pq.read_table(part).to_pylist()
+    assert len(rows) == 8 and rows[0]["status"] == "ok" and len(rows[0]["embedding"]) == 8
+    metadata = pq.read_schema(part).metadata
+    assert metadata[b"fingerprint"] == b"fake-1" and metadata[b"k"] == b"4"
+    (file,) = (gallery / ".fwd2bot").glob("*.faiss")
+    index = faiss.read_index(str(file))
+    found = index.search(encoder.encode_texts(["red"]), 1)[1]
+    assert rows[int(found[0, 0])]["path"] == "red.png"
+
+
+def test_an_unlisted_folder_is_reported_and_what_it_held_is_kept(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(gallery, encoder)
+    scandir = os.scandir
+
+    def refuse(path: os.PathLike[str]) -> object:
+        if Path(path).name == "below":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    witness = Witness()
+    summary = build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness)
+    assert witness.skipped == {"below": "Permission denied"}
+    assert summary.removed == 0 and len(open_table(gallery)) == 8
+
+
+SLOW_RUN = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from tests.conftest import FakeEncoder
+from indexer import writer
+from indexer.build import BuildSettings, build_index
+writer.ROWS_PER_COMMIT = 4
+
+class Slow(FakeEncoder):
+    def encode_images(self, images):
+        time.sleep(0.1)
+        return super().encode_images(images)
+
+root = Path(sys.argv[2])
+build_index(root, root / ".fwd2bot", Slow(), BuildSettings(batch_size=4, workers=1))
+"""
+
+
+def test_a_killed_run_loses_at_most_the_batch_in_hand(tmp_path: Path, encoder: FakeEncoder) -> None:
+    root, here = tmp_path / "photos", Path(__file__).parents[1]
+    for number in range(60):
+        paint(root / f"{number:02d}.png", list(PALETTE)[number % 8])
+    run = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(here), str(root)])
+    index_dir = root / ".fwd2bot"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and len(list(index_dir.glob("parts/*.parquet"))) < 3:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    committed = len(read_known_files(index_dir, read_manifest(index_dir)))
+    on_disk = 4 * len(list(index_dir.glob("parts/*.parquet")))
+    assert 8 <= committed < 60 and on_disk - committed <= 4
+    (index_dir / "parts/part-000099.parquet.tmp").write_bytes(b"half a part")
+    summary = build(root, encoder)
+    assert summary == BuildSummary(60 - committed, committed, 0, 0)
+    assert encoder.embedded == 60 - committed
+    table = open_table(root)
+    assert table.paths == sorted(table.paths) and len(set(table.paths)) == 60
+    build(root, encoder)
+    names = {path.name for path in (index_dir / "parts").iterdir()}
+    assert names == {part["name"] for part in json.loads((index_dir / "manifest.json").read_text())["parts"]}
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again_by_the_next_run(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(root: Path, file: ImageFile, **_: float) -> Photo:
+        return Photo(file, error="Permission denied", unread=True)
+
+    build(gallery, encoder)
+    paint(gallery / "secret.png", "red")
+    with monkeypatch.context() as patch:
+        patch.setattr("indexer.build.read_photo", refuse)
+        assert build(gallery, encoder) == BuildSummary(0, 8, 0, 1)
+    assert build(gallery, encoder) == BuildSummary(1, 8, 0, 0)

@@ -1,0 +1,75 @@
+"""The command as a process of its own: signals, closed pipes, and what it imports."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import Result
+
+from tests.conftest import FakeEncoder, run
+
+Install = Callable[[FakeEncoder], None]
+Type = Callable[..., Result]
+ROOT = Path(__file__).parents[1]
+
+
+COMMAND = """
+import sys, types, time
+sys.path.insert(0, {root!r})
+from tests.conftest import FakeEncoder
+class Encoder(FakeEncoder):
+    def encode_images(self, images):
+        time.sleep({delay})
+        return super().encode_images(images)
+module = types.ModuleType("encoders.load")
+module.load_encoder = lambda name, device="auto": Encoder()
+sys.modules["encoders.load"] = module
+from retrieval.cli import main
+main()
+"""
+
+
+def start(folder: Path, *arguments: str, delay: float = 0.0) -> "subprocess.Popen[bytes]":
+    script = COMMAND.format(root=str(ROOT), delay=delay)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_a_reader_that_leaves_early_is_no_error(indexed: Path) -> None:
+    process = start(indexed, "search", "red")
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_an_interrupted_run_ends_quietly_and_can_be_taken_up(here: Path) -> None:
+    process = start(here, "index", ".", "--batch-size", "1", delay=0.3)
+    while not (here / ".fwd2bot/lock-holder.json").exists():
+        time.sleep(0.02)
+    second = start(here, "index", ".")
+    _, complaint = second.communicate()
+    assert (
+        second.returncode == 1 and b"is being written by process" in complaint and complaint.count(b"\n") == 1
+    )
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130 and b"Traceback" not in err
+    assert run("index", ".").exit_code == 0
+    assert len(run("search", "red").stdout.splitlines()) == 8
+
+
+def test_a_search_imports_nothing_heavy_but_the_model(indexed: Path) -> None:
+    script = COMMAND.format(root=str(ROOT), delay=0).replace(
+        "main()\n",
+        "import atexit\natexit.register(lambda: print({'torch', 'tqdm'} & set(sys.modules)))\nmain()\n",
+    )
+    command = [sys.executable, "-c", script, "search", "red", "-k", "1"]
+    result = subprocess.run(command, cwd=indexed, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[1:] == ["set()"]
