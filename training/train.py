@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
 from benchmarks.datasets import read_caption_groups, read_karpathy
+from benchmarks.scenes import describe_scene, make_scene, questions
 from encoders.base import Fwd2BotError, TrainingDiverged
 from encoders.fwd2bot.checkpoint import Checkpoint, save_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
@@ -33,6 +35,7 @@ from training.validate import Validation
 _LOG_SECONDS = 10
 _STATE_FILE = "state.pt"
 _PHOTO_SIDE = 144
+_TOKENIZER_SCENES = 3000
 
 
 class Trainer:
@@ -67,8 +70,8 @@ class Trainer:
         loss = settings.contrastive_weight * contrastive + settings.answer_weight * output.answer_loss
         if not torch.isfinite(loss):
             raise TrainingDiverged(
-                f"the loss is {loss.item()} at step {self.step}, with source ids {batch.source_ids.tolist()}: "
-                "look at these, or lower the learning rate"
+                f"the loss is {loss.item()} at step {self.step}, where the source ids are "
+                f"{batch.source_ids.tolist()}: look at these, or lower the learning rate"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -176,13 +179,9 @@ def _load_steps(dataset: StepDataset, start: int) -> Iterator[Step]:
 
 def _tokenizer_texts(captions: Sequence[str], settings: TrainingSettings) -> Iterator[str]:
     """Captions, with the prompts and the scenes' own words often enough to become tokens of their own."""
-    from random import Random
-
-    from benchmarks.scenes import describe_scene, make_scene, questions
-
     yield from captions
     prompts = settings.prompts
-    for index in range(3000):
+    for index in range(_TOKENIZER_SCENES):
         scene = make_scene(settings.seed, index)
         yield from describe_scene(scene, Random(index))
         yield from (f"{question} {answer}" for question, answer in questions(scene))

@@ -85,7 +85,7 @@ class InputBuilder:
         return text if len(ids) < self.longest_text else str(self.tokenizer.decode(ids))
 
     def _cut(self, text: str) -> list[int]:
-        # Asked to truncate, the tokenizer would keep that setting, and save it. verbose: no warning of the length.
+        # Asked to truncate, the tokenizer would keep that setting, and save it.
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids[: self.longest_text]
 
