@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.datasets import CaptionedImage, keep_present, parse_karpathy
-from encoders.base import Encoder, Fwd2BotError
+from encoders.base import DEFAULT_ENCODER, Encoder, Fwd2BotError
 
 _VERSIONED = ("fwd2bot", "torch", "transformers", "numpy", "pillow", "faiss-cpu", "faiss-gpu")
 
@@ -22,7 +22,9 @@ _VERSIONED = ("fwd2bot", "torch", "transformers", "numpy", "pillow", "faiss-cpu"
 def make_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """A parser with the options all benchmarks have."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--model", default="tiny", help="as in `fwd2bot index --model` (default: tiny)")
+    parser.add_argument(
+        "--model", default=DEFAULT_ENCODER, help="as in `fwd2bot index --model` (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
     parser.add_argument("--force", action="store_true", help="replace a result file that is already there")

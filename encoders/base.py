@@ -26,6 +26,8 @@ from PIL import Image
 
 FloatArray = NDArray[np.float32]
 
+DEFAULT_ENCODER = "tiny"  # the model that comes with the package
+
 
 class Fwd2BotError(Exception):
     """Base of all errors that the command line prints as one sentence."""

@@ -3,9 +3,8 @@
 from importlib.resources import files
 from pathlib import Path
 
-from encoders.base import Encoder, EncoderNotFound
+from encoders.base import DEFAULT_ENCODER, Encoder, EncoderNotFound
 
-DEFAULT_NAME = "tiny"
 _OPENCLIP = "openclip:"
 
 
@@ -29,8 +28,8 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
 
 def find_checkpoint(name: str) -> Path:
     """The folder of a Fwd2Bot checkpoint, fetched from the hub where it is not on disk."""
-    folder = Path(str(files("encoders.weights"))) if name == DEFAULT_NAME else Path(name).expanduser()
-    if folder.is_dir() or name == DEFAULT_NAME or name.count("/") != 1:
+    folder = Path(str(files("encoders.weights"))) if name == DEFAULT_ENCODER else Path(name).expanduser()
+    if folder.is_dir() or name == DEFAULT_ENCODER or name.count("/") != 1:
         return _check_checkpoint(name, folder)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -60,7 +59,7 @@ def choose_device(device: str) -> str:
 def _check_checkpoint(name: str, folder: Path) -> Path:
     if not (folder / "fwd2bot.json").is_file():
         raise EncoderNotFound(
-            f"{name!r} is no model: give {DEFAULT_NAME!r}, a folder or hub name that holds fwd2bot.json, "
+            f"{name!r} is no model: give {DEFAULT_ENCODER!r}, a folder or hub name that holds fwd2bot.json, "
             f"or {_OPENCLIP}ARCH/PRETRAINED"
         )
     return folder

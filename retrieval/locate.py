@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from encoders.base import IndexDamaged, IndexNotFound
+from encoders.base import DEFAULT_ENCODER, IndexDamaged, IndexNotFound
 from indexer.manifest import MANIFEST_NAME, read_manifest
 
 INDEX_FOLDER = ".fwd2bot"
-DEFAULT_MODEL = "tiny"
 
 
 def find_index(start: Path, given: Path | None = None) -> Path:
@@ -31,13 +30,13 @@ def choose_model(index_dir: Path, given: str | None, rebuild: bool) -> str:
     the manifest cannot be read, unless it is about to be rebuilt.
     """
     if given is not None:
-        is_folder = given != DEFAULT_MODEL and Path(given).expanduser().is_dir()
+        is_folder = given != DEFAULT_ENCODER and Path(given).expanduser().is_dir()
         return str(Path(given).expanduser().resolve()) if is_folder else given
     try:
         return read_manifest(index_dir).encoder.name
     except IndexNotFound:
-        return DEFAULT_MODEL
+        return DEFAULT_ENCODER
     except IndexDamaged:
         if not rebuild:
             raise
-        return DEFAULT_MODEL
+        return DEFAULT_ENCODER
