@@ -93,9 +93,9 @@ def test_a_run_that_was_stopped_ends_as_the_run_that_was_not(
 
 
 def test_a_run_learns_and_leaves_a_model_that_can_be_loaded(data: Path, tmp_path: Path) -> None:
-    train(make_settings(60), data, tmp_path)
+    train(make_settings(40), data, tmp_path)
     validations = [line for line in read_log(tmp_path) if "caption_cross_entropy" in line]
-    assert validations[-1]["caption_cross_entropy"] < validations[0]["caption_cross_entropy"] - 1
+    assert validations[-1]["caption_cross_entropy"] < validations[0]["caption_cross_entropy"] - 0.3
     encoder = Fwd2BotEncoder.load("new", tmp_path / "model", "cpu")
     assert encoder.summary_shape == (2, LVLM.width)
     summaries = encoder.encode_images([Image.new("RGB", (30, 30), "red")]).summaries

@@ -25,10 +25,10 @@ class ContrastiveLoss(nn.Module):
         return 1 / self._scale().item()
 
     def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
-        """Mean of both directions over unit rows (s, width), (t, width); hard negatives repel sources."""
+        """Mean of both directions over unit rows (s, width), (t, width); targets without a source repel."""
         logits = self._scale() * sources @ targets.T  # (s, t)
         positives = source_ids[:, None] == target_ids[None, :]
-        matched = target_ids != HARD_NEGATIVE
+        matched = positives.any(dim=0)
         forth = _cross_entropy(logits, positives)
         back = _cross_entropy(logits[:, matched].T, positives[:, matched].T)
         return (forth + back) / 2

@@ -70,12 +70,17 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """One run. contrastive_weight and answer_weight are c and a of the joint loss."""
+    """One run. contrastive_weight and answer_weight are c and a of the joint loss.
+
+    feature_weight: of a contrastive loss on the mean image features, a short way for gradients to a vision
+    tower that starts from nothing (deep supervision); 0 for a pretrained one, and in the paper.
+    """
 
     seed: int
     summary_tokens: int
     contrastive_weight: float
     answer_weight: float
+    feature_weight: float
     validate_every: int
     checkpoint_seconds: float
     data: DataSettings

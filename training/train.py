@@ -17,6 +17,7 @@ from random import Random
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
@@ -64,10 +65,13 @@ class Trainer:
         self.model.train()
         with torch.autocast(self.model.device.type, torch.bfloat16):
             output = self.model(batch.sources, batch.targets, batch.answers)
-        contrastive = self.contrastive(
-            pool(output.sources), pool(output.targets), batch.source_ids, batch.target_ids
-        )
+        targets, ids = pool(output.targets), batch.source_ids
+        contrastive = self.contrastive(pool(output.sources), targets, ids, batch.target_ids)
         loss = settings.contrastive_weight * contrastive + settings.answer_weight * output.answer_loss
+        if settings.feature_weight and len(output.images):
+            features = normalize(output.images.float(), dim=-1)
+            matched = self.contrastive(features, targets, ids[: len(features)], batch.target_ids)
+            loss = loss + settings.feature_weight * matched
         if not torch.isfinite(loss):
             raise TrainingDiverged(
                 f"the loss is {loss.item()} at step {self.step}, where the source ids are "

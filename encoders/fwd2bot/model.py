@@ -44,12 +44,13 @@ class Answers(NamedTuple):
 class JointOutput(NamedTuple):
     """What one training forward returns, over all parts of the step.
 
-    sources, targets: (rows, k, width) summaries. answer_loss: scalar, mean cross-entropy (nats a token)
-    after pass 2.
+    sources, targets: (rows, k, width) summaries. images: (images, width), the mean of each image's H_v.
+    answer_loss: scalar, mean cross-entropy (nats a token) after pass 2.
     """
 
     sources: Tensor
     targets: Tensor
+    images: Tensor
     answer_loss: Tensor
 
 
@@ -86,9 +87,12 @@ class Fwd2Bot(nn.Module):
 
     def compress(self, inputs: BatchEncoding) -> Tensor:
         """Pass 1 over left-padded prompts, with images where there are pixels: H_c, (batch, k, width)."""
+        features = self.image_features(inputs) if "pixel_values" in inputs else None
+        return self._compress(inputs, features)
+
+    def _compress(self, inputs: BatchEncoding, features: Tensor | None) -> Tensor:
         embeddings = self._embed(inputs["input_ids"])  # (batch, length, width)
-        if "pixel_values" in inputs:
-            features = self.image_features(inputs)
+        if features is not None:
             embeddings = self.place(features, inputs["input_ids"], embeddings)
         return self._read_summaries(embeddings, inputs["attention_mask"])
 
@@ -159,16 +163,28 @@ class Fwd2Bot(nn.Module):
         """Both passes of one training step, in one forward, as DDP wants it.
 
         Each sequence holds the parts of one global batch, so that long and short texts need not be padded to
-        one length.
+        one length. Sources with images come first.
         """
-        source_summaries = torch.cat([self.compress(inputs) for inputs in sources])
+        features = [self.image_features(inputs) for inputs in sources if "pixel_values" in inputs]
+        images = [self._average(part, inputs) for part, inputs in zip(features, sources, strict=False)]
+        padded = [*features, *([None] * (len(sources) - len(features)))]
+        source_summaries = torch.cat([self._compress(*pair) for pair in zip(sources, padded, strict=True)])
         target_summaries = torch.cat([self.compress(inputs) for inputs in targets])
         losses = [
             self.token_losses(source_summaries[part.sources], part.inputs, part.labels) for part in answers
         ]
         tokens = sum(int((part.labels[:, 1:] != IGNORED).sum()) for part in answers)
         answer_loss = torch.stack([part.sum() for part in losses]).sum() / max(tokens, 1)
-        return JointOutput(source_summaries, target_summaries, answer_loss)
+        width = source_summaries.shape[-1]
+        means = torch.cat(images) if images else source_summaries.new_empty(0, width)
+        return JointOutput(source_summaries, target_summaries, means, answer_loss)
+
+    def _average(self, features: Tensor, inputs: BatchEncoding) -> Tensor:
+        """Mean of each image's features, however many it has: (images, width)."""
+        places = inputs["input_ids"] == self.lvlm.config.image_token_id
+        rows = places.nonzero()[:, 0]  # which image each feature belongs to
+        sums = features.new_zeros(len(places), features.shape[1]).index_add(0, rows, features)
+        return sums / places.sum(dim=1, keepdim=True)
 
     @torch.inference_mode()
     def generate(self, summaries: Tensor, inputs: BatchEncoding, **settings: Any) -> Tensor:
