@@ -9,10 +9,10 @@ RESULTS := runs/benchmark
 SCENES := $(if $(FAST),100,1000)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint benchmark clean
+.PHONY: help demo test test-openclip lint benchmark clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## draw a gallery, search it, and ask a deleted image a question
 	$(BIN)/python -m benchmarks.demo
@@ -34,8 +34,13 @@ benchmark: $(INSTALLED) ## measure on drawn scenes; FAST=1 for a quick look
 		--images $(RESULTS)/scenes --json $(RESULTS)/generation.json --force
 	$(BIN)/python -m benchmarks.speed --images $(RESULTS)/scenes --json $(RESULTS)/speed.json --force
 
+test-openclip: ## the tests of the extra [openclip], in an environment of their own
+	$(MAKE) VENV=.venv-openclip .venv-openclip/.installed
+	.venv-openclip/bin/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1
+	.venv-openclip/bin/python -m pytest -q tests/test_encoders_openclip.py
+
 clean: ## remove the environment, the demo's gallery and all caches
-	rm -rf $(VENV) demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-openclip demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -11,6 +11,7 @@ from PIL import Image
 from encoders.base import EncoderNotFound, FloatArray, ImageEmbeddings, MissingDependency
 
 _TEXTS_AT_ONCE = 256
+_NAMES_SHOWN = 3
 
 
 class OpenClipEncoder:
@@ -39,9 +40,16 @@ class OpenClipEncoder:
         architecture, _, pretrained = model_name.partition("/")
         if (architecture, pretrained) not in open_clip.list_pretrained():
             known = [f"{each}/{tag}" for each, tag in open_clip.list_pretrained() if each == architecture]
-            there = f"it has {', '.join(known)}" if known else "open_clip.list_pretrained() lists what it has"
+            few = ", ".join(known[:_NAMES_SHOWN])
+            there = f"it has, for one, {few}" if known else "open_clip.list_pretrained() lists what it has"
             raise EncoderNotFound(f"open_clip has no {model_name!r}: {there}")
-        model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
+        except (OSError, RuntimeError) as error:  # of a download, or of a file that is no checkpoint
+            reason = str(error).splitlines()[0]
+            raise EncoderNotFound(
+                f"the weights of {name} cannot be had ({reason}): check the network"
+            ) from error
         return cls(name, model, preprocess, open_clip.get_tokenizer(architecture), device)
 
     @property
