@@ -36,7 +36,7 @@ benchmark: $(INSTALLED) ## measure on drawn scenes; FAST=1 for a quick look
 
 test-openclip: ## the tests of the extra [openclip], in an environment of their own
 	$(MAKE) VENV=.venv-openclip .venv-openclip/.installed
-	.venv-openclip/bin/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1
+	.venv-openclip/bin/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
 	.venv-openclip/bin/python -m pytest -q tests/test_encoders_openclip.py
 
 clean: ## remove the environment, the demo's gallery and all caches

@@ -1,4 +1,4 @@
-"""The open_clip baseline against open_clip itself. Runs where the extra is installed: `make test-openclip`."""
+"""The open_clip baseline against open_clip itself, where the extra is installed: `make test-openclip`."""
 
 from importlib.util import find_spec
 
@@ -13,7 +13,7 @@ from encoders.openclip import OpenClipEncoder
 if find_spec("open_clip") is None:
     pytest.skip("open_clip is not installed", allow_module_level=True)
 
-# torchvision's wheels are built for CUDA torch: beside a CPU build they import once these two schemas are there.
+# torchvision's wheels are built for CUDA torch: beside a CPU build they want these two schemas to import.
 _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
