@@ -184,7 +184,8 @@ class Fwd2Bot(nn.Module):
         places = inputs["input_ids"] == self.lvlm.config.image_token_id
         rows = places.nonzero()[:, 0]  # which image each feature belongs to
         sums = features.new_zeros(len(places), features.shape[1]).index_add(0, rows, features)
-        return sums / places.sum(dim=1, keepdim=True)
+        means: Tensor = sums / places.sum(dim=1, keepdim=True)
+        return means
 
     @torch.inference_mode()
     def generate(self, summaries: Tensor, inputs: BatchEncoding, **settings: Any) -> Tensor:
