@@ -205,6 +205,14 @@ def test_the_answer_loss_alone_reaches_pass_one_through_the_summaries(
     assert all(gradient.abs().sum() > 0 for gradient in gradients(model).values())
 
 
+def test_a_step_tells_the_mean_of_each_images_features(model: Fwd2Bot, builder: InputBuilder) -> None:
+    sources, targets, answers = make_step(builder)
+    with torch.no_grad():
+        means = model(sources, targets, answers).images
+        features = model.image_features(sources[0]).unflatten(0, (BATCH, -1))
+    torch.testing.assert_close(means, features.mean(dim=1))
+
+
 def test_gradient_checkpointing_changes_no_gradient(model: Fwd2Bot, builder: InputBuilder) -> None:
     model.train()
     model.lvlm.model.vision_tower.eval()  # its batch statistics are none of this test's business

@@ -165,18 +165,20 @@ class Fwd2Bot(nn.Module):
         Each sequence holds the parts of one global batch, so that long and short texts need not be padded to
         one length. Sources with images come first.
         """
-        features = [self.image_features(inputs) for inputs in sources if "pixel_values" in inputs]
-        images = [self._average(part, inputs) for part, inputs in zip(features, sources, strict=False)]
-        padded = [*features, *([None] * (len(sources) - len(features)))]
-        source_summaries = torch.cat([self._compress(*pair) for pair in zip(sources, padded, strict=True)])
+        summaries, images = [], []
+        for inputs in sources:
+            features = self.image_features(inputs) if "pixel_values" in inputs else None
+            summaries.append(self._compress(inputs, features))
+            if features is not None:
+                images.append(self._average(features, inputs))
+        source_summaries = torch.cat(summaries)
         target_summaries = torch.cat([self.compress(inputs) for inputs in targets])
         losses = [
             self.token_losses(source_summaries[part.sources], part.inputs, part.labels) for part in answers
         ]
         tokens = sum(int((part.labels[:, 1:] != IGNORED).sum()) for part in answers)
         answer_loss = torch.stack([part.sum() for part in losses]).sum() / max(tokens, 1)
-        width = source_summaries.shape[-1]
-        means = torch.cat(images) if images else source_summaries.new_empty(0, width)
+        means = torch.cat(images) if images else source_summaries.new_empty(0, self.summary_shape[1])
         return JointOutput(source_summaries, target_summaries, means, answer_loss)
 
     def _average(self, features: Tensor, inputs: BatchEncoding) -> Tensor:
