@@ -1,5 +1,6 @@
 """Fwd2Bot behind the `Encoder` protocol: PIL and str in, numpy out."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, pool
 
 _TEXTS_AT_ONCE = 128
-_LONGEST_ANSWER = 48  # tokens
+# Without the last, a small model that has lost the thread goes round in circles.
+_DECODING = {"max_new_tokens": 48, "do_sample": False, "no_repeat_ngram_size": 3}
 _CHUNK = 1 << 22
 _HASHED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
@@ -75,11 +77,12 @@ class Fwd2BotEncoder:
 
     @torch.inference_mode()
     def answer(self, summaries: FloatArray, question: str) -> list[str]:
-        """Pass 2, greedily, up to 48 tokens."""
+        """Pass 2, greedily, up to 48 tokens; no three tokens in a row come twice."""
         inputs = self.builder.questions([question] * len(summaries)).to(self.model.device)
-        ids = self.model.generate(
-            self._to_tensor(summaries), inputs, max_new_tokens=_LONGEST_ANSWER, do_sample=False
-        )
+        with warnings.catch_warnings():
+            # Only new tokens count as said, which is what is wanted: the prompt is no part of the answer.
+            warnings.filterwarnings("ignore", "Passing `no_repeat_ngram_size`", UserWarning)
+            ids = self.model.generate(self._to_tensor(summaries), inputs, **_DECODING)
         answers: list[str] = self.builder.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
