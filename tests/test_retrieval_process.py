@@ -49,7 +49,7 @@ def test_a_reader_that_leaves_early_is_no_error(indexed: Path) -> None:
 
 
 def test_an_interrupted_run_ends_quietly_and_can_be_taken_up(here: Path) -> None:
-    process = start(here, "index", ".", "--batch-size", "1", delay=0.3)
+    process = start(here, "index", ".", "--batch-size", "1", delay=20)  # cut short by the signal
     while not (here / ".fwd2bot/lock-holder.json").exists():
         time.sleep(0.02)
     second = start(here, "index", ".")
