@@ -103,7 +103,7 @@ writer.ROWS_PER_COMMIT = 4
 
 class Slow(FakeEncoder):
     def encode_images(self, images):
-        time.sleep(0.1)
+        time.sleep(0.3)
         return super().encode_images(images)
 
 root = Path(sys.argv[2])
