@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 
 COMMAND = """
-import sys, types, time
+import signal, sys, types, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
 sys.path.insert(0, {root!r})
 from tests.conftest import FakeEncoder
 class Encoder(FakeEncoder):
@@ -49,7 +50,7 @@ def test_a_reader_that_leaves_early_is_no_error(indexed: Path) -> None:
 
 
 def test_an_interrupted_run_ends_quietly_and_can_be_taken_up(here: Path) -> None:
-    process = start(here, "index", ".", "--batch-size", "1", delay=20)  # cut short by the signal
+    process = start(here, "index", ".", "--batch-size", "1", delay=3)  # cut short by the signal
     while not (here / ".fwd2bot/lock-holder.json").exists():
         time.sleep(0.02)
     second = start(here, "index", ".")
