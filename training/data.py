@@ -43,6 +43,16 @@ class Step(NamedTuple):
     source_ids: Tensor
     target_ids: Tensor
 
+    def to(self, device: torch.device) -> "Step":
+        """The same step on another device."""
+        return Step(
+            [inputs.to(device) for inputs in self.sources],
+            [inputs.to(device) for inputs in self.targets],
+            [Answers(a.sources.to(device), a.inputs.to(device), a.labels.to(device)) for a in self.answers],
+            self.source_ids.to(device),
+            self.target_ids.to(device),
+        )
+
 
 @dataclass(frozen=True)
 class PhotoSet:

@@ -27,6 +27,7 @@ from encoders.base import Fwd2BotError, TrainingDiverged
 from encoders.fwd2bot.checkpoint import Checkpoint, save_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Fwd2Bot, pool
+from encoders.load import choose_device
 from training.data import Step, StepDataset, load_photos
 from training.losses import ContrastiveLoss
 from training.lvlm import make_lvlm, make_processor, train_tokenizer
@@ -51,6 +52,9 @@ class Trainer:
         self.model.requires_grad_(True)  # nothing is pretrained, so nothing is frozen
         self.model.lvlm.model.vision_tower.to(memory_format=torch.channels_last)
         self.contrastive = ContrastiveLoss()
+        device = choose_device("auto")
+        self.model.to(device)
+        self.contrastive.to(device)
         self.optimizer = torch.optim.AdamW(
             self._parameter_groups(), settings.optimizer.learning_rate, fused=True
         )
@@ -63,6 +67,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
+        batch = batch.to(self.model.device)
         with torch.autocast(self.model.device.type, torch.bfloat16):
             output = self.model(batch.sources, batch.targets, batch.answers)
         targets, ids = pool(output.targets), batch.source_ids
