@@ -71,6 +71,11 @@ def phrase_scene(scene: Scene, random: Random) -> list[Phrasing]:
     return [Phrasing(unique_caption(scene), full), *said]
 
 
+def retell_scene(scene: Scene, random: Random) -> str:
+    """All that `unique_caption` says, in varying wording."""
+    return render_description(_retell(describe_fully(scene), random), random)
+
+
 def hard_negatives(scene: Scene, random: Random) -> list[HardNegative]:
     """At most one false caption of each kind, each one change away from `unique_caption`."""
     return [HardNegative(kind, render_description(false)) for kind, false in falsify_scene(scene, random)]

@@ -6,7 +6,7 @@ that can be checked; text is made from descriptions (`scene_captions`), so every
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 from random import Random
 from typing import NamedTuple
 
@@ -170,6 +170,16 @@ def make_scene(seed: int, index: int) -> Scene:
         relations = _relate_things(things)
         if relations is not None:
             return Scene(things, relations, background)
+
+
+def rearrange_scene(scene: Scene, things: tuple[Thing, ...]) -> Scene | None:
+    """The scene with other things, related anew; None where they collide or no relation is plain to see."""
+    fits = all(
+        thing.radius + _GAP <= min(middle, 1 - middle) for thing in things for middle in (thing.x, thing.y)
+    )
+    apart = all(_are_apart(thing, other) for thing, other in combinations(things, 2))
+    relations = _relate_things(things) if fits and apart else None
+    return None if relations is None else Scene(things, relations, scene.background)
 
 
 def _fits(chosen: tuple[Thing, ...], description: Description) -> bool:

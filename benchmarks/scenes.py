@@ -26,11 +26,14 @@ from benchmarks.scene_captions import (
     hard_negatives,
     phrase_scene,
     render_description,
+    retell_scene,
     unique_caption,
 )
 from benchmarks.scene_drawing import draw_scene
 from benchmarks.scene_questions import questions
 from benchmarks.scene_world import (
+    SHAPES,
+    TEXTURES,
     Background,
     Description,
     Mention,
@@ -41,9 +44,12 @@ from benchmarks.scene_world import (
     find_uniquely_named,
     is_true,
     make_scene,
+    rearrange_scene,
 )
 
 __all__ = [
+    "SHAPES",
+    "TEXTURES",
     "Background",
     "Description",
     "HardNegative",
@@ -63,7 +69,9 @@ __all__ = [
     "name_scene",
     "phrase_scene",
     "questions",
+    "rearrange_scene",
     "render_description",
+    "retell_scene",
     "unique_caption",
     "write_scenes",
 ]

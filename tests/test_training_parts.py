@@ -19,7 +19,7 @@ from training.settings import AugmentationSettings, BatchSettings, OptimizerSett
 from training.train import schedule_rate
 
 TINY = Path(__file__).parent.parent / "training" / "configs" / "tiny.toml"
-BATCHES = (BatchSettings(2, 0, 0, 3), BatchSettings(20, 4, 2, 1))
+BATCHES = (BatchSettings(2, 0, 0, 0, 3), BatchSettings(20, 4, 2, 0, 1))
 
 
 def unit_rows(count: int, seed: int) -> Tensor:

@@ -56,9 +56,10 @@ def make_settings(steps: int) -> TrainingSettings:
         summary_tokens=2,
         adapters=AdapterSettings(4, 4),
         optimizer=optimizer,
-        batches=(BatchSettings(1, 0, 0, 4), BatchSettings(steps - 1, 4, 2, 1)),
+        batches=(BatchSettings(1, 0, 0, 0, 4), BatchSettings(steps - 1, 4, 2, 1, 1)),
         validate_every=max(3, steps // 2),
         checkpoint_seconds=0,
+        compiled=False,
     )
 
 

@@ -19,10 +19,20 @@ from tqdm import tqdm
 from transformers import BatchEncoding
 
 from benchmarks.datasets import CaptionedImage
-from benchmarks.scenes import draw_scene, hard_negatives, make_scene, phrase_scene, questions
+from benchmarks.scenes import (
+    Scene,
+    draw_scene,
+    hard_negatives,
+    make_scene,
+    phrase_scene,
+    questions,
+    retell_scene,
+    unique_caption,
+)
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Answers
 from training.augment import crop_randomly, erase_patches, jitter_colours
+from training.families import make_family
 from training.losses import HARD_NEGATIVE
 from training.settings import AugmentationSettings, BatchSettings
 
@@ -32,6 +42,8 @@ _SCENE_IDS, _GROUP_IDS = 10**9, 2 * 10**9
 _PART_ROWS = 64
 Row = TypeVar("Row")
 _FULL_CAPTIONS = 0.6  # the share of scenes matched by the caption that says everything
+_FAMILY_SIZE = 4
+_SCENES_A_STEP = 100_000  # more than any step has
 
 
 class Step(NamedTuple):
@@ -110,7 +122,7 @@ class StepDataset(Dataset[Step]):
         photo_rows = self._deal(len(self.photos.captions), before.photos, batch.photos, "photos")
         group_rows = self._deal(len(self.caption_groups), before.caption_pairs, batch.caption_pairs, "groups")
         photos = [self._ask_about_photo(self.photos.captions[row], random) for row in photo_rows]
-        scenes, drawn = self._make_scenes(step, batch.scenes, random)
+        scenes, drawn = self._make_scenes(step, batch, random)
         pairs = [random.sample(self.caption_groups[row], 2) for row in group_rows]
         retold = [_Sample(second, [], self.builder.prompts.caption, second) for _, second in pairs]
         sources = []
@@ -160,7 +172,7 @@ class StepDataset(Dataset[Step]):
         for batch in self.batches:
             if step < batch.steps:
                 return batch, BatchSettings(
-                    step, photos + step * batch.photos, 0, pairs + step * batch.caption_pairs
+                    step, photos + step * batch.photos, 0, 0, pairs + step * batch.caption_pairs
                 )
             step -= batch.steps
             photos += batch.steps * batch.photos
@@ -180,21 +192,34 @@ class StepDataset(Dataset[Step]):
     def _ask_about_photo(self, captions: Sequence[str], random: Random) -> _Sample:
         return _Sample(random.choice(captions), [], self.builder.prompts.caption, random.choice(captions))
 
-    def _make_scenes(self, step: int, count: int, random: Random) -> tuple[list[_Sample], list[Image.Image]]:
-        samples, drawn = [], []
-        for index in range(count):
-            scene = make_scene(self.seed, step * 100_000 + index)
-            phrasings = [phrasing.caption for phrasing in phrase_scene(scene, random)]
-            target = phrasings[0] if random.random() < _FULL_CAPTIONS else random.choice(phrasings)
-            negatives = [random.choice(hard_negatives(scene, random)).caption]
-            asked = (self.builder.prompts.caption, random.choice(phrasings))
-            question, answer = asked if random.random() < 0.5 else random.choice(questions(scene))
-            samples.append(_Sample(target, negatives, question, answer))
-            # Drawn as the scenes' files are, then resized as the image processor does it.
-            drawn.append(
-                draw_scene(scene).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
-            )
+    def _make_scenes(
+        self, step: int, batch: BatchSettings, random: Random
+    ) -> tuple[list[_Sample], list[Image.Image]]:
+        first = step * _SCENES_A_STEP
+        alone = [make_scene(self.seed, first + index) for index in range(batch.scenes)]
+        starts = range(
+            first + batch.scenes, first + batch.scenes + batch.families * _FAMILY_SIZE, _FAMILY_SIZE
+        )
+        related = [scene for start in starts for scene in make_family(self.seed, start, _FAMILY_SIZE)]
+        samples = [self._ask_about_scene(scene, random) for scene in alone]
+        samples += [self._ask_about_relative(scene, random) for scene in related]
+        # Drawn as the scenes' files are, then resized as the image processor does it.
+        side = (self.image_size, self.image_size)
+        drawn = [draw_scene(scene).resize(side, Image.Resampling.BICUBIC) for scene in alone + related]
         return samples, drawn
+
+    def _ask_about_scene(self, scene: Scene, random: Random) -> _Sample:
+        phrasings = [phrasing.caption for phrasing in phrase_scene(scene, random)]
+        target = phrasings[0] if random.random() < _FULL_CAPTIONS else random.choice(phrasings)
+        negatives = [random.choice(hard_negatives(scene, random)).caption]
+        asked = (self.builder.prompts.caption, random.choice(phrasings))
+        question, answer = asked if random.random() < 0.5 else random.choice(questions(scene))
+        return _Sample(target, negatives, question, answer)
+
+    def _ask_about_relative(self, scene: Scene, random: Random) -> _Sample:
+        """Say everything: anything less may be as true of the rest of the family."""
+        target = unique_caption(scene) if random.random() < _FULL_CAPTIONS else retell_scene(scene, random)
+        return _Sample(target, [], self.builder.prompts.caption, unique_caption(scene))
 
     def _view_photos(self, rows: list[int], samples: list[_Sample], generator: Generator) -> Tensor:
         pictures = torch.from_numpy(self.photos.pixels[rows]).permute(0, 3, 1, 2).float() / 255

@@ -40,11 +40,12 @@ class LvlmSettings:
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """For so many steps: how many of each kind a batch holds."""
+    """For so many steps: how many of each kind a batch holds; see `training.families` for families."""
 
     steps: int
     photos: int
     scenes: int
+    families: int
     caption_pairs: int
 
 
@@ -74,6 +75,7 @@ class TrainingSettings:
 
     feature_weight: of a contrastive loss on the mean image features, a short way for gradients to a vision
     tower that starts from nothing (deep supervision); 0 for a pretrained one, and in the paper.
+    compiled: have torch.compile fuse each layer of the LLM, which asks for a C++ compiler.
     """
 
     seed: int
@@ -83,6 +85,7 @@ class TrainingSettings:
     feature_weight: float
     validate_every: int
     checkpoint_seconds: float
+    compiled: bool
     data: DataSettings
     lvlm: LvlmSettings
     prompts: Prompts

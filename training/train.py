@@ -55,6 +55,8 @@ class Trainer:
         device = choose_device("auto")
         self.model.to(device)
         self.contrastive.to(device)
+        if settings.compiled:
+            self.model.compile_layers()
         self.optimizer = torch.optim.AdamW(
             self._parameter_groups(), settings.optimizer.learning_rate, fused=True
         )

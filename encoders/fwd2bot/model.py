@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedModel
 
 IGNORED = -100  # the label of a position that no loss looks at
+_COMPILED_FORMS = 64  # every layer of both passes, with gradients and without
 _TEXT_INPUTS = ("input_ids", "attention_mask")
 
 
@@ -203,6 +204,13 @@ class Fwd2Bot(nn.Module):
         """Recompute activations of both passes in the backward; gradients stay the same."""
         for tree in (self.compressor, self.generator):
             tree.get_base_model().activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+    def compile_layers(self) -> None:
+        """Have torch.compile fuse each layer of the LLM, in both passes, for batches of any size."""
+        torch.compiler.config.recompile_limit = _COMPILED_FORMS
+        for tree in (self.compressor, self.generator):
+            for layer in _language_model(tree).layers:  # type: ignore[union-attr]
+                layer.compile(dynamic=True)
 
 
 def pool(summaries: Tensor) -> Tensor:
