@@ -24,7 +24,7 @@ _TRIES = 12  # a change may find no room, or say nothing new
 
 
 def make_family(seed: int, index: int, size: int) -> list[Scene]:
-    """Family `index` of the series `seed`: `size` scenes, none of which the full description of another fits."""
+    """Family `index` of the series `seed`: `size` scenes, no two of which fit one description."""
     random = Random(f"family {index} of series {seed}")
     family = [make_scene(seed, index)]
     while len(family) < size:
