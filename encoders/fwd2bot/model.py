@@ -171,7 +171,7 @@ class Fwd2Bot(nn.Module):
             features = self.image_features(inputs) if "pixel_values" in inputs else None
             summaries.append(self._compress(inputs, features))
             if features is not None:
-                images.append(self._average(features, inputs))
+                images.append(self.average_features(features, inputs))
         source_summaries = torch.cat(summaries)
         target_summaries = torch.cat([self.compress(inputs) for inputs in targets])
         losses = [
@@ -182,8 +182,8 @@ class Fwd2Bot(nn.Module):
         means = torch.cat(images) if images else source_summaries.new_empty(0, self.summary_shape[1])
         return JointOutput(source_summaries, target_summaries, means, answer_loss)
 
-    def _average(self, features: Tensor, inputs: BatchEncoding) -> Tensor:
-        """Mean of each image's features, however many it has: (images, width)."""
+    def average_features(self, features: Tensor, inputs: BatchEncoding) -> Tensor:
+        """Mean of each image's features (tokens, width), however many it has: (images, width)."""
         places = inputs["input_ids"] == self.lvlm.config.image_token_id
         rows = places.nonzero()[:, 0]  # which image each feature belongs to
         sums = features.new_zeros(len(places), features.shape[1]).index_add(0, rows, features)
