@@ -1,25 +1,29 @@
-"""Files that are whole or absent: written aside, flushed to the disk, renamed."""
+"""Files that are whole or absent: written aside, flushed to the disk, renamed. All that is written of an index
+goes through here."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 import xxhash
 
 TEMPORARY_SUFFIX = ".tmp"
+BYTES_PER_WRITE = 1 << 20
 
 
 @contextmanager
-def replace_durably(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write; on a clean exit it takes the place of `path`, for good."""
+def replace_durably(path: Path) -> Iterator[BufferedWriter]:
+    """Give a stream to write; on a clean exit what was written takes the place of `path`, for good."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
-        yield temporary
-        with temporary.open("rb+") as stream:
+        with BufferedWriter(FileIO(temporary, "w"), BYTES_PER_WRITE) as stream:
+            yield stream
+            stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path)  # noqa: PTH105: every change to the disk stands in this function
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -110,7 +110,7 @@ def _search_on_gpu(index: FaissIndex, queries: FloatArray, k: int) -> tuple[Floa
 def save_faiss(index: FaissIndex, path: Path, next_id: int) -> FaissRecord:
     """Write the index so that it is whole or absent; plain `faiss.read_index` opens it."""
     faiss = _import_faiss()
-    with replace_durably(path) as temporary, temporary.open("wb") as stream:
+    with replace_durably(path) as stream:
         # Through Python's own stream: of a disk found full on closing, faiss says only a line on stderr.
         faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
     return FaissRecord(path.name, path.stat().st_size, digest_file(path), index.ntotal, next_id)

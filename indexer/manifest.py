@@ -111,8 +111,8 @@ def write_manifest(index_dir: Path, manifest: Manifest) -> Manifest:
     """Replace the manifest atomically; returns it as written, with the date of now."""
     manifest = replace(manifest, updated=read_clock())
     content = {"format": FORMAT, **asdict(manifest)}
-    with replace_durably(index_dir / MANIFEST_NAME) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with replace_durably(index_dir / MANIFEST_NAME) as stream:
+        stream.write((json.dumps(content, indent=1) + "\n").encode("utf-8"))
     return manifest
 
 

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -139,16 +139,21 @@ def write_part(index_dir: Path, name: str, tables: Sequence[pa.Table]) -> PartRe
     """Write one part so that it is whole or absent, and describe it."""
     path = index_dir / PARTS_FOLDER / name
     path.parent.mkdir(exist_ok=True)
-    with replace_durably(path) as temporary, open_part_writer(temporary, tables[0].schema) as writer:
+    with replace_durably(path) as stream, open_part_writer(stream, tables[0].schema) as writer:
         writer.write_table(pa.concat_tables(tables), row_group_size=ROWS_PER_GROUP)
     return describe_part(path, sum(len(table) for table in tables), int(tables[0]["id"][0].as_py()))
 
 
-def open_part_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def open_part_writer(stream: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
     """A Parquet writer with this project's settings; the checksums let a reader notice a flipped bit."""
     names = ["path", "digest", "status", "error"]
     return pq.ParquetWriter(
-        path, schema, compression="zstd", compression_level=1, use_dictionary=names, write_page_checksum=True
+        stream,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=names,
+        write_page_checksum=True,
     )
 
 

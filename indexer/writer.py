@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -77,11 +78,11 @@ class IndexWriter:
 
     def _merge_group(self, group: Sequence[PartRecord]) -> PartRecord:
         path = self.index_dir / PARTS_FOLDER / self._name_part()
-        with replace_durably(path) as temporary:
-            self._copy_groups(group, temporary)
+        with replace_durably(path) as stream:
+            self._copy_groups(group, stream)
         return describe_part(path, sum(part.rows for part in group), group[0].first_id)
 
-    def _copy_groups(self, group: Sequence[PartRecord], target: Path) -> None:
+    def _copy_groups(self, group: Sequence[PartRecord], target: BinaryIO) -> None:
         """Copy row group by row group: the tokens of thousands of images need not fit the memory."""
         with open_part_writer(target, build_schema(self.manifest)) as writer:
             for part in group:
