@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from encoders.base import DatasetError, Encoder, FloatArray, ImageEmbeddings, TalkingEncoder
-from indexer.images import decode_image
+from indexer.decode import decode_image
 
 _IMAGE_BATCH = 32
 _TEXT_BATCH = 128

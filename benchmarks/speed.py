@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 from benchmarks.command import describe_run, make_parser, refuse_overwriting, run_command, write_result
 from encoders.base import Fwd2BotError
-from indexer.images import find_images
 from indexer.paths import unescape_path
+from indexer.sources import open_source
 
 _MODULE = "benchmarks.speed"
 _SAMPLE = 1000
@@ -77,7 +77,7 @@ def time_command(*arguments: str) -> Run:
 
 def measure_speed(images: Path, model: str, device: str) -> SpeedResult:
     """Index a folder twice and search it once, from scratch."""
-    found = [images / unescape_path(file.path) for file in find_images(images).files]
+    found = [images / unescape_path(file.path) for file in open_source(images).find().files]
     options = ("--model", model, "--device", device)
     with TemporaryDirectory(prefix="fwd2bot-speed-") as place:
         sample, index = Path(place) / "sample", str(Path(place) / "index")

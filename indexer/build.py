@@ -1,6 +1,6 @@
 """A folder of images to an index on disk. Read this first; `build_index` is the data path, top to bottom.
 
-find_images -> plan_build -> embed_photos -> IndexWriter -> FAISS
+Source.find -> plan_build -> embed_photos -> IndexWriter -> FAISS
 the folder     what is new   threads, model  Parquet parts   derived from the parts
 """
 
@@ -14,20 +14,14 @@ from typing import NamedTuple, Protocol
 
 from encoders.base import CannotAnswer, Encoder, IndexFailure, IndexNotFound, NothingToIndex
 
+from .decode import DEFAULT_MAX_MEGAPIXELS, quiet_pillow, read_photo
 from .embed import embed_photos
 from .faiss_index import is_faiss_sound, require_faiss
-from .images import (
-    DEFAULT_MAX_MEGAPIXELS,
-    FoundImages,
-    ImageFile,
-    Photo,
-    find_images,
-    quiet_pillow,
-    read_photo,
-)
+from .images import FoundImages, ImageFile, Photo
 from .lock import lock_index
 from .manifest import Manifest, TokenFormat, create_manifest, locate_root, read_manifest, require_same_encoder
 from .parts import FileRow
+from .sources import open_source
 from .table import KnownFile, read_known_files
 from .writer import IndexWriter, remove_orphans
 
@@ -130,12 +124,12 @@ def plan_build(root: Path, index_dir: Path, settings: BuildSettings | None = Non
 
 
 def _find_some_images(root: Path, settings: BuildSettings, observer: BuildObserver) -> FoundImages:
-    found = find_images(root, settings.exclude)
+    found = open_source(root).find(settings.exclude)
     if (
         not found.files
     ):  # an index is left as it is: more likely the disk is not mounted than every photo gone
         raise NothingToIndex(f"{root} holds no image that can be indexed: name a folder that does")
-    for path, reason in found.unreadable:
+    for path, reason in (*found.unreadable, *found.refused):
         observer.skip(path or ".", reason)
     return found
 
@@ -214,7 +208,9 @@ def _embed_files(
     observer.begin(len(files))
     if not files:
         return 0, 0
-    read = partial(read_photo, root, image_size=encoder.image_size, max_megapixels=settings.max_megapixels)
+    read = partial(
+        read_photo, open_source(root), image_size=encoder.image_size, max_megapixels=settings.max_megapixels
+    )
     skipped = 0
     with closing(embed_photos(encoder, files, read, settings.batch_size, settings.workers)) as batches:
         for photos, embeddings in batches:

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from encoders.base import NothingToIndex
-from indexer.images import ImageFile, Photo, decode_image, find_images, quiet_pillow, read_photo
+from indexer.decode import decode_image, quiet_pillow, read_photo
+from indexer.images import ImageFile, Photo
 from indexer.paths import escape_path, show_path, unescape_path
+from indexer.sources import open_source
 
 SIZE = 32
 
@@ -21,7 +23,7 @@ SIZE = 32
 def read(path: Path, max_megapixels: float = 200.0) -> Photo:
     file = ImageFile(escape_path(path.name), path.stat().st_size, path.stat().st_mtime_ns)
     with quiet_pillow():
-        return read_photo(path.parent, file, SIZE, max_megapixels)
+        return read_photo(open_source(path.parent), file, SIZE, max_megapixels)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -231,12 +233,12 @@ def test_a_file_that_cannot_be_opened_is_not_blamed_on_its_bytes(tmp_path: Path)
 
 
 def test_a_file_gone_since_the_listing_is_a_reason(tmp_path: Path) -> None:
-    photo = read_photo(tmp_path, ImageFile("gone.png", 9, 9), SIZE, 200.0)
+    photo = read_photo(open_source(tmp_path), ImageFile("gone.png", 9, 9), SIZE, 200.0)
     assert photo.unread and photo.error == "No such file or directory"
 
 
 def names(root: Path, *exclude: str) -> list[str]:
-    return [file.path for file in find_images(root, exclude).files]
+    return [file.path for file in open_source(root).find(exclude).files]
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -270,7 +272,7 @@ def test_a_folder_linked_in_a_circle_is_visited_once_and_by_its_own_path(tmp_pat
 
 def test_a_missing_folder_has_its_own_sentence(tmp_path: Path) -> None:
     with pytest.raises(NothingToIndex, match="is not a folder"):
-        find_images(tmp_path / "absent")
+        open_source(tmp_path / "absent").find()
 
 
 @pytest.mark.parametrize(
@@ -291,6 +293,6 @@ def test_names_that_are_no_text_are_found_and_read(tmp_path: Path) -> None:
     for raw in (b"\xff\xfe.png", b"new\nline.png"):
         draw_corner().save(tmp_path / "photo.png")
         (tmp_path / "photo.png").rename(tmp_path / os.fsdecode(raw))
-    files = find_images(tmp_path).files
+    files = open_source(tmp_path).find().files
     assert [file.path for file in files] == [r"\xff\xfe.png", "new\nline.png"]
-    assert [read_photo(tmp_path, file, SIZE, 200.0).error for file in files] == ["", ""]
+    assert [read_photo(open_source(tmp_path), file, SIZE, 200.0).error for file in files] == ["", ""]

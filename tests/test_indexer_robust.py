@@ -20,6 +20,7 @@ from indexer.build import BuildSummary, build_index
 from indexer.images import ImageFile, Photo
 from indexer.lock import lock_index
 from indexer.manifest import read_manifest
+from indexer.sources import Source
 from indexer.table import read_known_files
 from tests.conftest import PALETTE, FakeEncoder, Witness, build, open_table, paint
 
@@ -139,7 +140,7 @@ def test_a_killed_run_loses_at_most_the_batch_in_hand(tmp_path: Path, encoder: F
 def test_a_file_that_could_not_be_opened_is_tried_again_by_the_next_run(
     gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(root: Path, file: ImageFile, **_: float) -> Photo:
+    def refuse(source: Source, file: ImageFile, **_: float) -> Photo:
         return Photo(file, error="Permission denied", unread=True)
 
     build(gallery, encoder)
