@@ -45,7 +45,7 @@ def read_photo(
         with source.open(file.path) as stream:
             photo = Photo(file, digest=digest_stream(stream))
             if photo.digest in known:
-                return photo
+                return photo._replace(known=True)
             stream.seek(0)
             return decode_photo(photo, stream, image_size, max_megapixels)
     except OSError as error:

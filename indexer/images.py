@@ -37,7 +37,7 @@ class Photo(NamedTuple):
 
     width and height are those of the upright original; zero where the header could not be read. `unread` says
     that the bytes are not to blame and the file is to be tried again: it could not be opened, or its format
-    needs a package that is not installed. Neither image nor error: not decoded, as its digest is known.
+    needs a package that is not installed. `known` says that it was not decoded, as its digest is known.
     """
 
     file: ImageFile
@@ -47,6 +47,7 @@ class Photo(NamedTuple):
     image: Image.Image | None = None
     error: str = ""
     unread: bool = False
+    known: bool = False
     metadata: Metadata = NO_METADATA
 
 
