@@ -14,12 +14,16 @@ from encoders.fwd2bot.model import IGNORED
 from tests.tiny_models import make_builder
 from training.augment import crop_randomly, erase_patches, jitter_colours
 from training.data import PhotoSet, StepDataset
-from training.losses import HARD_NEGATIVE, ContrastiveLoss
+from training.losses import HARD_NEGATIVE, ContrastiveLoss, WordLoss
 from training.settings import AugmentationSettings, BatchSettings, OptimizerSettings, read_settings
 from training.train import schedule_rate
 
 TINY = Path(__file__).parent.parent / "training" / "configs" / "tiny.toml"
-BATCHES = (BatchSettings(2, 0, 0, 0, 3), BatchSettings(20, 4, 2, 0, 1))
+BATCHES = (
+    BatchSettings(2, False, 0, 0, 0, 3),
+    BatchSettings(20, False, 4, 2, 0, 1),
+    BatchSettings(5, True, 4, 2, 1, 0),
+)
 
 
 def unit_rows(count: int, seed: int) -> Tensor:
@@ -70,6 +74,17 @@ def test_a_hard_negative_repels_its_source_and_asks_for_no_match() -> None:
     forth = torch.nn.functional.cross_entropy(logits, ids)
     back = torch.nn.functional.cross_entropy(logits[:, :3].T, ids)
     assert with_false.item() == pytest.approx(float(forth + back) / 2, abs=1e-5)
+
+
+def test_the_words_of_a_caption_share_the_target_by_their_rarity() -> None:
+    frequencies = torch.tensor([0.5, 0.25, 0.0, 0.9])
+    loss = WordLoss(8, frequencies)
+    images = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
+    words = torch.tensor([[True, True, False, False], [False, False, False, True]])
+    logs = loss.head(images).log_softmax(dim=1)
+    rarities = [-math.log(0.5), -math.log(0.25)]
+    first = sum(rarity * -logs[0, word] for word, rarity in enumerate(rarities)) / sum(rarities)
+    torch.testing.assert_close(loss(images, words), (first - logs[1, 3]) / 2)
 
 
 def test_the_temperature_is_learned_and_bounded() -> None:
@@ -164,6 +179,16 @@ def test_answers_belong_to_the_sources_they_name() -> None:
             known = int(step.source_ids[source])
             if known < 10**9:
                 assert f"dog {known}" in dataset.builder.tokenizer.decode(labels[labels != IGNORED])
+
+
+def test_a_tower_only_step_has_pictures_and_the_words_of_all_their_captions() -> None:
+    dataset = make_dataset()
+    step = dataset[22]
+    assert not step.targets and not step.answers
+    assert len(step.sources[0]["pixel_values"]) == len(step.words) == len(step.source_ids) == 10
+    for known, words in zip(step.source_ids.tolist()[:4], step.words, strict=False):
+        said = set(dataset.builder.tokenizer(f"dog {known} one dog {known} two")["input_ids"])
+        assert set(words.nonzero()[:, 0].tolist()) == said
 
 
 def test_a_text_only_batch_has_no_pictures_and_two_views_of_each_group() -> None:

@@ -56,7 +56,11 @@ def make_settings(steps: int) -> TrainingSettings:
         summary_tokens=2,
         adapters=AdapterSettings(4, 4),
         optimizer=optimizer,
-        batches=(BatchSettings(1, 0, 0, 0, 4), BatchSettings(steps - 1, 4, 2, 1, 1)),
+        batches=(
+            BatchSettings(1, False, 0, 0, 0, 4),
+            BatchSettings(1, True, 4, 2, 1, 0),
+            BatchSettings(steps - 2, False, 4, 2, 1, 1),
+        ),
         validate_every=max(3, steps // 2),
         checkpoint_seconds=0,
         compiled=False,

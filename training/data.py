@@ -47,13 +47,17 @@ _SCENES_A_STEP = 100_000  # more than any step has
 
 
 class Step(NamedTuple):
-    """The parts of one global batch; equal ids are positives (see `training.losses`)."""
+    """The parts of one global batch; equal ids are positives (see `training.losses`).
+
+    words: bool (images, vocabulary), those in the captions of each image.
+    """
 
     sources: list[BatchEncoding]
     targets: list[BatchEncoding]
     answers: list[Answers]
     source_ids: Tensor
     target_ids: Tensor
+    words: Tensor
 
     def to(self, device: torch.device) -> "Step":
         """The same step on another device."""
@@ -63,6 +67,7 @@ class Step(NamedTuple):
             [Answers(a.sources.to(device), a.inputs.to(device), a.labels.to(device)) for a in self.answers],
             self.source_ids.to(device),
             self.target_ids.to(device),
+            self.words.to(device),
         )
 
 
@@ -84,12 +89,16 @@ def load_photos(images: Sequence[CaptionedImage], side: int) -> PhotoSet:
 
 
 class _Sample(NamedTuple):
-    """Texts around one source: what matches it, what does not, and what pass 2 is asked and must say."""
+    """Texts around one source: what matches it, what does not, what pass 2 is asked and must say.
+
+    captions: everything that is said of it.
+    """
 
     target: str
     negatives: list[str]
     question: str
     answer: str
+    captions: Sequence[str]
 
 
 class StepDataset(Dataset[Step]):
@@ -124,7 +133,7 @@ class StepDataset(Dataset[Step]):
         photos = [self._ask_about_photo(self.photos.captions[row], random) for row in photo_rows]
         scenes, drawn = self._make_scenes(step, batch, random)
         pairs = [random.sample(self.caption_groups[row], 2) for row in group_rows]
-        retold = [_Sample(second, [], self.builder.prompts.caption, second) for _, second in pairs]
+        retold = [_Sample(pair[1], [], self.builder.prompts.caption, pair[1], pair) for pair in pairs]
         sources = []
         if photos or scenes:
             seen = torch.cat(
@@ -139,10 +148,20 @@ class StepDataset(Dataset[Step]):
             *(_SCENE_IDS + row for row in range(len(scenes))),
             *(_GROUP_IDS + row for row in group_rows),
         ]
-        return self._assemble(sources, [photos, scenes, retold], ids)
+        words = self._mark_words([*photos, *scenes])
+        if batch.tower_only:
+            return Step(sources, [], [], torch.tensor(ids), torch.tensor([], dtype=torch.long), words)
+        return self._assemble(sources, [photos, scenes, retold], ids, words)
+
+    def _mark_words(self, samples: list[_Sample]) -> Tensor:
+        return mark_words(self.builder, [" ".join(sample.captions) for sample in samples])
 
     def _assemble(
-        self, sources: list[BatchEncoding], samples: list[list[_Sample]], source_ids: list[int]
+        self,
+        sources: list[BatchEncoding],
+        samples: list[list[_Sample]],
+        source_ids: list[int],
+        words: Tensor,
     ) -> Step:
         """Pack texts of like length together: ids say what belongs together, so their order is free."""
         rows = [sample for part in samples for sample in part]
@@ -158,6 +177,7 @@ class StepDataset(Dataset[Step]):
             [self._write_answers(part) for part in answer_parts],
             torch.tensor(source_ids),
             torch.tensor([known for part in target_parts for _, known in part]),
+            words,
         )
 
     def _write_answers(self, rows: Sequence[tuple[int, _Sample]]) -> Answers:
@@ -172,7 +192,7 @@ class StepDataset(Dataset[Step]):
         for batch in self.batches:
             if step < batch.steps:
                 return batch, BatchSettings(
-                    step, photos + step * batch.photos, 0, 0, pairs + step * batch.caption_pairs
+                    step, False, photos + step * batch.photos, 0, 0, pairs + step * batch.caption_pairs
                 )
             step -= batch.steps
             photos += batch.steps * batch.photos
@@ -190,7 +210,8 @@ class StepDataset(Dataset[Step]):
         return rows
 
     def _ask_about_photo(self, captions: Sequence[str], random: Random) -> _Sample:
-        return _Sample(random.choice(captions), [], self.builder.prompts.caption, random.choice(captions))
+        target, answer = random.choice(captions), random.choice(captions)
+        return _Sample(target, [], self.builder.prompts.caption, answer, captions)
 
     def _make_scenes(
         self, step: int, batch: BatchSettings, random: Random
@@ -214,12 +235,13 @@ class StepDataset(Dataset[Step]):
         negatives = [random.choice(hard_negatives(scene, random)).caption]
         asked = (self.builder.prompts.caption, random.choice(phrasings))
         question, answer = asked if random.random() < 0.5 else random.choice(questions(scene))
-        return _Sample(target, negatives, question, answer)
+        return _Sample(target, negatives, question, answer, phrasings)
 
     def _ask_about_relative(self, scene: Scene, random: Random) -> _Sample:
         """Say everything: anything less may be as true of the rest of the family."""
         target = unique_caption(scene) if random.random() < _FULL_CAPTIONS else retell_scene(scene, random)
-        return _Sample(target, [], self.builder.prompts.caption, unique_caption(scene))
+        full = unique_caption(scene)
+        return _Sample(target, [], self.builder.prompts.caption, full, [full])
 
     def _view_photos(self, rows: list[int], samples: list[_Sample], generator: Generator) -> Tensor:
         pictures = torch.from_numpy(self.photos.pixels[rows]).permute(0, 3, 1, 2).float() / 255
@@ -241,6 +263,14 @@ class StepDataset(Dataset[Step]):
         )
         pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
         return jitter_colours(pictures, _SCENE_COLOUR_JITTER, generator)
+
+
+def mark_words(builder: InputBuilder, texts: Sequence[str]) -> Tensor:
+    """Which tokens of the vocabulary each text holds: bool (texts, vocabulary)."""
+    words = torch.zeros(len(texts), len(builder.tokenizer), dtype=torch.bool)
+    for row, text in enumerate(texts):
+        words[row, builder.tokenizer(text, add_special_tokens=False)["input_ids"]] = True
+    return words
 
 
 def _pack_by_length(rows: list[Row], length: Callable[[Row], int]) -> list[list[Row]]:

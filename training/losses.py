@@ -1,4 +1,7 @@
-"""The contrastive half of L = a * L_AR + c * L_con (arXiv 2503.21757, section 3); L_AR is the model's own."""
+"""The contrastive half of L = a * L_AR + c * L_con (arXiv 2503.21757, section 3); L_AR is the model's own.
+
+And the loss by which a vision tower that starts from nothing learns to see: it names the words of captions.
+"""
 
 import math
 
@@ -35,6 +38,27 @@ class ContrastiveLoss(nn.Module):
 
     def _scale(self) -> Tensor:
         return self.log_scale.exp().clamp(max=_LARGEST_SCALE)
+
+
+class WordLoss(nn.Module):
+    """Which words do the captions of an image hold? A linear guess from the mean of its features.
+
+    Words that few texts hold count more (SuperClass, arXiv 2411.03313, sections 3.1 and 3.2).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, frequencies: Tensor) -> None:
+        """frequencies: float32 (vocabulary,), the share of texts that hold each word."""
+        super().__init__()
+        self.head = nn.Linear(width, len(frequencies))
+        self.register_buffer("frequencies", frequencies)
+
+    def forward(self, images: Tensor, words: Tensor) -> Tensor:
+        """Mean cross-entropy over images (n, width) and the words of each, bool (n, vocabulary)."""
+        rarity = -self.frequencies.clamp(min=1e-6).log()
+        wanted = nn.functional.normalize(words * rarity, p=1, dim=1)
+        return nn.functional.cross_entropy(self.head(images.float()), wanted)
 
 
 def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:

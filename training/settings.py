@@ -40,9 +40,13 @@ class LvlmSettings:
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """For so many steps: how many of each kind a batch holds; see `training.families` for families."""
+    """For so many steps: how many of each kind a batch holds; see `training.families` for families.
+
+    tower_only: train nothing but the way from pixels to image features, by the words of the captions.
+    """
 
     steps: int
+    tower_only: bool
     photos: int
     scenes: int
     families: int
@@ -73,8 +77,9 @@ class OptimizerSettings:
 class TrainingSettings:
     """One run. contrastive_weight and answer_weight are c and a of the joint loss.
 
-    feature_weight: of a contrastive loss on the mean image features, a short way for gradients to a vision
-    tower that starts from nothing (deep supervision); 0 for a pretrained one, and in the paper.
+    feature_weight, word_weight: of a contrastive loss on the mean image features, and of telling a caption's
+    words from them: short ways for gradients to a vision tower that starts from nothing (deep supervision).
+    Both are 0 for a pretrained tower, and in the paper.
     compiled: have torch.compile fuse each layer of the LLM, which asks for a C++ compiler.
     """
 
@@ -83,6 +88,7 @@ class TrainingSettings:
     contrastive_weight: float
     answer_weight: float
     feature_weight: float
+    word_weight: float
     validate_every: int
     checkpoint_seconds: float
     compiled: bool

@@ -17,19 +17,20 @@ from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
 from benchmarks.datasets import read_caption_groups, read_karpathy
-from benchmarks.scenes import describe_scene, make_scene, questions
+from benchmarks.scenes import describe_scene, make_scene, questions, unique_caption
 from encoders.base import Fwd2BotError, TrainingDiverged
 from encoders.fwd2bot.checkpoint import Checkpoint, save_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Fwd2Bot, pool
 from encoders.load import choose_device
-from training.data import Step, StepDataset, load_photos
-from training.losses import ContrastiveLoss
+from training.data import Step, StepDataset, load_photos, mark_words
+from training.losses import ContrastiveLoss, WordLoss
 from training.lvlm import make_lvlm, make_processor, train_tokenizer
 from training.settings import OptimizerSettings, TrainingSettings, read_settings, write_settings
 from training.validate import Validation
@@ -38,12 +39,14 @@ _LOG_SECONDS = 10
 _STATE_FILE = "state.pt"
 _PHOTO_SIDE = 144
 _TOKENIZER_SCENES = 3000
+_COUNTED_CAPTIONS = 10_000
 
 
 class Trainer:
     """Model, losses and optimizer of one run, and the step that moves them."""
 
-    def __init__(self, settings: TrainingSettings, processor: ProcessorMixin) -> None:
+    def __init__(self, settings: TrainingSettings, processor: ProcessorMixin, frequencies: Tensor) -> None:
+        """frequencies: float32 (vocabulary,), see `WordLoss`."""
         torch.manual_seed(settings.seed)
         self.settings, self.processor = settings, processor
         self.model = Fwd2Bot(
@@ -52,9 +55,11 @@ class Trainer:
         self.model.requires_grad_(True)  # nothing is pretrained, so nothing is frozen
         self.model.lvlm.model.vision_tower.to(memory_format=torch.channels_last)
         self.contrastive = ContrastiveLoss()
+        self.words = WordLoss(settings.lvlm.width, frequencies)
         device = choose_device("auto")
         self.model.to(device)
         self.contrastive.to(device)
+        self.words.to(device)
         if settings.compiled:
             self.model.compile_layers()
         self.optimizer = torch.optim.AdamW(
@@ -70,15 +75,10 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         batch = batch.to(self.model.device)
-        with torch.autocast(self.model.device.type, torch.bfloat16):
-            output = self.model(batch.sources, batch.targets, batch.answers)
-        targets, ids = pool(output.targets), batch.source_ids
-        contrastive = self.contrastive(pool(output.sources), targets, ids, batch.target_ids)
-        loss = settings.contrastive_weight * contrastive + settings.answer_weight * output.answer_loss
-        if settings.feature_weight and len(output.images):
-            features = normalize(output.images.float(), dim=-1)
-            matched = self.contrastive(features, targets, ids[: len(features)], batch.target_ids)
-            loss = loss + settings.feature_weight * matched
+        losses = self._tower_losses(batch) if not batch.targets else self._joint_losses(batch)
+        loss = torch.stack(
+            [getattr(settings, f"{name}_weight") * value for name, value in losses.items()]
+        ).sum()
         if not torch.isfinite(loss):
             raise TrainingDiverged(
                 f"the loss is {loss.item()} at step {self.step}, where the source ids are "
@@ -89,12 +89,31 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.optimizer.gradient_norm)
         self.optimizer.step()
         self.step += 1
-        return {
-            "contrastive": contrastive.item(),
-            "answer": output.answer_loss.item(),
-            "temperature": self.contrastive.temperature,
-            "rate": rate,
+        shown = {name: value.item() for name, value in losses.items()}
+        return {**shown, "temperature": self.contrastive.temperature, "rate": rate}
+
+    def _joint_losses(self, batch: Step) -> dict[str, Tensor]:
+        """Both losses of the paper and, where they have a weight, those of the tower's own."""
+        with torch.autocast(self.model.device.type, torch.bfloat16):
+            output = self.model(batch.sources, batch.targets, batch.answers)
+        targets, ids = pool(output.targets), batch.source_ids
+        losses = {
+            "contrastive": self.contrastive(pool(output.sources), targets, ids, batch.target_ids),
+            "answer": output.answer_loss,
         }
+        if self.settings.feature_weight and len(output.images):
+            features = normalize(output.images.float(), dim=-1)
+            losses["feature"] = self.contrastive(features, targets, ids[: len(features)], batch.target_ids)
+        if self.settings.word_weight and len(output.images):
+            losses["word"] = self.words(output.images, batch.words)
+        return losses
+
+    def _tower_losses(self, batch: Step) -> dict[str, Tensor]:
+        """The LLM is not run at all."""
+        (inputs,) = batch.sources
+        with torch.autocast(self.model.device.type, torch.bfloat16):
+            images = self.model.average_features(self.model.image_features(inputs), inputs)
+        return {"word": self.words(images, batch.words)}
 
     def save_state(self, path: Path) -> None:
         """Write all that a resumed run needs; a kill in the middle leaves the state before."""
@@ -102,6 +121,7 @@ class Trainer:
             "step": self.step,
             "model": self.model.state_dict(),
             "contrastive": self.contrastive.state_dict(),
+            "words": self.words.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "settings": write_settings(self.settings),
         }
@@ -114,6 +134,7 @@ class Trainer:
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.contrastive.load_state_dict(state["contrastive"])
+        self.words.load_state_dict(state["words"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         now = write_settings(self.settings)
@@ -121,7 +142,7 @@ class Trainer:
         _tell(f"resumed at step {self.step}" + (f"; changed since: {', '.join(changed)}" if changed else ""))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        parameters = [*self.model.parameters(), *self.contrastive.parameters()]
+        parameters = [*self.model.parameters(), *self.contrastive.parameters(), *self.words.parameters()]
         matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
         others = [parameter for parameter in parameters if parameter.ndim < 2]
         return [
@@ -149,7 +170,7 @@ def train(settings: TrainingSettings, data: Path, run: Path) -> None:
         train_tokenizer(_tokenizer_texts(captions, settings), settings.lvlm.vocabulary), settings.lvlm
     )
     builder = InputBuilder(processor, settings.prompts, settings.summary_tokens)
-    trainer = Trainer(settings, processor)
+    trainer = Trainer(settings, processor, _count_words(builder, captions, settings))
     if (run / _STATE_FILE).exists():
         trainer.load_state(run / _STATE_FILE)
     held_out = read_karpathy(
@@ -197,6 +218,13 @@ def _tokenizer_texts(captions: Sequence[str], settings: TrainingSettings) -> Ite
         yield from describe_scene(scene, Random(index))
         yield from (f"{question} {answer}" for question, answer in questions(scene))
         yield from (prompts.image, prompts.text, prompts.caption)
+
+
+def _count_words(builder: InputBuilder, captions: Sequence[str], settings: TrainingSettings) -> Tensor:
+    """The share of texts that hold each word, over captions and drawn scenes."""
+    scenes = [unique_caption(make_scene(settings.seed, index)) for index in range(_TOKENIZER_SCENES)]
+    texts = [*captions[-_COUNTED_CAPTIONS:], *scenes]
+    return mark_words(builder, texts).float().mean(dim=0)
 
 
 class _Log:
