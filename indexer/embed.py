@@ -71,9 +71,9 @@ def _drop_broken(batch: list[Photo], embeddings: ImageEmbeddings) -> EmbeddedBat
     finite = np.asarray(np.isfinite(embeddings.vectors).all(axis=1))
     verdicts = iter(finite.tolist())
     photos = [
-        photo._replace(
-            image=None, error=photo.error or ("" if next(verdicts) else "the model cannot embed it")
-        )
+        photo
+        if photo.image is None  # not encoded: broken, or known already
+        else photo._replace(image=None, error="" if next(verdicts) else "the model cannot embed it")
         for photo in batch
     ]
     summaries = None if embeddings.summaries is None else embeddings.summaries[finite]
