@@ -6,22 +6,34 @@ Nothing here stops a run: a file that cannot be decoded becomes a reason.
 import warnings
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
+
+from encoders.base import MissingDependency
 
 from .durable import digest_stream
-from .images import ImageFile, Photo, describe_error
+from .images import (
+    HEIF_EXTENSIONS,
+    MAX_FILE_BYTES,
+    RAW_EXTENSIONS,
+    ImageFile,
+    Photo,
+    describe_error,
+    describe_size,
+)
 from .metadata import NO_METADATA, Metadata, read_metadata
+from .pixels import decode_upright
+from .raw import measure_raw, open_raw, open_view
 from .sources import Source
 
 # Said outright: by default Pillow looks at the bytes alone and would hand an EPS called .jpg to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 DEFAULT_MAX_MEGAPIXELS = 200.0
-LONGEST_SIDE = 16  # in units of image_size: a 100 x 1,000,000 strip must not fill the memory either
 
 
 @contextmanager
@@ -29,7 +41,7 @@ def quiet_pillow() -> Iterator[None]:
     """Leave the limit on pixels to `read_photo`, and silence Pillow's warnings in all threads."""
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\b")
+        warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
         Image.MAX_IMAGE_PIXELS = None
         try:
             yield
@@ -41,34 +53,33 @@ def read_photo(
     source: Source, file: ImageFile, image_size: int, max_megapixels: float, known: Container[str] = ()
 ) -> Photo:
     """Open, digest and decode one file, whatever is in it; one whose digest is `known` is not decoded."""
+    if file.size > MAX_FILE_BYTES:
+        return Photo(file, error=describe_size(file.size))
     try:
+        require_decoder(file.path)
         with source.open(file.path) as stream:
             photo = Photo(file, digest=digest_stream(stream))
             if photo.digest in known:
                 return photo._replace(known=True)
             stream.seek(0)
             return decode_photo(photo, stream, image_size, max_megapixels)
-    except OSError as error:
+    except (OSError, MissingDependency) as error:
         return Photo(file, error=describe_error(error), unread=True)
+    except Exception as error:  # a member of an archive that cannot be unpacked
+        return Photo(file, error=describe_error(error))
 
 
 def decode_photo(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels: float) -> Photo:
     """Give a photo the pixels and the metadata in a stream, or the reason why it has none."""
     if photo.file.size == 0:
         return photo._replace(error="the file is empty")
+    decode = _decode_raw if photo.file.path.lower().endswith(RAW_EXTENSIONS) else _decode_picture
     try:
-        with Image.open(stream, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_megapixels * 1e6:
-                reason = f"{width * height / 1e6:,.0f} megapixels are over the limit of {max_megapixels:,g}"
-                return photo._replace(width=width, height=height, error=f"{reason} (--max-megapixels)")
-            small, metadata, turned = _decode_upright(image, image_size)
-    except (
-        Exception
-    ) as error:  # decoders raise anything on bad bytes: struct.error, SyntaxError, MemoryError ...
+        return decode(photo, stream, image_size, max_megapixels)
+    except MissingDependency as error:
+        return photo._replace(error=describe_error(error), unread=True)
+    except Exception as error:  # decoders raise anything: struct.error, SyntaxError, MemoryError ...
         return photo._replace(error=describe_error(error))
-    width, height = (height, width) if turned else (width, height)
-    return photo._replace(width=width, height=height, image=small, metadata=metadata)
 
 
 def decode_image(path: Path, image_size: int) -> Image.Image:
@@ -76,59 +87,90 @@ def decode_image(path: Path, image_size: int) -> Image.Image:
 
     Raises what Pillow raises.
     """
-    with Image.open(path, formats=FORMATS) as image:
-        return _decode_upright(image, image_size)[0]
+    with path.open("rb") as stream, open_picture(stream) as image:
+        return decode_upright(image, image_size)[0]
 
 
-def _decode_upright(image: Image.Image, image_size: int) -> tuple[Image.Image, Metadata, bool]:
-    """The image as RGB, upright and small; its metadata; whether turning it upright swapped its sides."""
-    image.draft(None, (image_size, image_size))  # JPEG only: decodes straight to a half, quarter or eighth
-    image.load()
-    metadata = _read_metadata(image)
-    turned = _turn_upright(image)
-    return _shrink(_flatten_to_rgb(image), image_size), metadata, turned
+def open_picture(stream: BinaryIO) -> Image.Image:
+    """Open an image of any format but RAW; MissingDependency for HEIC where its extra is not there."""
+    head = stream.read(64)
+    stream.seek(0)
+    if not _is_heif(head):
+        return Image.open(stream, formats=FORMATS)
+    require_decoder(".heic")
+    _register_heif()
+    return Image.open(stream, formats=("HEIF",))
+
+
+def require_decoder(path: str) -> None:
+    """Raise MissingDependency where files of this name need an extra that is not installed."""
+    for extensions, package, extra in (
+        (HEIF_EXTENSIONS, "pillow_heif", "heic"),
+        (RAW_EXTENSIONS, "rawpy", "raw"),
+    ):
+        if path.lower().endswith(extensions) and find_spec(package) is None:
+            raise MissingDependency(f'it needs one more package: pip install "fwd2bot[{extra}]"')
+
+
+def _decode_picture(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels: float) -> Photo:
+    with open_picture(stream) as image:
+        width, height = image.size
+        reason = _refuse_pixels(width * height, max_megapixels)
+        if reason:
+            return photo._replace(width=width, height=height, error=reason)
+        metadata = _read_metadata(image)  # first: once loaded, a TIFF has lost its file, and its orientation
+        small, swapped = decode_upright(image, image_size)
+        width, height = (height, width) if swapped else (width, height)
+        return photo._replace(width=width, height=height, image=small, metadata=metadata)
+
+
+def _decode_raw(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels: float) -> Photo:
+    with open_raw(stream) as raw:
+        width, height = measure_raw(raw)
+        reason = _refuse_pixels(width * height, max_megapixels)
+        if reason:
+            return photo._replace(width=width, height=height, error=reason)
+        with open_view(raw, image_size) as image:
+            metadata = _read_raw_metadata(stream) or _read_metadata(image)
+            small, _ = decode_upright(image, image_size)
+        return photo._replace(width=width, height=height, image=small, metadata=metadata)
+
+
+def _refuse_pixels(pixels: int, max_megapixels: float) -> str:
+    if pixels <= max_megapixels * 1e6:
+        return ""
+    return f"{pixels / 1e6:,.0f} megapixels are over the limit of {max_megapixels:,g} (--max-megapixels)"
 
 
 def _read_metadata(image: Image.Image) -> Metadata:
     try:
-        return read_metadata(image.getexif())
+        metadata = read_metadata(image.getexif())
     except Exception:  # broken EXIF is no reason to lose the photo
         return NO_METADATA
+    # pillow_heif turns the image itself, and says so in its EXIF.
+    return metadata._replace(orientation=image.info.get("original_orientation") or metadata.orientation)
 
 
-def _turn_upright(image: Image.Image) -> bool:
-    """Apply the EXIF orientation in place; true where width and height changed places."""
+def _read_raw_metadata(stream: BinaryIO) -> Metadata | None:
+    """Read the EXIF of a RAW file that is built like a TIFF, as most are; None for the others."""
+    exif = Image.Exif()
+    stream.seek(0)
     try:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # broken EXIF is no reason to lose the photo
-        return False
-    return turned
+        exif.load_from_fp(stream)
+    except Exception:  # another kind of file, or a broken one
+        return None
+    return read_metadata(exif)
 
 
-def _flatten_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_scale_to_bytes(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+def _is_heif(head: bytes) -> bool:
+    """Whether a file that begins so is HEIC: mif1 and msf1 may also stand before an AVIF."""
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    return brand in HEIF_BRANDS or (brand in (b"mif1", b"msf1") and b"avif" not in head)
 
 
-def _scale_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale the full range to 0..255: Pillow's own conversion clips everything above 255 to white."""
-    is_float = np.issubdtype(values.dtype, np.floating)
-    values = np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
-    peak = float(values.max(initial=0.0))
-    usual = (1.0, 255.0, 65535.0) if is_float else (65535.0,)
-    top = next((limit for limit in usual if peak <= limit), peak)
-    return np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
+@cache
+def _register_heif() -> None:
+    import pillow_heif
 
-
-def _shrink(image: Image.Image, image_size: int) -> Image.Image:
-    factor = min(image.size) // image_size
-    if factor > 1:
-        image = image.reduce(factor)
-    if max(image.size) > LONGEST_SIDE * image_size:
-        image.thumbnail((LONGEST_SIDE * image_size, LONGEST_SIDE * image_size))
-    return image
+    # The indexer has threads of its own; depth maps and the like are not looked at.
+    pillow_heif.register_heif_opener(decode_threads=1, depth_images=False, aux_images=False)

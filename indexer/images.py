@@ -1,19 +1,37 @@
 """What passes from a source of images to the model: a file that was listed, and what was read of it.
 
-sources.py and its neighbours find and open files, decode.py reads them.
+sources.py finds and opens files, decode.py reads them.
 """
 
+import fnmatch
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
 from .metadata import NO_METADATA, Metadata
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif")
+HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
+# fmt: off
+RAW_EXTENSIONS = (
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw",
+    ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+)
+EXTENSIONS = (
+    ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff",
+    ".webp", *HEIF_EXTENSIONS, *RAW_EXTENSIONS,
+)
+# fmt: on
+# Every worker may hold as much: a member of an archive, or an object of a bucket, is read whole.
+MAX_FILE_BYTES = 512 << 20
 
 
 class ImageFile(NamedTuple):
-    """A file as its source lists it; `path` is relative to the root, posix, in stored form (see paths.py)."""
+    """A file as its source lists it; `path` is relative to the root, posix, in stored form (see paths.py).
+
+    mtime_ns: nanoseconds since 1970; a member of an archive has those of the archive; for URLs see remote.py.
+    """
 
     path: str
     size: int
@@ -51,6 +69,28 @@ class Photo(NamedTuple):
     metadata: Metadata = NO_METADATA
 
 
+class Selection:
+    """Which names of a listing count: not those that begin with a dot, nor those that a glob excludes."""
+
+    def __init__(self, exclude: Sequence[str]) -> None:
+        self._excluded = re.compile("|".join(fnmatch.translate(pattern) for pattern in exclude) or r"(?!)")
+
+    def takes(self, path: str) -> bool:
+        """Whether a file or folder counts, given that the folders above it do; `path` is below the root."""
+        name = path.rpartition("/")[2]
+        return not (name.startswith(".") or self._excluded.match(path) or self._excluded.match(name))
+
+    def takes_below(self, folder: str, path: str) -> bool:
+        """Whether a file counts whose `path` below `folder` was listed in one go."""
+        ends = [place for place, letter in enumerate(path) if letter == "/"] + [len(path)]
+        return all(self.takes(f"{folder}/{path[:end]}") for end in ends)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return name.lower().endswith(EXTENSIONS)
+
+
 def describe_error(error: Exception) -> str:
     """Say in one line what is wrong with a file."""
     if isinstance(error, UnidentifiedImageError):
@@ -58,3 +98,8 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def describe_size(size: int) -> str:
+    """Say that a file is larger than any that is read."""
+    return f"{size / 2**20:,.0f} MiB are over the limit of {MAX_FILE_BYTES >> 20} MiB for one file"

@@ -1,20 +1,15 @@
-"""Where images come from, and finding them there. Nothing in one file or folder stops a run."""
+"""Where images come from: a folder and the archives in it (folder.py), or a URL of fsspec (remote.py)."""
 
-import fnmatch
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from encoders.base import NothingToIndex
-
-from .images import EXTENSIONS, FoundImages, ImageFile, describe_error
-from .paths import escape_path, unescape_path
+from .folder import FolderSource
+from .images import FoundImages
 
 
 class Source(Protocol):
-    """Where images come from: a folder, or a URL of fsspec. Paths are relative to it, in stored form."""
+    """Where images come from. Paths are relative to it, in stored form."""
 
     def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
         """List the image files, sorted by path; NothingToIndex where there is no such place.
@@ -24,70 +19,20 @@ class Source(Protocol):
         """
 
     def open(self, path: str) -> BinaryIO:
-        """Open one file for reading, seekable; OSError where it cannot be read."""
+        """Open one file for reading, seekable; OSError where it cannot be read, anything if it is damaged."""
+
+
+def is_url(root: Path | str) -> bool:
+    """Whether a root is a URL of fsspec and not a folder."""
+    return isinstance(root, str) and "://" in root
 
 
 def open_source(root: Path | str) -> Source:
-    """Turn a folder, or a URL with its `://`, into the source of its images."""
-    return FolderSource(Path(root))
+    """Turn a folder, or a URL with its `://`, into the source of its images; nothing is read yet."""
+    if isinstance(root, str) and root.startswith("file://"):
+        return FolderSource(Path(root.removeprefix("file://")))
+    if not is_url(root):
+        return FolderSource(Path(root))
+    from .remote import UrlSource  # half a second of imports that a folder does not need
 
-
-class FolderSource:
-    """The images of a folder, where each folder is visited once, by its own path before any link to it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
-        """See Source."""
-        if not self.root.is_dir():
-            raise NothingToIndex(f"{self.root} is not a folder: name one that holds images")
-        excluded = re.compile("|".join(fnmatch.translate(pattern) for pattern in exclude) or r"(?!)")
-        found = FoundImages([], [], [])
-        folders, links, seen = [""], list[str](), set[tuple[int, int]]()
-        while folders or links:
-            folder = folders.pop() if folders else links.pop(0)
-            try:
-                if _visit_once(self.root / folder, seen):
-                    _list_folder(self.root, folder, excluded, found, folders, links)
-            except OSError as error:
-                found.unreadable.append((escape_path(folder), describe_error(error)))
-        found.files.sort()
-        return found
-
-    def open(self, path: str) -> BinaryIO:
-        """See Source."""
-        return (self.root / unescape_path(path)).open("rb")
-
-
-def _visit_once(folder: Path, seen: set[tuple[int, int]]) -> bool:
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in seen:
-        return False
-    seen.add(identity)
-    return True
-
-
-def _list_folder(
-    root: Path,
-    folder: str,
-    excluded: re.Pattern[str],
-    found: FoundImages,
-    folders: list[str],
-    links: list[str],
-) -> None:
-    """Sort one folder's entries into image files, folders to visit, and links to visit after all folders."""
-    with os.scandir(root / folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith(".") or excluded.match(path) or excluded.match(entry.name):
-                continue
-            try:
-                if entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(path)
-                elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
-                    status = entry.stat()
-                    found.files.append(ImageFile(escape_path(path), status.st_size, status.st_mtime_ns))
-            except OSError:  # a link that leads in circles, or a file gone since the listing: no image
-                continue
+    return UrlSource(str(root))

@@ -1,0 +1,170 @@
+"""Images inside .zip and .tar files, read where they are: an archive is a folder that nobody unpacks.
+
+Nothing an archive says of itself is trusted: not its names, which may lead out of it, nor its sizes. It is
+opened anew for each member, at an offset that is remembered, so that threads share no handle.
+"""
+
+import errno
+import os
+import re
+import stat
+import struct
+import tarfile
+import threading
+import zipfile
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import BytesIO, FileIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from .images import MAX_FILE_BYTES, describe_error, describe_size, is_image_name
+
+ARCHIVE_EXTENSIONS = (".zip", ".tar")
+_ON_THE_WAY = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
+_LONGEST_READ = 32 << 20  # a zip's directory is read in one go, and takes twenty times as much as objects
+_MOST_MEMBERS = 1_000_000
+_CHUNK = 1 << 20
+_ZIP_HEADER = struct.Struct("<4s22xHH")  # what precedes an entry: signature, lengths of name and extra field
+
+
+class Member(NamedTuple):
+    """One image in an archive: how many bytes it says it has and where, and its entry if that is a zip's."""
+
+    size: int
+    offset: int
+    entry: zipfile.ZipInfo | None
+
+
+@dataclass
+class Listing:
+    """The images in an archive by name. damage: why the listing ends before the archive does, or ""."""
+
+    members: dict[str, Member] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    damage: str = ""
+
+    def add(self, name: str, member: Member, plain: bool) -> None:
+        """Note an entry that is named like an image; `plain` says that it is neither link nor device."""
+        if not is_image_name(name):
+            return
+        if not plain or member.size < 0 or _leads_out(name):
+            self.refused.append(name)
+            return
+        if len(self.members) == _MOST_MEMBERS:
+            raise ValueError(f"it holds more than {_MOST_MEMBERS:,} images: pack fewer into one archive")
+        self.members["/".join(part for part in name.split("/") if part not in ("", "."))] = member
+
+
+def find_archive(root: Path, path: str) -> tuple[Path, str] | None:
+    """Split a path below root into an archive and a name in it; None where no archive is on the way."""
+    for match in _ON_THE_WAY.finditer(path):
+        archive = root / path[: match.end() - 1]
+        if archive.is_file():
+            return archive, path[match.end() :]
+    return None
+
+
+def list_archive(archive: Path) -> Listing:
+    """List the images in an archive; OSError where it cannot be opened."""
+    status = archive.stat()
+    with _listing_lock:  # one thread lists while the others wait for what it finds
+        return _list_archive(archive, status.st_size, status.st_mtime_ns)
+
+
+def open_member(archive: Path, name: str) -> BinaryIO:
+    """Read one image of an archive into memory; raises anything where its bytes are damaged."""
+    member = list_archive(archive).members.get(name)
+    if member is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{archive}/{name}")
+    with archive.open("rb") as stream:
+        stream.seek(member.offset)
+        data = _read_all(stream if member.entry is None else _open_entry(stream, member.entry), member.size)
+    if data.tell() < member.size:
+        raise ValueError("the archive ends within it")
+    data.seek(0)
+    return data
+
+
+_listing_lock = threading.Lock()
+
+
+@lru_cache(maxsize=8)  # files are read in the order of their paths, so archive by archive
+def _list_archive(archive: Path, size: int, mtime_ns: int) -> Listing:
+    listing = Listing()
+    with _CautiousFile(archive) as stream:
+        try:
+            if archive.name.lower().endswith(".zip"):
+                _list_zip(stream, listing)
+            else:
+                _list_tar(stream, listing)
+        except (
+            Exception
+        ) as error:  # both modules raise anything on bad bytes: struct.error, RecursionError ...
+            listing.damage = describe_error(error)
+    return listing
+
+
+class _CautiousFile(FileIO):
+    """A file that is not read in large pieces on the word of a header in it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read up to `size` bytes, all that is left by default; ValueError above the limit."""
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted > _LONGEST_READ:
+            raise ValueError("a header in it is larger than any that is read")
+        return super().read(wanted) or b""
+
+
+def _list_zip(stream: FileIO, listing: Listing) -> None:
+    with zipfile.ZipFile(stream) as archive:
+        for entry in archive.infolist():
+            plain = stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG)
+            listing.add(entry.filename, Member(entry.file_size, entry.header_offset, entry), plain)
+
+
+def _list_tar(stream: FileIO, listing: Listing) -> None:
+    with tarfile.open(fileobj=stream, mode="r:") as archive:
+        place = 0
+        while (entry := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # or it remembers all it has seen
+            if archive.offset <= place:
+                raise ValueError("an entry in it ends before it begins")
+            place = archive.offset
+            plain = entry.isreg() and not entry.issparse()
+            listing.add(entry.name, Member(entry.size, entry.offset_data, None), plain)
+        stream.seek(archive.offset)
+        if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile itself takes a broken header for the end
+            raise ValueError("a header in it is broken")
+
+
+def _open_entry(stream: BinaryIO, entry: zipfile.ZipInfo) -> BinaryIO:
+    """Open a zip entry whose header comes next in the stream."""
+    if entry.flag_bits & 1:
+        raise ValueError("it is encrypted")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # The other methods have no limit on what they give back of one byte.
+        raise ValueError(f"its compression (method {entry.compress_type}) is not read: store or deflate it")
+    header = stream.read(_ZIP_HEADER.size)
+    if len(header) < _ZIP_HEADER.size or not header.startswith(b"PK\3\4"):
+        raise ValueError("the archive has nothing in its place")
+    _, name_length, extra_length = _ZIP_HEADER.unpack(header)
+    stream.seek(name_length + extra_length, os.SEEK_CUR)
+    return zipfile.ZipExtFile(stream, "r", entry)  # type: ignore[return-value]
+
+
+def _read_all(stream: BinaryIO, size: int) -> BytesIO:
+    """Read no more than `size` bytes into memory; ValueError above MAX_FILE_BYTES."""
+    if size > MAX_FILE_BYTES:
+        raise ValueError(describe_size(size))
+    data = BytesIO()
+    while chunk := stream.read(min(_CHUNK, size - data.tell())):
+        data.write(chunk)
+    return data
+
+
+def _leads_out(name: str) -> bool:
+    """Whether a name is absolute, climbs, or cannot be one; a backslash is the slash of Windows."""
+    parts = re.split(r"[/\\]", name)
+    return parts[0] == "" or ".." in parts or name[1:2] == ":" or "\0" in name

@@ -1,0 +1,130 @@
+"""The images of a folder on disk, those in its archives included."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from encoders.base import NothingToIndex
+
+from .archives import ARCHIVE_EXTENSIONS, find_archive, list_archive, open_member
+from .images import FoundImages, ImageFile, Selection, describe_error, is_image_name
+from .paths import escape_path, unescape_path
+
+
+class FolderSource:
+    """A folder; the paths in it go on below the name of an archive (see sources.py)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
+        """See Source. Each folder is visited once, and by its own path before any link to it."""
+        if not self.root.is_dir():
+            raise NothingToIndex(f"{self.root} is not a folder: name one that holds images")
+        return _FolderWalk(self.root, Selection(exclude), follow_links).find()
+
+    def open(self, path: str) -> BinaryIO:
+        """See Source."""
+        name = unescape_path(path)
+        member = find_archive(self.root, name)
+        return open_member(*member) if member else (self.root / name).open("rb")
+
+
+class _FolderWalk:
+    """One listing under way: what was found, and the folders and links still to visit."""
+
+    def __init__(self, root: Path, selection: Selection, follow_links: bool) -> None:
+        self.root = root
+        self.selection = selection
+        self.follow_links = follow_links
+        self.found = FoundImages([], [], [])
+        self.folders, self.links = [""], list[str]()
+        self._seen = set[tuple[int, int]]()
+        self._real_root = os.path.realpath(root)
+        self._leading_out: list[str] = []
+
+    def find(self) -> FoundImages:
+        while self.folders or self.links:
+            folder = self.folders.pop() if self.folders else self.links.pop(0)
+            try:
+                if self._visit_once(folder):
+                    self._list_folder(folder)
+            except OSError as error:
+                self.found.unreadable.append((escape_path(folder), describe_error(error)))
+        self._report_links()
+        self.found.files.sort()
+        return self.found
+
+    def _visit_once(self, folder: str) -> bool:
+        status = (self.root / folder).stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in self._seen:
+            return False
+        self._seen.add(identity)
+        return True
+
+    def _list_folder(self, folder: str) -> None:
+        with os.scandir(self.root / folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if not self.selection.takes(path):
+                    continue
+                try:
+                    self._sort_entry(entry, path)
+                except OSError:  # a link that leads in circles, or a file gone since the listing: no image
+                    continue
+
+    def _sort_entry(self, entry: os.DirEntry[str], path: str) -> None:
+        """Take an entry for a folder, an image, an archive or nothing."""
+        is_archive = entry.name.lower().endswith(ARCHIVE_EXTENSIONS)
+        if entry.is_dir():
+            if not self._leads_out(entry, path):
+                (self.links if entry.is_symlink() else self.folders).append(path)
+        elif (is_archive or is_image_name(entry.name)) and entry.is_file():
+            if self._leads_out(entry, path):
+                return
+            status = entry.stat()
+            if is_archive:
+                self._list_archive(path, status.st_mtime_ns)
+            else:
+                self.found.files.append(ImageFile(escape_path(path), status.st_size, status.st_mtime_ns))
+
+    def _list_archive(self, path: str, mtime_ns: int) -> None:
+        stored = escape_path(path)
+        try:
+            listing = list_archive(self.root / path)
+        except OSError as error:
+            self.found.unreadable.append((stored, describe_error(error)))
+            return
+        self.found.files.extend(
+            ImageFile(escape_path(f"{path}/{name}"), member.size, mtime_ns)
+            for name, member in listing.members.items()
+            if self.selection.takes_below(path, name)
+        )
+        if listing.damage:
+            reason = f"the archive cannot be read to its end ({listing.damage})"
+            self.found.unreadable.append((stored, reason))
+        if listing.refused:
+            others = f" and {len(listing.refused) - 1:,} others" if len(listing.refused) > 1 else ""
+            reason = (
+                f"{listing.refused[0]}{others} in it left out: links, devices or names that lead out of it"
+            )
+            self.found.refused.append((stored, reason))
+
+    def _leads_out(self, entry: os.DirEntry[str], path: str) -> bool:
+        """Whether an entry is a link to somewhere outside the root that is not to be followed."""
+        if self.follow_links or not entry.is_symlink():
+            return False
+        target = os.path.realpath(entry.path)
+        inside = target == self._real_root or target.startswith(self._real_root.rstrip(os.sep) + os.sep)
+        if not inside:
+            self._leading_out.append(escape_path(path))
+        return not inside
+
+    def _report_links(self) -> None:
+        if self._leading_out:
+            others = len(self._leading_out) - 1
+            more = f", nor are {others:,} other links" if others else ""
+            reason = f"the link leads out of the folder and is not followed{more} (--follow-links)"
+            self.found.refused.append((self._leading_out[0], reason))

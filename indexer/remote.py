@@ -1,0 +1,130 @@
+"""The images below a URL that fsspec knows (s3://, gs://, memory:// ...), each read in one request."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from io import BytesIO
+from typing import Any, BinaryIO
+
+import fsspec  # type: ignore[import-untyped]
+import xxhash
+
+from encoders.base import MissingDependency, NothingToIndex
+
+from .images import (
+    MAX_FILE_BYTES,
+    FoundImages,
+    ImageFile,
+    Selection,
+    describe_error,
+    describe_size,
+    is_image_name,
+)
+from .paths import escape_path, unescape_path
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+# What the file systems of fsspec call the time of the last write, and a mark that changes with the content.
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "checksum")
+
+
+class UrlSource:
+    """The objects below a URL (see sources.py). Archives among them are left alone, links do not exist."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._files, root = _open_file_system(url)
+        self._root = root.rstrip("/")
+
+    def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
+        """See Source."""
+        selection, found, folders = Selection(exclude), FoundImages([], [], []), [""]
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = self._files.ls(self._locate(folder), detail=True)
+            except Exception as error:  # each file system has its own
+                reason = describe_error(error)
+                if not folder:
+                    raise NothingToIndex(
+                        f"{self.url} cannot be listed ({reason}): check the URL and your credentials"
+                    ) from error
+                found.unreadable.append((escape_path(folder), reason))
+                continue
+            for entry in entries:
+                self._sort_entry(entry, folder, selection, found, folders)
+        found.files.sort()
+        return found
+
+    def open(self, path: str) -> BinaryIO:
+        """See Source."""
+        try:
+            data = self._files.cat_file(self._locate(unescape_path(path)), start=0, end=MAX_FILE_BYTES + 1)
+        except OSError:
+            raise
+        except Exception as error:  # a server that does not answer is no fault of the bytes
+            raise OSError(describe_error(error)) from error
+        if len(data) > MAX_FILE_BYTES:
+            raise ValueError(describe_size(len(data)))
+        return BytesIO(data)
+
+    def _locate(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root or "/"
+
+    def _sort_entry(
+        self,
+        entry: Mapping[str, Any],
+        folder: str,
+        selection: Selection,
+        found: FoundImages,
+        folders: list[str],
+    ) -> None:
+        """Take an entry for a folder, an image or nothing."""
+        path = entry["name"].removeprefix(self._root).strip("/")
+        if not path.startswith(f"{folder}/" if folder else "") or path == folder or not path:
+            return  # the mark that some stores keep for the folder itself
+        if not selection.takes(path):
+            return
+        if entry["type"] == "directory":
+            folders.append(path)
+        elif is_image_name(path):
+            found.files.append(ImageFile(escape_path(path), int(entry["size"] or 0), read_stamp(entry)))
+
+
+def read_stamp(entry: Mapping[str, Any]) -> int:
+    """The time of an object's last write in nanoseconds since 1970, as a sign of whether it has changed.
+
+    Stores count in seconds. Where there is a mark of the content too (an ETag), it makes the digits below the
+    second, so that whatever changes either changes the stamp.
+    """
+    moment = _read_time(next((entry[name] for name in _TIMES if entry.get(name)), 0))
+    mark = next((str(entry[name]) for name in _MARKS if entry.get(name)), "")
+    if not mark:
+        return int(moment * 1e9)
+    return int(moment) * 10**9 + xxhash.xxh3_64_intdigest(mark.encode()) % 10**9
+
+
+def _read_time(value: object) -> float:
+    """Seconds since 1970, 0 where the value is no time."""
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        return value.timestamp() if isinstance(value, datetime) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+
+
+def _open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL, and the root in it."""
+    protocol = url.partition("://")[0]
+    try:
+        # Without a cache of listings: a run lists each folder once, and a later run must see what is new.
+        files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        remedy = f'pip install "fwd2bot[{extra}]"' if extra else describe_error(error)
+        raise MissingDependency(f"{url} needs a package that is not installed: {remedy}") from error
+    except Exception as error:
+        raise NothingToIndex(
+            f"{url} cannot be opened ({describe_error(error)}): name a folder, or a URL such as s3://bucket/photos"
+        ) from error
+    return files, root
