@@ -1,15 +1,13 @@
 """Every setting of a training run, read from one TOML file and written into its checkpoint."""
 
-import tomllib
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal
 
-from encoders.base import DatasetError
 from encoders.fwd2bot.model import AdapterSettings
 from encoders.fwd2bot.prompts import Prompts
-
-Settings = TypeVar("Settings")
+from training.typed_toml import read_toml
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,17 @@ class LvlmSettings:
     intermediate: int
     layers: int
     heads: int
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """A pretrained LVLM, of which only adapters and summary tokens are trained.
+
+    base: its folder or hub name. quantize: "4bit" keeps the frozen weights in NF4 (QLoRA), which needs a GPU.
+    """
+
+    base: str
+    quantize: Literal["none", "4bit"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,10 @@ class TrainingSettings:
     feature_weight, word_weight: of a contrastive loss on the mean image features, and of telling a caption's
     words from them: short ways for gradients to a vision tower that starts from nothing (deep supervision).
     Both are 0 for a pretrained tower, and in the paper.
+    contrastive_loss: symmetric InfoNCE (a softmax over the batch), or SigLIP's sigmoid of each pair.
+    chunk_size: how many sources or targets are in memory at once; 0 for all. The gradient is the same (see
+    `training.grad_cache`), the time is a forward more.
+    gradient_checkpointing: keep one activation a layer, and compute the others again in the backward.
     compiled: have torch.compile fuse each layer of the LLM, which asks for a C++ compiler.
     """
 
@@ -89,11 +102,14 @@ class TrainingSettings:
     answer_weight: float
     feature_weight: float
     word_weight: float
+    contrastive_loss: Literal["infonce", "sigmoid"]
+    chunk_size: int
+    gradient_checkpointing: bool
     validate_every: int
     checkpoint_seconds: float
     compiled: bool
     data: DataSettings
-    lvlm: LvlmSettings
+    lvlm: LvlmSettings | BaseSettings
     prompts: Prompts
     adapters: AdapterSettings
     augmentation: AugmentationSettings
@@ -106,38 +122,11 @@ class TrainingSettings:
         return sum(batch.steps for batch in self.batches)
 
 
-def read_settings(path: Path) -> TrainingSettings:
-    """Read a TOML file; a missing, unknown or ill-typed setting raises DatasetError with its name."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise DatasetError(f"{path} cannot be read as training settings: {error}") from error
-    return _build(TrainingSettings, values, str(path))
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainingSettings:
+    """Read a TOML file, with `dotted.name=value` put over it; raises DatasetError with what is wrong."""
+    return read_toml(path, TrainingSettings, overrides)
 
 
 def write_settings(settings: TrainingSettings) -> dict[str, Any]:
     """Plain values, to be stored in a checkpoint."""
     return asdict(settings)
-
-
-def _build(kind: type[Settings], values: Any, where: str) -> Settings:
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if not isinstance(values, dict) or sorted(values) != sorted(names):
-        given = sorted(values) if isinstance(values, dict) else values
-        raise DatasetError(f"{where} must hold exactly {', '.join(sorted(names))}, and holds {given}")
-    hints = get_type_hints(kind)
-    return kind(**{name: _convert(hints[name], values[name], f"{where}: {name}") for name in names})
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    if is_dataclass(kind):
-        return _build(kind, value, where)  # type: ignore[arg-type]
-    if get_args(kind):
-        if not isinstance(value, list):
-            raise DatasetError(f"{where} must be a list, and is {value!r}")
-        return tuple(_convert(get_args(kind)[0], item, where) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise DatasetError(f"{where} must be {kind.__name__}, and is {value!r}")
-    return value

@@ -1,0 +1,96 @@
+"""A TOML file into frozen dataclasses: every value has the type its field says, or the error names it."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from encoders.base import DatasetError
+
+Settings = TypeVar("Settings")
+
+
+def read_toml(path: Path, kind: type[Settings], overrides: Sequence[str] = ()) -> Settings:
+    """Read a dataclass from a TOML file; a missing, unknown or ill-typed setting raises DatasetError by name.
+
+    overrides: `dotted.name=value` each, the value as TOML writes it (a plain word is a string), set before
+    anything is checked. Fields that have a default may be left out.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise DatasetError(f"{path} cannot be read as training settings: {error}") from error
+    for override in overrides:
+        _set_value(values, override)
+    built: Settings = _build(kind, values, str(path))
+    return built
+
+
+def _set_value(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *tables, last = name.strip().split(".")
+    if not equals or not last:
+        raise DatasetError(f"{override!r} sets nothing: write it as name=value, such as seed=2")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise DatasetError(f"{name} cannot be set: {table} is a value and not a table of settings")
+    values[last] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(kind: Any, values: Any, where: str) -> Any:
+    known: tuple[Field[Any], ...] = fields(kind)
+    if not _fits(known, values):
+        given = ", ".join(sorted(values)) if isinstance(values, dict) else repr(values)
+        raise DatasetError(f"{where} must hold {_list_names(known)}, and holds {given}")
+    hints = get_type_hints(kind)
+    return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _fits(known: tuple[Field[Any], ...], values: Any) -> bool:
+    """Whether there is a value for every field without a default, and none for anything else."""
+    needed = {field.name for field in known if field.default is MISSING and field.default_factory is MISSING}
+    return isinstance(values, dict) and needed <= set(values) <= {field.name for field in known}
+
+
+def _list_names(known: tuple[Field[Any], ...]) -> str:
+    return "exactly " + ", ".join(sorted(field.name for field in known))
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if get_origin(kind) in (Union, UnionType):
+        return _convert(_choose(get_args(kind), value), value, where)
+    if is_dataclass(kind):
+        return _build(kind, value, where)
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise DatasetError(f"{where} must be a table, and is {value!r}")
+        return {name: _convert(get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise DatasetError(f"{where} must be one of {', '.join(get_args(kind))}, and is {value!r}")
+        return value
+    if get_args(kind):
+        if not isinstance(value, list):
+            raise DatasetError(f"{where} must be a list, and is {value!r}")
+        return tuple(_convert(get_args(kind)[0], item, where) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise DatasetError(f"{where} must be {kind.__name__}, and is {value!r}")
+    return value
+
+
+def _choose(kinds: tuple[Any, ...], value: Any) -> Any:
+    """Of several kinds of table: the one whose settings these are, else the first, whose error says what is missing."""
+    fitting = (kind for kind in kinds if is_dataclass(kind) and _fits(fields(kind), value))
+    return next(fitting, kinds[0])
