@@ -46,7 +46,7 @@ def _load_preview(raw: "RawPy", image_size: int) -> Image.Image | None:
 
     thumbnail, size = raw.extract_thumb(), measure_raw(raw)
     if thumbnail.format == rawpy.ThumbFormat.JPEG:  # LibRaw gives it an EXIF orientation if it has none
-        preview = Image.open(BytesIO(bytes(thumbnail.data)), formats=("JPEG",))
+        preview: Image.Image = Image.open(BytesIO(bytes(thumbnail.data)), formats=("JPEG",))
     else:
         preview = Image.fromarray(np.asarray(thumbnail.data))
         preview.getexif()[0x0112] = _ORIENTATIONS.get(raw.sizes.flip, 1)
