@@ -11,7 +11,8 @@ import pyarrow as pa
 from encoders.base import IndexDamaged
 
 from .durable import digest_file
-from .faiss_index import REMEDY, check_faiss_file, load_faiss, read_faiss_ids
+from .faiss_file import check_faiss_file, load_faiss
+from .faiss_index import REMEDY, read_faiss_ids
 from .manifest import PARTS_FOLDER, REBUILD_REMEDY, Manifest, PartRecord, locate_root, read_manifest
 from .parts import read_groups
 from .table import EmbeddingTable, read_known_files
@@ -115,6 +116,6 @@ def _audit_faiss(index_dir: Path, manifest: Manifest, compare: bool) -> None:
         check_faiss_file(path, record, thorough=True)
     except (OSError, ValueError) as error:
         raise IndexDamaged(f"{path} is damaged ({error}): {REMEDY}") from None
-    ids = read_faiss_ids(load_faiss(index_dir, record))
+    ids = read_faiss_ids(load_faiss(index_dir, record, manifest.encoder.dim))
     if compare and not np.array_equal(ids, EmbeddingTable.open(index_dir).ids):
         raise IndexDamaged(f"{path} is damaged (its images are not those of the parts): {REMEDY}")

@@ -16,7 +16,8 @@ from encoders.base import CannotAnswer, Encoder, IndexFailure, IndexNotFound, No
 
 from .decode import DEFAULT_MAX_MEGAPIXELS, quiet_pillow, read_photo
 from .embed import embed_photos
-from .faiss_index import is_faiss_sound, require_faiss
+from .faiss_file import is_faiss_sound
+from .faiss_library import require_faiss
 from .images import FoundImages, ImageFile, Photo
 from .lock import lock_index
 from .manifest import Manifest, TokenFormat, create_manifest, locate_root, read_manifest, require_same_encoder

@@ -6,7 +6,7 @@ manifest names.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,13 +49,17 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class FaissRecord:
-    """The FAISS file; `next_id` is that of the manifest it was built for, so a smaller one is out of date."""
+    """The FAISS file; `next_id` is that of the manifest it was made for, so a smaller one is out of date.
+
+    `trained` is how many vectors it was trained on, 0 where it is exact.
+    """
 
     name: str
     size: int
     digest: str
     rows: int
     next_id: int
+    trained: int
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,8 @@ def _parse_encoder(data: Any, tokens: str) -> EncoderRecord:
 
 def _parse_parts(data: Any) -> tuple[PartRecord, ...]:
     parts = tuple(
-        PartRecord(**_parse_file(item, PART_NAME, "first_id")) for item in _check(data, "parts", list)
+        PartRecord(**_parse_file(item, PART_NAME, ("rows", "first_id")))
+        for item in _check(data, "parts", list)
     )
     expected = 0
     for part in parts:
@@ -185,13 +190,13 @@ def _parse_parts(data: Any) -> tuple[PartRecord, ...]:
 
 
 def _parse_faiss(data: Any) -> FaissRecord:
-    return FaissRecord(**_parse_file(data, FAISS_NAME, "next_id"))
+    return FaissRecord(**_parse_file(data, FAISS_NAME, ("rows", "next_id", "trained")))
 
 
-def _parse_file(data: Any, pattern: re.Pattern[str], id_field: str) -> dict[str, Any]:
+def _parse_file(data: Any, pattern: re.Pattern[str], numbers: Sequence[str]) -> dict[str, Any]:
     """Check the record of one file; the pattern keeps a name from leading out of the index folder."""
     record: dict[str, Any] = {key: _take(data, key, str) for key in ("name", "digest")}
-    record |= {key: _take(data, key, int) for key in ("size", "rows", id_field)}
+    record |= {key: _take(data, key, int) for key in ("size", *numbers)}
     if not pattern.fullmatch(record["name"]):
         raise ValueError(f"impossible file name {record['name']!r}")
     return record

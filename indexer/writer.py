@@ -16,7 +16,8 @@ import pyarrow as pa
 from encoders.base import ImageEmbeddings, IndexDamaged, IndexNotFound
 
 from .durable import TEMPORARY_SUFFIX, replace_durably
-from .faiss_index import build_faiss, save_faiss
+from .faiss_file import save_faiss
+from .faiss_refresh import refresh_faiss
 from .manifest import FAISS_NAME, PART_NAME, PARTS_FOLDER, Manifest, PartRecord, read_manifest, write_manifest
 from .parts import (
     FileRow,
@@ -69,11 +70,11 @@ class IndexWriter:
             self._replace_manifest(replace(self.manifest, parts=tuple(merged)))
 
     def refresh_faiss(self) -> None:
-        """Build the FAISS file anew from the parts and name it in the manifest."""
-        table = EmbeddingTable.open(self.index_dir)
+        """Write a FAISS file of the images there are now, from the last one where that is less work."""
+        index = refresh_faiss(self.index_dir, self.manifest, EmbeddingTable.open(self.index_dir).ids)
         number = _find_last_number(self.index_dir, FAISS_NAME) + 1
         path = self.index_dir / f"index-{number:06d}.faiss"
-        record = save_faiss(build_faiss(table.vectors, table.ids), path, self.manifest.next_id)
+        record = save_faiss(index, path, self.manifest.next_id)
         self._replace_manifest(replace(self.manifest, faiss=record))
 
     def _merge_group(self, group: Sequence[PartRecord]) -> PartRecord:

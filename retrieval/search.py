@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from encoders.base import Encoder, FloatArray, QueryError
-from indexer.faiss_index import FaissIndex, build_faiss, load_faiss, search_faiss
+from indexer.faiss_file import load_faiss
+from indexer.faiss_index import FaissIndex
+from indexer.faiss_refresh import refresh_faiss
+from indexer.faiss_search import search_faiss
 from indexer.manifest import Manifest, locate_root, read_manifest, require_same_encoder
 from indexer.parts import read_rows
 from indexer.table import EmbeddingTable
@@ -69,6 +72,6 @@ def load_matching_encoder(manifest: Manifest) -> Encoder:
 
 def _open_neighbours(index_dir: Path, manifest: Manifest) -> FaissIndex:
     if manifest.faiss is not None and manifest.faiss_is_current:
-        return load_faiss(index_dir, manifest.faiss)
-    table = EmbeddingTable.open(index_dir)  # a run is under way or was killed: the parts have it all
-    return build_faiss(table.vectors, table.ids)
+        return load_faiss(index_dir, manifest.faiss, manifest.encoder.dim)
+    # A run is under way or was killed: the parts have it all.
+    return refresh_faiss(index_dir, manifest, EmbeddingTable.open(index_dir).ids)

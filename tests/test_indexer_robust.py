@@ -15,7 +15,7 @@ from encoders.base import (
     IndexLocked,
     MissingDependency,
 )
-from indexer import faiss_index, writer
+from indexer import faiss_library, writer
 from indexer.build import BuildSummary, build_index
 from indexer.images import ImageFile, Photo
 from indexer.lock import lock_index
@@ -37,7 +37,7 @@ def test_two_writers_cannot_work_at_once(gallery: Path, encoder: FakeEncoder) ->
 def test_a_missing_faiss_is_said_before_anything_is_embedded(
     gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faiss_index, "find_spec", lambda name: None)
+    monkeypatch.setattr(faiss_library, "find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match=r'pip install "fwd2bot\[cpu\]"'):
         build(gallery, encoder)
     assert encoder.embedded == 0

@@ -5,19 +5,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 
 from encoders.base import IndexDamaged, IndexNotFound, QueryError
-from indexer import faiss_index
 from indexer.build import build_index
-from indexer.faiss_index import build_faiss, choose_recipe, load_faiss, save_faiss, search_faiss
+from indexer.faiss_file import load_faiss
 from indexer.manifest import read_manifest, write_manifest
 from indexer.parts import read_rows
 from indexer.quantize import dequantize_summaries, quantize_summaries
 from indexer.table import EmbeddingTable
-from tests.conftest import FakeEncoder, to_unit
+from tests.conftest import FakeEncoder
 
 
 @pytest.fixture
@@ -94,7 +92,7 @@ def read_everything(index_dir: Path) -> None:
     table = EmbeddingTable.open(index_dir)
     assert table.vectors.shape == (8, 8)
     table.read_summaries(table.ids.tolist())
-    load_faiss(index_dir, table.manifest.faiss)
+    load_faiss(index_dir, table.manifest.faiss, table.encoder.dim)
 
 
 def test_a_flipped_byte_of_a_part_is_never_an_accident_of_another_kind(index_dir: Path) -> None:
@@ -149,69 +147,6 @@ def test_rows_are_read_by_id_in_the_order_asked(index_dir: Path) -> None:
     assert len(read_rows(index_dir, manifest, [], ["path"])) == 0
     with pytest.raises(QueryError, match="ids go from 0 to 7"):
         read_rows(index_dir, manifest, [8], ["path"])
-
-
-def random_units(count: int, dim: int, seed: int = 0) -> np.ndarray:
-    return to_unit(np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32))
-
-
-def test_the_exact_index_is_the_argsort_of_float16_vectors(tmp_path: Path) -> None:
-    vectors, queries = random_units(500, 24), random_units(20, 24, seed=1)
-    ids = np.arange(500, dtype=np.int64) * 3 + 7
-    record = save_faiss(build_faiss(vectors, ids), tmp_path / "index-000001.faiss", next_id=9)
-    found = search_faiss(load_faiss(tmp_path, record), queries, 10)
-    scores = queries @ vectors.astype(np.float16).astype(np.float32).T
-    expected = np.argsort(-scores, axis=1)[:, :10]
-    assert [[hit[0] for hit in hits] for hits in found] == ids[expected].tolist()
-    assert np.allclose(
-        [[hit[1] for hit in hits] for hits in found], np.take_along_axis(scores, expected, 1), atol=1e-5
-    )
-
-
-def test_a_large_index_finds_nearly_what_the_exact_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(faiss_index, "EXACT_LIMIT", 1000)
-    centres = random_units(50, 32)
-    vectors = to_unit(np.repeat(centres, 60, axis=0) + 0.1 * random_units(3000, 32, seed=2))
-    ids = np.arange(3000, dtype=np.int64) + 11
-    record = save_faiss(build_faiss(vectors, ids), tmp_path / "index-000001.faiss", next_id=9)
-    found = search_faiss(load_faiss(tmp_path, record), vectors[:100], 10)
-    exact = ids[np.argsort(-(vectors[:100] @ vectors.T), axis=1)[:, :10]]
-    recall = (
-        np.mean([len({hit[0] for hit in hits} & set(row)) for hits, row in zip(found, exact, strict=True)])
-        / 10
-    )
-    assert recall > 0.9
-    assert isinstance(faiss.read_index(str(tmp_path / record.name)), faiss.IndexIDMap2)
-
-
-def test_many_queries_on_a_gpu_find_what_the_cpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no GPU, faiss's own exact search stands in for the one call that needs it."""
-    if not faiss.get_num_gpus():
-        monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-        monkeypatch.setattr(faiss, "StandardGpuResources", lambda: None, raising=False)
-        monkeypatch.setattr(
-            faiss, "knn_gpu", lambda _, xq, xb, k, metric: faiss.knn(xq, xb, k, metric=metric)
-        )
-    index = build_faiss(random_units(500, 24), np.arange(500) * 3 + 7)
-    queries = random_units(faiss_index.GPU_QUERIES, 24, seed=1)
-    on_gpu = search_faiss(index, queries, 5)
-    monkeypatch.setattr(faiss_index, "GPU_QUERIES", 1 << 30)
-    on_cpu = search_faiss(index, queries, 5)
-    assert [[hit[0] for hit in hits] for hits in on_gpu] == [[hit[0] for hit in hits] for hits in on_cpu]
-
-
-def test_the_recipe_grows_with_the_gallery() -> None:
-    assert choose_recipe(200_000, 256) == "IDMap2,SQfp16"
-    assert choose_recipe(1_000_000, 256) == "IDMap2,RR256,IVF4096,RaBitQfs,Refine(SQfp16)"
-
-
-def test_equal_scores_come_in_the_order_of_their_ids_and_nothing_invents_an_id() -> None:
-    index = build_faiss(np.ones((5, 4), np.float32) / 2, np.array([9, 3, 7, 1, 5]))
-    assert [hit[0] for hit in search_faiss(index, np.ones((1, 4), np.float32), 50)[0]] == [1, 3, 5, 7, 9]
-    empty = build_faiss(np.zeros((0, 4), np.float16), np.zeros(0, np.int64))
-    assert search_faiss(empty, np.ones((2, 4), np.float32), 3) == [[], []]
 
 
 def test_int8_loses_at_most_half_a_level() -> None:

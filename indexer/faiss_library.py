@@ -1,0 +1,27 @@
+"""The one place where faiss is imported: when it is first needed, and with the command that installs it."""
+
+from importlib.util import find_spec
+from typing import Any
+
+from encoders.base import MissingDependency
+
+
+def require_faiss() -> None:
+    """Raise MissingDependency without faiss: at the start of a run, not after hours of embedding."""
+    if find_spec("faiss") is None:
+        raise MissingDependency(
+            'faiss is not installed: run pip install "fwd2bot[cpu]", or "fwd2bot[gpu]" for CUDA, never both'
+        )
+
+
+def import_faiss() -> Any:
+    """The module faiss, which ships no types; MissingDependency where it is not installed."""
+    require_faiss()
+    import faiss
+
+    return faiss
+
+
+def has_gpu() -> bool:
+    """Whether faiss sees a GPU; faiss-cpu never does."""
+    return bool(import_faiss().get_num_gpus())

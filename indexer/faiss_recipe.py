@@ -1,0 +1,89 @@
+"""Which kind of FAISS index suits how many vectors, and how the approximate kind is trained.
+
+Exact up to EXACT_LIMIT images: float16, every vector looked at. Above that inverted lists of vectors in eight
+bits a value: of what FAISS has it is the kind that can add, delete, be mapped into memory and move to a GPU.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.base import FloatArray
+
+from .faiss_library import has_gpu, import_faiss
+
+EXACT_LIMIT = 200_000
+GROWTH_BEFORE_TRAINING = 4
+TRAINING_ROWS_PER_LIST = 40
+ITERATIONS = 10
+PROBED_SHARE_OF_ROOT = 0.5
+LEAST_PROBES = 16
+
+
+def is_exact(count: int) -> bool:
+    """Whether so many vectors are few enough to look at every one for every query."""
+    return count <= EXACT_LIMIT
+
+
+def count_lists(count: int) -> int:
+    """About four lists for each root of the count, a power of two: 4,096 at a million."""
+    return int(2 ** round(np.log2(4 * np.sqrt(count))))
+
+
+def count_probes(lists: int) -> int:
+    """How many lists are looked at for one query: 32 at a million images."""
+    return min(lists, max(LEAST_PROBES, int(PROBED_SHARE_OF_ROOT * np.sqrt(lists))))
+
+
+def is_outgrown(trained: int, count: int) -> bool:
+    """Whether an index trained on so many vectors (0: exact) should be built anew for `count` of them."""
+    if trained == 0:
+        return not is_exact(count)
+    return not trained <= GROWTH_BEFORE_TRAINING * count <= GROWTH_BEFORE_TRAINING**2 * trained
+
+
+def draw_sample(count: int, lists: int) -> NDArray[np.int64]:
+    """The places, in increasing order, of the vectors to train on: drawn at random, the same every time."""
+    size = min(count, TRAINING_ROWS_PER_LIST * lists)
+    return np.sort(np.random.default_rng(0).choice(count, size, replace=False))
+
+
+def create_exact(dim: int) -> Any:
+    """An empty exact index of float16 vectors."""
+    faiss = import_faiss()
+    return faiss.index_factory(dim, "IDMap2,SQfp16", faiss.METRIC_INNER_PRODUCT)
+
+
+def train_lists(sample: FloatArray, lists: int) -> Any:
+    """An empty index of so many inverted lists, trained on sample vectors (n, dim)."""
+    faiss = import_faiss()
+    index = faiss.index_factory(sample.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.quantizer.add(cluster(sample, lists))
+    index.train(sample)  # the centres are there: what is left is the range of each value
+    index.nprobe = count_probes(lists)
+    return index
+
+
+def cluster(vectors: FloatArray, count: int) -> FloatArray:
+    """Unit centres (count, dim) of vectors (n, dim), by k-means on a GPU, or in two steps without one."""
+    return _find_means(vectors, count).centroids if has_gpu() else _cluster_twice(vectors, count)
+
+
+def _cluster_twice(vectors: FloatArray, count: int) -> FloatArray:
+    """Centres of root(count) groups first, then of each group its share: root(count) / 2 times faster."""
+    groups = _find_means(vectors, round(np.sqrt(count)))
+    members = groups.assign(vectors)[1]
+    order = np.argsort(members, kind="stable")
+    ends = np.searchsorted(members[order], np.arange(groups.k), side="right")
+    shares = np.diff(ends * count // len(vectors), prepend=0)
+    pieces = zip(np.split(order, ends[:-1]), shares.tolist(), strict=True)
+    return np.concatenate([_find_means(vectors[piece], share).centroids for piece, share in pieces if share])
+
+
+def _find_means(vectors: FloatArray, count: int) -> Any:
+    """Spherical k-means: trained, with `centroids` (count, dim)."""
+    settings = {"niter": ITERATIONS, "seed": 1, "spherical": True, "min_points_per_centroid": 1}
+    means = import_faiss().Kmeans(vectors.shape[1], count, gpu=has_gpu(), **settings)
+    means.train(vectors)
+    return means

@@ -1,0 +1,84 @@
+"""Queries against the FAISS index: batches, ties, lists too short, and the GPU for many at once."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.base import FloatArray
+
+from .faiss_gpu import GPU_MOST_RESULTS, copy_to_gpu, pays_on_gpu
+from .faiss_index import FaissIndex
+from .faiss_library import import_faiss
+from .faiss_recipe import count_probes
+
+MOST_TIES = GPU_MOST_RESULTS
+BLAS_QUERIES = (
+    16  # from so many on, decoding all vectors for one matrix product is faster than a scan for each
+)
+ROWS_PER_PRODUCT = 8192
+
+Found = tuple[FloatArray, NDArray[np.int64]]  # scores and ids, both (n, k), best first; -1 is no id
+
+
+def search_faiss(index: FaissIndex, queries: FloatArray, k: int) -> list[list[tuple[int, float]]]:
+    """The k best (id, score) of each query (n, dim), best first, equal scores in order of id."""
+    k = min(k, index.count)
+    if k == 0:
+        return [[] for _ in queries]
+    scores, ids = _search_past_ties(index, np.ascontiguousarray(queries, np.float32), k)
+    order = np.lexsort((ids, -scores))[:, :k]
+    scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+    return [
+        [(image_id, score) for image_id, score in zip(*row, strict=True) if image_id != -1]
+        for row in zip(ids.tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def _search_past_ties(index: FaissIndex, queries: FloatArray, k: int) -> Found:
+    """The k best and all that equal the last of them, since their ids decide; of MOST_TIES, some."""
+    most = min(index.count, max(k + 1, MOST_TIES))
+    wanted = min(index.count, k + 1)
+    while True:
+        scores, ids = _search_enough(index, queries, wanted)
+        tied = (scores[:, -1] == scores[:, k - 1]) & (ids[:, -1] != -1)
+        if wanted == most or not tied.any():
+            return scores, ids
+        wanted = min(most, 4 * wanted)
+
+
+def _search_enough(index: FaissIndex, queries: FloatArray, k: int) -> Found:
+    """The k best, from as many lists as it takes to find k."""
+    on_gpu = pays_on_gpu(len(queries), k)
+    if on_gpu and index.gpu is None:
+        index.gpu = copy_to_gpu(index.cpu, exact=index.trained == 0)
+    searched = index.gpu if on_gpu else index.cpu
+    if index.trained:
+        most = min(index.cpu.nlist, GPU_MOST_RESULTS) if on_gpu else index.cpu.nlist
+        return _search_lists(searched, queries, k, count_probes(index.cpu.nlist), most)
+    if on_gpu or len(queries) < BLAS_QUERIES:
+        return searched.search(queries, k)  # type: ignore[no-any-return]
+    return _search_products(index.cpu, queries, k)
+
+
+def _search_lists(index: Any, queries: FloatArray, k: int, probes: int, most_probes: int) -> Found:
+    faiss = import_faiss()
+    while True:
+        scores, ids = index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=probes))
+        if probes == most_probes or not (ids[:, -1] == -1).any():
+            return scores, ids
+        probes = min(most_probes, 4 * probes)
+
+
+def _search_products(index: Any, queries: FloatArray, k: int) -> Found:
+    """Exact search by matrix products over blocks of decoded vectors."""
+    faiss = import_faiss()
+    id_map = faiss.vector_to_array(index.id_map)
+    best = faiss.ResultHeap(len(queries), k, keep_max=True)
+    for start in range(0, index.ntotal, ROWS_PER_PRODUCT):
+        vectors = index.index.reconstruct_n(start, min(ROWS_PER_PRODUCT, index.ntotal - start))
+        size = min(k, len(vectors))
+        scores, places = faiss.knn(queries, vectors, size, metric=faiss.METRIC_INNER_PRODUCT)
+        best.add_result(scores, id_map[start + places])
+    best.finalize()
+    return best.D, best.I

@@ -1,0 +1,145 @@
+"""Nearest neighbours: exact and approximate, built from a stream, changed in place, kept in a file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from encoders.base import IndexDamaged
+from indexer import faiss_recipe
+from indexer.faiss_file import load_faiss, save_faiss
+from indexer.faiss_index import FaissIndex, VectorBlocks, build_faiss, read_faiss_ids, update_faiss
+from indexer.faiss_recipe import count_lists, count_probes, is_outgrown
+from indexer.faiss_search import search_faiss
+from tests.conftest import to_unit
+
+KINDS = ["exact", "lists"]
+
+
+@pytest.fixture
+def few_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_recipe, "EXACT_LIMIT", 1000)
+
+
+def random_units(count: int, dim: int, seed: int = 0) -> np.ndarray:
+    return to_unit(np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32))
+
+
+def clustered_units(count: int, dim: int = 32) -> np.ndarray:
+    centres = random_units(50, dim)[np.arange(count) % 50]
+    return to_unit(centres + 0.1 * random_units(count, dim, seed=2)).astype(np.float16)
+
+
+def stream(vectors: np.ndarray, ids: np.ndarray) -> VectorBlocks:
+    """Blocks of 700 rows, the last one smaller."""
+
+    def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(ids), 700):
+            yield ids[start : start + 700], vectors[start : start + 700].astype(np.float16)
+
+    return read
+
+
+def build(vectors: np.ndarray, ids: np.ndarray) -> FaissIndex:
+    return build_faiss(stream(vectors, ids), len(ids), vectors.shape[1])
+
+
+def list_ids(found: list[list[tuple[int, float]]]) -> list[list[int]]:
+    return [[image_id for image_id, _ in hits] for hits in found]
+
+
+def rank_exactly(vectors: np.ndarray, ids: np.ndarray, queries: np.ndarray, k: int) -> list[list[int]]:
+    scores = queries @ vectors.astype(np.float16).astype(np.float32).T
+    return ids[np.argsort(-scores, axis=1)[:, :k]].tolist()
+
+
+def measure_recall(found: list[list[tuple[int, float]]], exact: list[list[int]]) -> float:
+    pairs = zip(list_ids(found), exact, strict=True)
+    return float(np.mean([len(set(ours) & set(theirs)) / len(theirs) for ours, theirs in pairs]))
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_the_exact_index_is_the_argsort_of_float16_vectors(tmp_path: Path, queries: int) -> None:
+    vectors, asked = random_units(2000, 24), random_units(queries, 24, seed=1)
+    ids = np.arange(2000, dtype=np.int64) * 3 + 7
+    record = save_faiss(build(vectors, ids), tmp_path / "index-000001.faiss", next_id=9)
+    found = search_faiss(load_faiss(tmp_path, record, 24), asked, 10)
+    assert list_ids(found) == rank_exactly(vectors, ids, asked, 10)
+    scores = np.sort(asked @ vectors.astype(np.float16).astype(np.float32).T, axis=1)[:, :-11:-1]
+    assert np.allclose([[score for _, score in hits] for hits in found], scores, atol=1e-5)
+
+
+@pytest.mark.usefixtures("few_are_exact")
+def test_a_large_index_finds_nearly_what_the_exact_one_does(tmp_path: Path) -> None:
+    vectors, ids = clustered_units(3000), np.arange(3000, dtype=np.int64) + 11
+    index = build(vectors, ids)
+    record = save_faiss(index, tmp_path / "index-000001.faiss", next_id=9)
+    queries = to_unit(vectors[:100].astype(np.float32))
+    found = search_faiss(load_faiss(tmp_path, record, 32), queries, 10)
+    assert measure_recall(found, rank_exactly(vectors, ids, queries, 10)) > 0.9
+    plain = faiss.read_index(str(tmp_path / record.name))
+    assert plain.search(queries[:1], 1)[1].tolist() == [[11]] and plain.nprobe > 1
+    assert read_faiss_ids(index).tolist() == ids.tolist()
+
+
+@pytest.mark.usefixtures("few_are_exact")
+@pytest.mark.parametrize("count", [900, 3000])
+def test_an_index_changed_in_place_is_the_one_built_anew(count: int) -> None:
+    vectors, ids = clustered_units(count), np.arange(count, dtype=np.int64) * 2
+    index = build(vectors[: count - 90], ids[: count - 90])
+    gone = ids[5:300:7]
+    changed = update_faiss(index, stream(vectors[count - 90 :], ids[count - 90 :]), gone)
+    assert changed is not None
+    left = np.isin(ids, gone, invert=True)
+    assert read_faiss_ids(changed).tolist() == ids[left].tolist()
+    queries = to_unit(vectors[::31].astype(np.float32))
+    found = search_faiss(changed, queries, 10)
+    assert measure_recall(found, rank_exactly(vectors[left], ids[left], queries, 10)) > 0.9
+    assert not {image_id for hits in found for image_id, _ in hits} & set(gone.tolist())
+
+
+@pytest.mark.usefixtures("few_are_exact")
+def test_an_index_is_built_anew_when_it_has_outgrown_its_training() -> None:
+    assert not is_outgrown(trained=0, count=1000) and is_outgrown(trained=0, count=1001)
+    assert not is_outgrown(trained=2000, count=8000) and is_outgrown(trained=2000, count=8001)
+    assert not is_outgrown(trained=8000, count=2000) and is_outgrown(trained=8000, count=1999)
+    vectors, ids = random_units(1001, 8), np.arange(1001)
+    nothing = np.zeros(0, np.int64)
+    assert update_faiss(build(vectors[:900], ids[:900]), stream(vectors[900:], ids[900:]), nothing) is None
+
+
+def test_parts_that_hold_fewer_embeddings_than_images_are_damaged() -> None:
+    with pytest.raises(IndexDamaged, match="5 embeddings of 6 images"):
+        build_faiss(stream(random_units(5, 4), np.arange(5)), 6, 4)
+
+
+def test_lists_grow_with_the_root_of_the_gallery_and_probes_with_theirs() -> None:
+    assert [count_lists(count) for count in (250_000, 1_000_000, 10_000_000)] == [2048, 4096, 16384]
+    assert count_probes(4) == 4
+    assert count_probes(16384) > count_probes(4096) > count_probes(256)
+
+
+@pytest.mark.usefixtures("few_are_exact")
+@pytest.mark.parametrize("count", [40, 1400])
+def test_equal_scores_come_in_the_order_of_their_ids(count: int) -> None:
+    ids = np.random.default_rng(0).permutation(count)
+    index = build(np.ones((count, 4), np.float32) / 2, ids)
+    for queries in (1, 20):
+        found = search_faiss(index, np.ones((queries, 4), np.float32), 9)
+        assert list_ids(found) == [list(range(9))] * queries
+
+
+def test_nothing_invents_an_id() -> None:
+    index = build(np.ones((5, 4), np.float32) / 2, np.array([9, 3, 7, 1, 5]))
+    assert list_ids(search_faiss(index, np.ones((1, 4), np.float32), 50)) == [[1, 3, 5, 7, 9]]
+    empty = build(np.zeros((0, 4), np.float16), np.zeros(0, np.int64))
+    assert search_faiss(empty, np.ones((2, 4), np.float32), 3) == [[], []]
+
+
+@pytest.mark.usefixtures("few_are_exact")
+def test_more_results_than_the_probed_lists_hold_are_found_in_others() -> None:
+    vectors, ids = clustered_units(3000), np.arange(3000, dtype=np.int64)
+    (hits,) = search_faiss(build(vectors, ids), vectors[:1].astype(np.float32), 3000)
+    assert sorted(image_id for image_id, _ in hits) == ids.tolist()
