@@ -7,18 +7,10 @@ from typing import Any, Literal
 
 from encoders.fwd2bot.model import AdapterSettings
 from encoders.fwd2bot.prompts import Prompts
+from training.data_settings import AugmentationSettings as AugmentationSettings
+from training.data_settings import BatchSettings as BatchSettings
+from training.data_settings import DataSettings as DataSettings
 from training.typed_toml import read_toml
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Where the data lie. Relative paths start at the current folder."""
-
-    annotations: str
-    images: str
-    splits: tuple[str, ...]
-    validation_split: str
-    caption_groups: str
 
 
 @dataclass(frozen=True)
@@ -45,30 +37,6 @@ class BaseSettings:
 
     base: str
     quantize: Literal["none", "4bit"]
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """For so many steps: how many of each kind a batch holds; see `training.families` for families.
-
-    tower_only: train nothing but the way from pixels to image features, by the words of the captions.
-    """
-
-    steps: int
-    tower_only: bool
-    photos: int
-    scenes: int
-    families: int
-    caption_pairs: int
-
-
-@dataclass(frozen=True)
-class AugmentationSettings:
-    """Random views of photos; see `training.augment`."""
-
-    smallest_crop: float
-    colour_jitter: float
-    erased: float
 
 
 @dataclass(frozen=True)
