@@ -1,27 +1,34 @@
-"""What an index is made of, and whether every byte of it is as the manifest says."""
+"""What an index is made of, whether every byte of it is as the manifest says, and its repair."""
 
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from encoders.base import IndexDamaged
 
+from .columns import decode_vectors
 from .durable import digest_file
 from .faiss_file import check_faiss_file, load_faiss
 from .faiss_index import REMEDY, read_faiss_ids
-from .manifest import PARTS_FOLDER, REBUILD_REMEDY, Manifest, PartRecord, locate_root, read_manifest
-from .parts import read_groups
-from .table import EmbeddingTable, read_known_files
+from .lock import lock_index
+from .manifest import PARTS_FOLDER, Manifest, PartRecord, locate_root, read_manifest, write_manifest
+from .parts import REPAIR_REMEDY, read_groups
+from .table import EmbeddingTable, read_newest_rows
+from .writer import IndexWriter, remove_orphans
 
 STATUSES = {"ok", "skipped", "deleted"}
 
 
 class IndexDescription(NamedTuple):
-    """An index in numbers; `skipped` and `removed` are paths, `size` is bytes on disk of all that counts."""
+    """An index in numbers; `skipped` and `removed` are paths, `size` is bytes on disk of all that counts.
+
+    `dead` are rows that a compaction would drop: of files that have changed, moved or gone since.
+    """
 
     folder: str
     root: str
@@ -33,6 +40,7 @@ class IndexDescription(NamedTuple):
     images: int
     skipped: int
     removed: int
+    dead: int
     parts: int
     size: int
     bytes_per_image: int
@@ -41,10 +49,18 @@ class IndexDescription(NamedTuple):
     updated: str
 
 
+class Fault(NamedTuple):
+    """What is wrong with an index, in a sentence, and the part to blame; None: the FAISS file is."""
+
+    sentence: str
+    part: PartRecord | None
+
+
 def describe_index(index_dir: Path) -> IndexDescription:
     """Count what is in an index."""
     manifest = read_manifest(index_dir)
-    counts = Counter(file.status for file in read_known_files(index_dir, manifest).values())
+    statuses = read_newest_rows(index_dir, manifest, ["status"])["status"].value_counts().to_pylist()
+    counts = dict.fromkeys(STATUSES, 0) | {item["values"]: item["counts"] for item in statuses}
     size = sum(part.size for part in manifest.parts) + (manifest.faiss.size if manifest.faiss else 0)
     return IndexDescription(
         folder=str(index_dir),
@@ -57,6 +73,7 @@ def describe_index(index_dir: Path) -> IndexDescription:
         images=counts["ok"],
         skipped=counts["skipped"],
         removed=counts["deleted"],
+        dead=sum(part.rows for part in manifest.parts) - counts["ok"] - counts["skipped"],
         parts=len(manifest.parts),
         size=size,
         bytes_per_image=round(size / max(1, counts["ok"])),
@@ -66,8 +83,8 @@ def describe_index(index_dir: Path) -> IndexDescription:
     )
 
 
-def audit_index(index_dir: Path) -> Iterator[str]:
-    """Read every byte of an index and yield a sentence for each file that is not as it should be."""
+def audit_index(index_dir: Path) -> Iterator[Fault]:
+    """Read every byte of an index and yield what is not as it should be."""
     manifest = read_manifest(index_dir)
     damaged = False
     for part in manifest.parts:
@@ -75,40 +92,65 @@ def audit_index(index_dir: Path) -> Iterator[str]:
             _audit_part(index_dir, manifest, part)
         except IndexDamaged as error:
             damaged = True
-            yield str(error)
+            yield Fault(str(error), part)
     try:
         _audit_faiss(index_dir, manifest, compare=not damaged)
     except IndexDamaged as error:
-        yield str(error)
+        yield Fault(str(error), None)
+
+
+def repair_index(index_dir: Path) -> list[Fault]:
+    """Drop damaged parts and build the FAISS file anew; returns what was wrong.
+
+    The next run embeds again the images of the parts that were dropped.
+    """
+    with lock_index(index_dir):
+        remove_orphans(index_dir)
+        faults = list(audit_index(index_dir))
+        if faults:
+            manifest = read_manifest(index_dir)
+            damaged = {fault.part for fault in faults}
+            parts = tuple(part for part in manifest.parts if part not in damaged)
+            manifest = write_manifest(index_dir, replace(manifest, parts=parts, faiss=None))
+            if parts:
+                IndexWriter(index_dir, manifest).refresh_faiss()
+    return faults
 
 
 def _audit_part(index_dir: Path, manifest: Manifest, part: PartRecord) -> None:
     path = index_dir / PARTS_FOLDER / part.name
-    expected = part.first_id
+    due = part.first_id
     for table in read_groups(index_dir, manifest, part):
-        reason = _find_fault(table, expected)
+        reason = _find_fault(table, due, part.last_id, manifest.encoder.dim)
         if reason:
-            raise IndexDamaged(f"{path} is damaged ({reason}): {REBUILD_REMEDY}")
-        expected += len(table)
+            raise IndexDamaged(f"{path} is damaged ({reason}): {REPAIR_REMEDY}")
+        due = table["id"][-1].as_py() + 1
     if digest_file(path) != part.digest:
-        raise IndexDamaged(f"{path} is damaged (its bytes are not those written): {REBUILD_REMEDY}")
+        raise IndexDamaged(f"{path} is damaged (its bytes are not those written): {REPAIR_REMEDY}")
 
 
-def _find_fault(table: pa.Table, first_id: int) -> str:
+def _find_fault(table: pa.Table, first_id: int, last_id: int, dim: int) -> str:
     """What the rows of one group get wrong, or nothing."""
-    if not np.array_equal(table["id"].to_numpy(), np.arange(first_id, first_id + len(table))):
-        return "its ids are not consecutive"
-    statuses = table["status"].to_pylist()
-    if not STATUSES.issuperset(statuses):
+    ids = table["id"].to_numpy()
+    if not (first_id <= ids[0] and ids[-1] <= last_id and (np.diff(ids) > 0).all()):
+        return "its ids do not grow within the bounds of the manifest"
+    if not STATUSES.issuperset(pc.unique(table["status"]).to_pylist()):
         return "it holds an unknown status"
-    if table["embedding"].is_valid().to_pylist() != [status == "ok" for status in statuses]:
+    if table["embedding"].is_valid().to_pylist() != pc.equal(table["status"], "ok").to_pylist():
         return "its embeddings are not those of its images"
+    if not np.isfinite(decode_vectors(table["embedding"], dim)).all():
+        return "it holds an embedding that is no number"
+    paths = (PurePosixPath(path) for path in table["path"].to_pylist())
+    if any(path.is_absolute() or ".." in path.parts for path in paths):
+        return "it holds a path that leads out of the folder"
     return ""
 
 
 def _audit_faiss(index_dir: Path, manifest: Manifest, compare: bool) -> None:
     """Check the FAISS file against the manifest and, where the parts can be read, against them."""
     record = manifest.faiss
+    if not manifest.parts:
+        return
     if record is None or not manifest.faiss_is_current:
         raise IndexDamaged(f"{index_dir} has no FAISS file for its newest parts: {REMEDY}")
     path = index_dir / record.name

@@ -1,5 +1,7 @@
-"""Files that are whole or absent: written aside, flushed to the disk, renamed. All that is written of an index
-goes through here."""
+"""Files that are whole or absent: written aside, flushed to the disk, renamed.
+
+Every file of an index is written through here.
+"""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ BYTES_PER_WRITE = 1 << 20
 
 
 @contextmanager
-def replace_durably(path: Path) -> Iterator[BufferedWriter]:
+def replace_durably(path: Path) -> Iterator[BinaryIO]:
     """Give a stream to write; on a clean exit what was written takes the place of `path`, for good."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
@@ -23,7 +25,7 @@ def replace_durably(path: Path) -> Iterator[BufferedWriter]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)  # noqa: PTH105: every change to the disk stands in this function
+        temporary.replace(path)
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

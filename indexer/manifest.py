@@ -17,13 +17,16 @@ from encoders.base import Encoder, EncoderMismatch, IndexDamaged, IndexNotFound
 from .durable import replace_durably
 from .paths import escape_path, unescape_path
 
-FORMAT = 1
+FORMAT = 2
+LARGEST_MANIFEST = 1 << 26  # bytes: a billion images need a third of it
 MANIFEST_NAME = "manifest.json"
+MOST_IDS = 1 << 62
 PARTS_FOLDER = "parts"
 PART_NAME = re.compile(r"part-(\d{6,12})\.parquet")
 FAISS_NAME = re.compile(r"index-(\d{6,12})\.faiss")
 
 TokenFormat = Literal["int8", "float16", "none"]
+Root = Path | str  # a folder, or a URL such as s3://bucket/photos
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,14 @@ class EncoderRecord:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """One immutable Parquet file; its rows have the ids first_id, first_id + 1, ..., first_id + rows - 1."""
+    """One immutable Parquet file; the ids of its rows grow from first_id to last_id."""
 
     name: str
     size: int
     digest: str
     rows: int
     first_id: int
+    last_id: int
 
 
 @dataclass(frozen=True)
@@ -64,20 +68,19 @@ class FaissRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that an index is; `root` is relative to the index folder inside it, so both may move."""
+    """All that an index is; `root` is relative to the index folder inside it, so both may move.
+
+    `next_id` is the id of the next row to be written: an id is never given twice, also where its row is gone.
+    """
 
     root: str
     encoder: EncoderRecord
     tokens: TokenFormat
     created: str
     updated: str
+    next_id: int = 0
     parts: tuple[PartRecord, ...] = ()
     faiss: FaissRecord | None = None
-
-    @property
-    def next_id(self) -> int:
-        """The id of the next row to be written."""
-        return self.parts[-1].first_id + self.parts[-1].rows if self.parts else 0
 
     @property
     def faiss_is_current(self) -> bool:
@@ -85,17 +88,34 @@ class Manifest:
         return self.faiss is not None and self.faiss.next_id == self.next_id
 
 
-def create_manifest(root: Path, index_dir: Path, encoder: Encoder, tokens: TokenFormat) -> Manifest:
+def create_manifest(root: Root, index_dir: Path, encoder: Encoder, tokens: TokenFormat) -> Manifest:
     """Describe an index without parts, of `root`, made by `encoder`."""
     shape = encoder.summary_shape if tokens != "none" else None
     record = EncoderRecord(encoder.name, encoder.fingerprint, encoder.dim, shape)
     now = read_clock()
-    return Manifest(_relate_root(root, index_dir), record, tokens, created=now, updated=now)
+    return Manifest(relate_root(root, index_dir), record, tokens, created=now, updated=now)
 
 
-def locate_root(manifest: Manifest, index_dir: Path) -> Path:
-    """The folder that the paths of the index are relative to."""
-    return (index_dir / unescape_path(manifest.root)).resolve()
+def relate_root(root: Root, index_dir: Path) -> str:
+    """A root as the manifest of this index stores it."""
+    root = resolve_root(root)
+    return ".." if index_dir.resolve().parent == root else escape_path(str(root))
+
+
+def locate_root(manifest: Manifest, index_dir: Path) -> Root:
+    """The folder or URL that the paths of the index are relative to."""
+    root = unescape_path(manifest.root)
+    return root if is_url(root) else (index_dir / root).resolve()
+
+
+def resolve_root(folder: Root) -> Root:
+    """A folder or URL as the manifest knows it, wherever one stands."""
+    return str(folder).rstrip("/") if is_url(folder) else Path(folder).resolve()
+
+
+def is_url(root: Root) -> bool:
+    """Whether a root is a URL of fsspec and not a folder."""
+    return isinstance(root, str) and "://" in root
 
 
 def require_same_encoder(encoder: Encoder, manifest: Manifest) -> None:
@@ -104,7 +124,8 @@ def require_same_encoder(encoder: Encoder, manifest: Manifest) -> None:
     if ours == made_by.fingerprint:
         return
     anew = "`fwd2bot index DIR --rebuild` to embed all images anew"
-    remedy = anew if encoder.name == made_by.name else f"`--model {made_by.name}`, or {anew}"
+    keep = f"`--model {made_by.name}` to go on, `--index PATH` to keep both"
+    remedy = anew if encoder.name == made_by.name else f"{keep}, or {anew}"
     raise EncoderMismatch(
         f"the index was made by {made_by.name} ({made_by.fingerprint}), "
         f"but the model at hand is {encoder.name} ({ours}): use {remedy}"
@@ -124,7 +145,7 @@ def read_manifest(index_dir: Path) -> Manifest:
     """Read the manifest: IndexNotFound where there is none, IndexDamaged where it cannot be trusted."""
     path = index_dir / MANIFEST_NAME
     try:
-        return _parse_manifest(json.loads(path.read_text(encoding="utf-8")))
+        return _parse_manifest(json.loads(_read_bounded(path)))
     except (FileNotFoundError, NotADirectoryError):
         raise IndexNotFound(f"no index at {index_dir}: make one with `fwd2bot index DIR`") from None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -132,31 +153,38 @@ def read_manifest(index_dir: Path) -> Manifest:
         raise IndexDamaged(f"{path} is damaged ({reason}): {REBUILD_REMEDY}") from None
 
 
+def _read_bounded(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > LARGEST_MANIFEST:
+        raise ValueError(f"{size:,} bytes where {LARGEST_MANIFEST:,} are the most")
+    return path.read_bytes()
+
+
 REBUILD_REMEDY = "run `fwd2bot index DIR --rebuild`"
 
 
 def read_clock() -> str:
-    """The date and time of now, in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _relate_root(root: Path, index_dir: Path) -> str:
-    return ".." if index_dir.resolve().parent == root.resolve() else escape_path(str(root.resolve()))
+    """The date and time of now, in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _parse_manifest(data: Any) -> Manifest:
     if _take(data, "format", int) != FORMAT:
-        raise ValueError(f"format {data['format']} where this version of fwd2bot reads format {FORMAT}")
+        raise ValueError(f"its format is {data['format']} where this version of fwd2bot reads {FORMAT}")
     tokens = _take(data, "tokens", str)
     if tokens not in get_args(TokenFormat):
         raise ValueError(f"unknown tokens {tokens!r}")
+    next_id = _take(data, "next_id", int)
+    if next_id > MOST_IDS:
+        raise ValueError(f"impossible next id {next_id}")
     return Manifest(
         root=_take(data, "root", str),
         encoder=_parse_encoder(data["encoder"], tokens),
         tokens=tokens,
         created=_take(data, "created", str),
         updated=_take(data, "updated", str),
-        parts=_parse_parts(data["parts"]),
+        next_id=next_id,
+        parts=_parse_parts(data["parts"], next_id),
         faiss=None if data["faiss"] is None else _parse_faiss(data["faiss"]),
     )
 
@@ -176,16 +204,18 @@ def _parse_encoder(data: Any, tokens: str) -> EncoderRecord:
     return EncoderRecord(_take(data, "name", str), _take(data, "fingerprint", str), dim, shape)
 
 
-def _parse_parts(data: Any) -> tuple[PartRecord, ...]:
-    parts = tuple(
-        PartRecord(**_parse_file(item, PART_NAME, ("rows", "first_id")))
-        for item in _check(data, "parts", list)
-    )
-    expected = 0
+def _parse_parts(data: Any, next_id: int) -> tuple[PartRecord, ...]:
+    fields = ("rows", "first_id", "last_id")
+    parts = tuple(PartRecord(**_parse_file(item, PART_NAME, fields)) for item in _check(data, "parts", list))
+    if len({part.name for part in parts}) < len(parts):
+        raise ValueError("it names a part twice")
+    due = 0
     for part in parts:
-        if part.first_id != expected:
-            raise ValueError(f"{part.name} begins at id {part.first_id} where {expected} is due")
-        expected += part.rows
+        if not due <= part.first_id <= part.last_id < next_id:
+            raise ValueError(f"{part.name} has impossible ids, {part.first_id} to {part.last_id}")
+        if not 0 < part.rows <= part.last_id - part.first_id + 1:
+            raise ValueError(f"{part.name} has {part.rows} rows of the ids {part.first_id} to {part.last_id}")
+        due = part.last_id + 1
     return parts
 
 

@@ -1,61 +1,68 @@
-"""The index as one table of images: all parts together, where the newest row of a path wins."""
+"""The index as one table of images: all parts together, where the newest row of a path wins.
 
-from collections.abc import Iterator, Sequence
+All columns are Arrow or numpy, so that ten million rows stay in the memory of a laptop.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encoders.base import CannotAnswer, FloatArray, IndexDamaged
+from encoders.base import CannotAnswer, FloatArray, IndexDamaged, IndexFailure
 
-from .manifest import REBUILD_REMEDY, EncoderRecord, Manifest, locate_root, read_manifest
-from .parts import decode_summaries, decode_vectors, read_columns, read_rows
+from .columns import build_schema, decode_summaries, decode_vectors
+from .manifest import EncoderRecord, Manifest, locate_root, read_manifest
+from .parts import read_columns, read_rows
 
-
-class KnownFile(NamedTuple):
-    """The newest row of a path, without its embedding; `status` is ok, skipped or deleted."""
-
-    id: int
-    path: str
-    size: int
-    mtime_ns: int
-    width: int
-    height: int
-    status: str
-    error: str
+Read = TypeVar("Read")
 
 
-def read_known_files(index_dir: Path, manifest: Manifest) -> dict[str, KnownFile]:
-    """Read the newest row of every path the index has ever seen."""
-    known: dict[str, KnownFile] = {}
-    for table in read_columns(index_dir, manifest, KnownFile._fields):
-        columns = [table[name].to_pylist() for name in KnownFile._fields]
-        known.update((row[1], KnownFile(*row)) for row in zip(*columns, strict=True))
-    return known
+def read_newest_rows(index_dir: Path, manifest: Manifest, columns: Sequence[str]) -> pa.Table:
+    """Read `path` and some columns of the newest row of every path, in order of ids."""
+    names = list(dict.fromkeys(["path", *columns]))
+    rows = pa.concat_tables(
+        [build_schema(manifest).empty_table().select(names), *read_columns(index_dir, manifest, names)]
+    )
+    return rows.filter(pa.array(_mark_last(rows["path"])))
+
+
+def _mark_last(values: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """True at the last place of each value."""
+    codes = pc.dictionary_encode(values.combine_chunks())
+    last = np.zeros(len(codes.dictionary), np.int64)
+    last[codes.indices.to_numpy()] = np.arange(len(values))  # of several places, numpy keeps the last
+    marks = np.zeros(len(values), bool)
+    marks[last] = True
+    return marks
 
 
 class EmbeddingTable:
     """The images of an index: `ids` int64 (n,), increasing, and their `paths`, one for each.
 
-    Paths are relative to `root`, in stored form. Vectors and summaries are read when they are asked for.
+    Paths are relative to `root`, in stored form. All else is read when it is asked for.
     """
 
-    def __init__(self, index_dir: Path, manifest: Manifest, files: Sequence[KnownFile]) -> None:
+    def __init__(self, index_dir: Path, manifest: Manifest, files: pa.Table) -> None:
         self.index_dir = index_dir
         self.manifest = manifest
         self.root = locate_root(manifest, index_dir)
-        self.files = files
-        self.ids = np.array([file.id for file in files], dtype=np.int64)
-        self.paths = [file.path for file in files]
+        self.files = files  # columns id and path
+        self.ids: NDArray[np.int64] = files["id"].to_numpy()
 
     @classmethod
     def open(cls, index_dir: Path) -> "EmbeddingTable":
         """Open an index for reading, without a lock; IndexNotFound or IndexDamaged where it cannot be."""
-        manifest = read_manifest(index_dir)
-        known = read_known_files(index_dir, manifest).values()
-        return cls(index_dir, manifest, sorted(file for file in known if file.status == "ok"))
+
+        def read(manifest: Manifest) -> pa.Table:
+            rows = read_newest_rows(index_dir, manifest, ["id", "path", "status"])
+            return rows.filter(pc.equal(rows["status"], "ok")).select(["id", "path"])
+
+        return cls(index_dir, *read_following(index_dir, read_manifest(index_dir), read))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,19 +73,39 @@ class EmbeddingTable:
         return self.manifest.encoder
 
     @cached_property
+    def paths(self) -> list[str]:
+        """The path of each image, in the order of `ids`."""
+        paths: list[str] = self.files["path"].to_pylist()
+        return paths
+
+    @cached_property
     def vectors(self) -> NDArray[np.float16]:
         """Embeddings, float16 (n, dim), in the order of `ids`."""
-        vectors = np.empty((len(self.ids), self.encoder.dim), np.float16)
-        filled = 0
-        for ids, block in read_vectors(self.index_dir, self.manifest):
-            kept = block[np.isin(ids, self.ids, assume_unique=True)]
-            vectors[filled : filled + len(kept)] = kept
-            filled += len(kept)
-        if filled != len(vectors):
-            raise IndexDamaged(
-                f"{self.index_dir} has {filled} embeddings of {len(vectors)} images: {REBUILD_REMEDY}"
-            )
-        return vectors
+
+        def read(manifest: Manifest) -> NDArray[np.float16]:
+            vectors = np.empty((len(self), self.encoder.dim), np.float16)
+            filled = 0
+            for ids, block in read_vectors(self.index_dir, manifest, self.ids):
+                vectors[filled : filled + len(ids)] = block
+                filled += len(ids)
+            self._require_all(filled)
+            return vectors
+
+        return self._read(read)
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read these columns of every image (None: all, tokens too), in the order of `ids`."""
+        names = list(columns or build_schema(self.manifest).names)
+
+        def read(manifest: Manifest) -> pa.Table:
+            tables = [build_schema(manifest).empty_table().select(names)]
+            for rows in read_columns(self.index_dir, manifest, list(dict.fromkeys(["id", *names]))):
+                tables.append(rows.filter(pa.array(mark_members(rows["id"], self.ids))).select(names))
+            found = pa.concat_tables(tables)
+            self._require_all(len(found))
+            return found
+
+        return self._read(read)
 
     def read_summaries(self, ids: Sequence[int]) -> FloatArray:
         """Read the summary tokens of these images: float32 (n, k, width)."""
@@ -88,14 +115,56 @@ class EmbeddingTable:
                 "index with a model that has them, and without `--tokens none`"
             )
         columns = ["summary", "summary_scale"] if self.manifest.tokens == "int8" else ["summary"]
-        return decode_summaries(self.manifest, read_rows(self.index_dir, self.manifest, ids, columns))
+        rows = self._read(lambda manifest: read_rows(self.index_dir, manifest, ids, columns))
+        return decode_summaries(self.manifest, rows)
+
+    def _read(self, read: Callable[[Manifest], Read]) -> Read:
+        self.manifest, result = read_following(self.index_dir, self.manifest, read)
+        return result
+
+    def _require_all(self, count: int) -> None:
+        if count != len(self):
+            raise IndexDamaged(
+                f"{self.index_dir} has {count} of the {len(self)} images it had when it was opened: "
+                "open it again, or run `fwd2bot verify`"
+            )
+
+
+def read_following(
+    index_dir: Path, manifest: Manifest, read: Callable[[Manifest], Read]
+) -> tuple[Manifest, Read]:
+    """Read by `manifest` or, where the files it names are gone, by the one that has replaced it since.
+
+    Ids are never given twice, so what is read by id stays the same. Returns the manifest that it was read by.
+    """
+    while True:
+        try:
+            return manifest, read(manifest)
+        except IndexDamaged:
+            newest = read_manifest(index_dir)
+            if newest == manifest:
+                raise
+            if newest.created != manifest.created:
+                raise IndexFailure(f"{index_dir} was rebuilt since it was opened: open it again") from None
+            manifest = newest
 
 
 def read_vectors(
-    index_dir: Path, manifest: Manifest
+    index_dir: Path, manifest: Manifest, wanted: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-    """Read ids (n,) and embeddings float16 (n, dim) of the rows that have one, part by part."""
+    """Read ids (n,) and embeddings float16 (n, dim), part by part: of `wanted` ids, or of all there are."""
     for table in read_columns(index_dir, manifest, ["id", "embedding"]):
-        present = table["embedding"].is_valid().to_numpy()
-        ids: NDArray[np.int64] = table["id"].to_numpy()[present]
-        yield ids, decode_vectors(table["embedding"], manifest.encoder.dim)
+        rows = table.filter(table["embedding"].is_valid())
+        if wanted is not None:
+            rows = rows.filter(pa.array(mark_members(rows["id"], wanted)))
+        yield rows["id"].to_numpy(), decode_vectors(rows["embedding"], manifest.encoder.dim)
+
+
+def mark_members(ids: pa.ChunkedArray, wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of some ids are among `wanted`, which grow."""
+    some: NDArray[np.int64] = ids.to_numpy()
+    places = np.searchsorted(wanted, some)
+    marks = np.zeros(len(some), bool)
+    inside = places < len(wanted)
+    marks[inside] = wanted[places[inside]] == some[inside]
+    return marks

@@ -6,33 +6,28 @@ file that no manifest names, which the next run removes.
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from encoders.base import ImageEmbeddings, IndexDamaged, IndexNotFound
 
-from .durable import TEMPORARY_SUFFIX, replace_durably
+from .columns import FileRow, build_schema, encode_rows, replace_columns
+from .durable import TEMPORARY_SUFFIX
 from .faiss_file import save_faiss
 from .faiss_refresh import refresh_faiss
 from .manifest import FAISS_NAME, PART_NAME, PARTS_FOLDER, Manifest, PartRecord, read_manifest, write_manifest
-from .parts import (
-    FileRow,
-    build_schema,
-    describe_part,
-    encode_rows,
-    open_part_writer,
-    read_groups,
-    write_part,
-)
+from .parts import read_groups, read_rows, write_part
 from .table import EmbeddingTable
 
 ROWS_PER_COMMIT = 1024
 SECONDS_PER_COMMIT = 5.0
-ROWS_PER_MERGED_PART = 8192
+ROWS_PER_PART = 8192
+MOST_SMALL_PARTS = 8
 
 
 class IndexWriter:
@@ -44,60 +39,89 @@ class IndexWriter:
         self._waiting: list[pa.Table] = []
         self._last_commit = time.monotonic()
 
+    @property
+    def next_id(self) -> int:
+        """The id of the next row to be appended."""
+        return self.manifest.next_id + self._count_waiting()
+
     def append(self, rows: Sequence[FileRow], embeddings: ImageEmbeddings | None) -> None:
-        """Add rows, and commit when enough of them or enough time has gathered."""
+        """Add rows, the j-th row with status ok with the j-th embedding, and commit when it is time."""
         if rows:
-            first_id = self.manifest.next_id + self._count_waiting()
-            self._waiting.append(encode_rows(self.manifest, first_id, rows, embeddings))
-        overdue = time.monotonic() - self._last_commit >= SECONDS_PER_COMMIT
-        if overdue or self._count_waiting() >= ROWS_PER_COMMIT:
-            self.commit()
+            self._waiting.append(encode_rows(self.manifest, self.next_id, rows, embeddings))
+        self._commit_in_time()
+
+    def append_copies(self, rows: Sequence[FileRow], sources: Sequence[int]) -> None:
+        """Add rows that take all but path, size and time from the rows with these ids, to the bit."""
+        if rows:
+            schema = build_schema(self.manifest)
+            changes = {
+                "id": pa.array(np.arange(self.next_id, self.next_id + len(rows))),
+                "path": pa.array([row.path for row in rows]),
+                "size": pa.array([row.size for row in rows]),
+                "mtime_ns": pa.array([row.mtime_ns for row in rows]),
+            }
+            self._waiting.append(replace_columns(self._read_rows(sources), schema, changes))
+        self._commit_in_time()
+
+    def append_table(self, table: pa.Table, paths: pa.ChunkedArray) -> None:
+        """Add rows of an index like this one under these paths, with new ids."""
+        if len(table):
+            ids = pa.array(np.arange(self.next_id, self.next_id + len(table)))
+            changes = {"id": ids, "path": paths}
+            self._waiting.append(replace_columns(table, build_schema(self.manifest), changes))
+        self._commit_in_time()
 
     def commit(self) -> None:
         """Write the rows that wait as a part, and the manifest that names it."""
         if self._waiting:
-            part = write_part(self.index_dir, self._name_part(), self._waiting)
-            self._replace_manifest(replace(self.manifest, parts=(*self.manifest.parts, part)))
+            part = self._write_part(self._waiting)
+            parts, next_id = (*self.manifest.parts, part), self.next_id
+            self._replace_manifest(replace(self.manifest, parts=parts, next_id=next_id))
             self._waiting = []
+            self._join_small_parts()
         self._last_commit = time.monotonic()
 
-    def merge_parts(self) -> None:
-        """Join neighbours too small to stand alone, so that many small runs do not slow down the opening."""
-        merged: list[PartRecord] = []
-        for group in _group_small_parts(self.manifest.parts):
-            merged.append(group[0] if len(group) == 1 else self._merge_group(group))
-        if len(merged) < len(self.manifest.parts):
-            self._replace_manifest(replace(self.manifest, parts=tuple(merged)))
-
     def refresh_faiss(self) -> None:
-        """Write a FAISS file of the images there are now, from the last one where that is less work."""
+        """Bring the FAISS file in line with the parts and name it in the manifest."""
         index = refresh_faiss(self.index_dir, self.manifest, EmbeddingTable.open(self.index_dir).ids)
         number = _find_last_number(self.index_dir, FAISS_NAME) + 1
-        path = self.index_dir / f"index-{number:06d}.faiss"
-        record = save_faiss(index, path, self.manifest.next_id)
+        record = save_faiss(index, self.index_dir / f"index-{number:06d}.faiss", self.manifest.next_id)
         self._replace_manifest(replace(self.manifest, faiss=record))
 
-    def _merge_group(self, group: Sequence[PartRecord]) -> PartRecord:
-        path = self.index_dir / PARTS_FOLDER / self._name_part()
-        with replace_durably(path) as stream:
-            self._copy_groups(group, stream)
-        return describe_part(path, sum(part.rows for part in group), group[0].first_id)
+    def _commit_in_time(self) -> None:
+        overdue = time.monotonic() - self._last_commit >= SECONDS_PER_COMMIT
+        if overdue or self._count_waiting() >= ROWS_PER_COMMIT:
+            self.commit()
 
-    def _copy_groups(self, group: Sequence[PartRecord], target: BinaryIO) -> None:
-        """Copy row group by row group: the tokens of thousands of images need not fit the memory."""
-        with open_part_writer(target, build_schema(self.manifest)) as writer:
-            for part in group:
-                for table in read_groups(self.index_dir, self.manifest, part):
-                    writer.write_table(table)
+    def _join_small_parts(self) -> None:
+        """Join the newest parts once there are many, or enough for a full one: many slow down the opening."""
+        small = _count_small_parts(self.manifest.parts)
+        kept, tail = self.manifest.parts[: len(self.manifest.parts) - small], self.manifest.parts[-small:]
+        full = sum(part.rows for part in tail) >= ROWS_PER_PART
+        if small > 1 and (full or small >= MOST_SMALL_PARTS):
+            groups = (read_groups(self.index_dir, self.manifest, part) for part in tail)
+            joined = self._write_part(chain.from_iterable(groups))
+            self._replace_manifest(replace(self.manifest, parts=(*kept, joined)))
+
+    def _read_rows(self, ids: Sequence[int]) -> pa.Table:
+        """Rows with all columns, in the order of ids, of those committed and those that wait."""
+        columns = build_schema(self.manifest).names[1:]
+        committed = [row_id for row_id in ids if row_id < self.manifest.next_id]
+        rows = pa.concat_tables(
+            [read_rows(self.index_dir, self.manifest, committed, columns), *self._waiting]
+        )
+        places = {row_id: place for place, row_id in enumerate(rows["id"].to_pylist())}
+        return rows.take([places[row_id] for row_id in ids])
+
+    def _write_part(self, tables: Iterable[pa.Table]) -> PartRecord:
+        name = name_next_part(self.index_dir)
+        return write_part(self.index_dir, name, build_schema(self.manifest), tables)
 
     def _replace_manifest(self, manifest: Manifest) -> None:
         self.manifest = write_manifest(self.index_dir, manifest)
 
     def _count_waiting(self) -> int:
         return sum(len(table) for table in self._waiting)
-
-    def _name_part(self) -> str:
-        return f"part-{_find_last_number(self.index_dir / PARTS_FOLDER, PART_NAME) + 1:06d}.parquet"
 
 
 def remove_orphans(index_dir: Path) -> None:
@@ -119,17 +143,19 @@ def remove_orphans(index_dir: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def name_next_part(index_dir: Path) -> str:
+    """A name that no part has."""
+    return f"part-{_find_last_number(index_dir / PARTS_FOLDER, PART_NAME) + 1:06d}.parquet"
+
+
 def _find_last_number(folder: Path, pattern: re.Pattern[str]) -> int:
     found = (pattern.fullmatch(path.name) for path in folder.glob("*"))
     return max((int(match[1]) for match in found if match), default=0)
 
 
-def _group_small_parts(parts: Sequence[PartRecord]) -> list[list[PartRecord]]:
-    """Split parts into neighbours that together stay within one merged part."""
-    groups: list[list[PartRecord]] = []
-    for part in parts:
-        if groups and sum(other.rows for other in groups[-1]) + part.rows <= ROWS_PER_MERGED_PART:
-            groups[-1].append(part)
-        else:
-            groups.append([part])
-    return groups
+def _count_small_parts(parts: Sequence[PartRecord]) -> int:
+    """How many parts at the end are too small to stand alone."""
+    small = 0
+    while small < len(parts) and parts[-1 - small].rows < ROWS_PER_PART:
+        small += 1
+    return small

@@ -3,6 +3,7 @@
 import sys
 import types
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from encoders.base import Encoder, FloatArray, ImageEmbeddings
-from indexer.build import BuildSettings, BuildSummary, SilentObserver, build_index
+from encoders.base import Encoder, FloatArray, ImageEmbeddings, PreparedImage
+from indexer.build import BuildReport, BuildSettings
+from indexer.build import build as build_index
+from indexer.recorder import SilentObserver
 from indexer.table import EmbeddingTable
 from retrieval import cli
 
@@ -40,6 +43,19 @@ class FakeEncoder:
         self.image_size = 32
         self.summary_shape = (4, self.dim) if summaries else None
         self.embedded = 0
+        self.batch_size = 4
+
+    def prepare_image(self, image: Image.Image) -> PreparedImage:
+        """Nothing to do before the model is free."""
+        return image
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        """As `encode_images`, whatever a test put in its place."""
+        return self.encode_images([image for image in prepared if isinstance(image, Image.Image)])
+
+    def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
+        """One batch at a time."""
+        return nullcontext([self])
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
         """Nearness to the palette, for each quarter of each image."""
@@ -130,7 +146,7 @@ class Witness(SilentObserver):
         self.skipped[path] = reason
 
 
-def build(root: Path, encoder: Encoder, **changes: object) -> BuildSummary:
+def build(root: Path, encoder: Encoder, **changes: object) -> BuildReport:
     return build_index(root, root / ".fwd2bot", encoder, BuildSettings(workers=2, batch_size=3, **changes))
 
 

@@ -13,7 +13,8 @@ from encoders.base import (
     IndexFailure,
     NothingToIndex,
 )
-from indexer.build import BuildSummary, build_index, plan_build
+from indexer.build import BuildReport, plan_build
+from indexer.build import build as build_index
 from indexer.lazy import LazyEncoder
 from indexer.manifest import read_manifest
 from tests.conftest import PALETTE, FakeEncoder, Witness, build, open_table, paint
@@ -24,7 +25,7 @@ def refuse_to_load() -> FakeEncoder:
 
 
 def test_every_image_gets_the_embedding_of_the_encoder(gallery: Path, encoder: FakeEncoder) -> None:
-    assert build(gallery, encoder) == BuildSummary(indexed=8, reused=0, removed=0, skipped=0)
+    assert build(gallery, encoder) == BuildReport(embedded=8, copied=0, reused=0, removed=0, skipped=0)
     table = open_table(gallery)
     expected_paths = sorted(str(path.relative_to(gallery)) for path in gallery.rglob("*.png"))
     assert table.paths == expected_paths
@@ -36,7 +37,7 @@ def test_every_image_gets_the_embedding_of_the_encoder(gallery: Path, encoder: F
 def test_a_second_run_embeds_nothing_and_never_loads_the_model(gallery: Path, encoder: FakeEncoder) -> None:
     build(gallery, encoder)
     before = (gallery / ".fwd2bot/manifest.json").read_bytes()
-    assert build(gallery, LazyEncoder("tiny", refuse_to_load)) == BuildSummary(0, 8, 0, 0)
+    assert build(gallery, LazyEncoder("tiny", refuse_to_load)) == BuildReport(0, 0, 8, 0, 0)
     assert (gallery / ".fwd2bot/manifest.json").read_bytes() == before
 
 
@@ -44,13 +45,13 @@ def test_a_run_embeds_only_what_changed(gallery: Path, encoder: FakeEncoder) -> 
     build(gallery, encoder)
     first = open_table(gallery)
     kept_id = first.ids[first.paths.index("white.png")]
-    paint(gallery / "new.png", "red")
+    paint(gallery / "new.png", "red")  # the bytes of red.png
     paint(gallery / "red.png", "blue", size=(50, 50))
     (gallery / "blue.png").unlink()
     (gallery / "below/yellow.png").rename(gallery / "moved.png")
     encoder.embedded = 0
-    assert build(gallery, encoder) == BuildSummary(indexed=3, reused=5, removed=2, skipped=0)
-    assert encoder.embedded == 3
+    assert build(gallery, encoder) == BuildReport(embedded=1, copied=2, reused=5, removed=2, skipped=0)
+    assert encoder.embedded == 1
     table = open_table(gallery)
     assert "blue.png" not in table.paths and "below/yellow.png" not in table.paths
     assert table.ids[table.paths.index("white.png")] == kept_id
@@ -63,9 +64,9 @@ def test_a_run_embeds_only_what_changed(gallery: Path, encoder: FakeEncoder) -> 
 def test_a_removed_image_may_come_back(gallery: Path, encoder: FakeEncoder) -> None:
     build(gallery, encoder)
     (gallery / "red.png").rename(gallery / "red.hidden")
-    assert build(gallery, LazyEncoder("tiny", refuse_to_load)) == BuildSummary(0, 7, 1, 0)
+    assert build(gallery, LazyEncoder("tiny", refuse_to_load)) == BuildReport(0, 0, 7, 1, 0)
     (gallery / "red.hidden").rename(gallery / "red.png")
-    assert build(gallery, encoder) == BuildSummary(1, 7, 0, 0)
+    assert build(gallery, encoder) == BuildReport(0, 1, 7, 0, 0)
     assert "red.png" in open_table(gallery).paths
 
 
@@ -76,24 +77,24 @@ def test_a_bad_image_is_skipped_once_and_tried_again_when_it_changes(
     bad.write_bytes(b"")
     witness = Witness()
     summary = build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness)
-    assert summary == BuildSummary(8, 0, 0, 1)
+    assert summary == BuildReport(8, 0, 0, 0, 1)
     assert witness.skipped == {"bad.png": "the file is empty"}
     assert witness.total == witness.done == 9
-    assert build(gallery, LazyEncoder("tiny", refuse_to_load)) == BuildSummary(0, 8, 0, 1)
-    paint(bad, "red")
-    assert build(gallery, encoder) == BuildSummary(1, 8, 0, 0)
+    assert build(gallery, LazyEncoder("tiny", refuse_to_load)) == BuildReport(0, 0, 8, 0, 1)
+    paint(bad, "red", size=(30, 30))
+    assert build(gallery, encoder) == BuildReport(1, 0, 8, 0, 0)
 
 
 def test_a_larger_limit_lets_in_what_the_smaller_kept_out(gallery: Path, encoder: FakeEncoder) -> None:
     paint(gallery / "large.png", "red", size=(200, 200))
-    assert build(gallery, encoder, max_megapixels=0.01) == BuildSummary(8, 0, 0, 1)
-    assert build(gallery, encoder, max_megapixels=0.02) == BuildSummary(0, 8, 0, 1)
-    assert build(gallery, encoder, max_megapixels=0.05) == BuildSummary(1, 8, 0, 0)
+    assert build(gallery, encoder, max_megapixels=0.01) == BuildReport(8, 0, 0, 0, 1)
+    assert build(gallery, encoder, max_megapixels=0.02) == BuildReport(0, 0, 8, 0, 1)
+    assert build(gallery, encoder, max_megapixels=0.05) == BuildReport(1, 0, 8, 0, 0)
 
 
 def test_an_index_of_bad_images_alone_is_empty_and_whole(tmp_path: Path, encoder: FakeEncoder) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
-    assert build(tmp_path, encoder) == BuildSummary(0, 0, 0, 1)
+    assert build(tmp_path, encoder) == BuildReport(0, 0, 0, 0, 1)
     assert len(open_table(tmp_path)) == 0
 
 
@@ -106,7 +107,7 @@ def test_a_model_that_gives_no_number_skips_the_image(gallery: Path, encoder: Fa
         return ImageEmbeddings(vectors, summaries)
 
     encoder.encode_images = spoil
-    assert build(gallery, encoder) == BuildSummary(indexed=5, reused=0, removed=0, skipped=3)
+    assert build(gallery, encoder) == BuildReport(embedded=5, copied=0, reused=0, removed=0, skipped=3)
     assert np.isfinite(open_table(gallery).vectors).all()
 
 
@@ -152,20 +153,20 @@ def test_another_model_is_refused_with_both_names_and_the_remedy(gallery: Path, 
     paint(gallery / "new.png", "red")
     with pytest.raises(EncoderMismatch, match="fake-3"):
         build(gallery, FakeEncoder(fingerprint="fake-3"))
-    assert build(gallery, other, rebuild=True) == BuildSummary(9, 0, 0, 0)
+    assert build(gallery, other, rebuild=True) == BuildReport(8, 1, 0, 0, 0)
     assert read_manifest(gallery / ".fwd2bot").encoder.fingerprint == "fake-2"
 
 
 def test_the_same_model_under_another_name_may_go_on(gallery: Path, encoder: FakeEncoder) -> None:
     build(gallery, encoder)
-    assert build(gallery, FakeEncoder(name="copy-of-tiny")) == BuildSummary(0, 8, 0, 0)
+    assert build(gallery, FakeEncoder(name="copy-of-tiny")) == BuildReport(0, 0, 8, 0, 0)
 
 
 def test_another_format_of_tokens_is_refused(gallery: Path, encoder: FakeEncoder) -> None:
     build(gallery, encoder, tokens="float16")
     with pytest.raises(IndexFailure, match="keeps tokens as float16, not int8"):
         build(gallery, encoder, tokens="int8")
-    assert build(gallery, encoder) == BuildSummary(0, 8, 0, 0)
+    assert build(gallery, encoder) == BuildReport(0, 0, 8, 0, 0)
 
 
 def test_an_index_of_another_folder_is_refused(gallery: Path, tmp_path: Path, encoder: FakeEncoder) -> None:
@@ -177,7 +178,7 @@ def test_an_index_of_another_folder_is_refused(gallery: Path, tmp_path: Path, en
 def test_a_folder_may_move_with_its_index(gallery: Path, tmp_path: Path, encoder: FakeEncoder) -> None:
     build(gallery, encoder)
     gallery.rename(tmp_path / "moved")
-    assert build(tmp_path / "moved", LazyEncoder("tiny", refuse_to_load)) == BuildSummary(0, 8, 0, 0)
+    assert build(tmp_path / "moved", LazyEncoder("tiny", refuse_to_load)) == BuildReport(0, 0, 8, 0, 0)
     assert open_table(tmp_path / "moved").root == (tmp_path / "moved").resolve()
 
 

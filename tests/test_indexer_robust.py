@@ -16,12 +16,13 @@ from encoders.base import (
     MissingDependency,
 )
 from indexer import faiss_library, writer
-from indexer.build import BuildSummary, build_index
+from indexer.build import BuildReport
+from indexer.build import build as build_index
 from indexer.images import ImageFile, Photo
 from indexer.lock import lock_index
 from indexer.manifest import read_manifest
 from indexer.sources import Source
-from indexer.table import read_known_files
+from indexer.table import read_newest_rows
 from tests.conftest import PALETTE, FakeEncoder, Witness, build, open_table, paint
 
 
@@ -31,7 +32,7 @@ def test_two_writers_cannot_work_at_once(gallery: Path, encoder: FakeEncoder) ->
         pytest.raises(IndexLocked, match=f"process {os.getpid()} on .* since"),
     ):
         build(gallery, encoder)
-    assert build(gallery, encoder).indexed == 8
+    assert build(gallery, encoder).embedded == 8
 
 
 def test_a_missing_faiss_is_said_before_anything_is_embedded(
@@ -43,18 +44,17 @@ def test_a_missing_faiss_is_said_before_anything_is_embedded(
     assert encoder.embedded == 0
 
 
-def test_many_small_runs_leave_one_part(
+def test_many_small_runs_leave_few_parts(
     gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_COMMIT", 2)
     build(gallery, encoder)
-    for number in range(3):
-        paint(gallery / f"new{number}.png", "red")
+    for number in range(20):
+        paint(gallery / f"new{number}.png", "red", size=(30, 30 + number))
         build(gallery, encoder)
-    manifest = read_manifest(gallery / ".fwd2bot")
-    assert [part.rows for part in manifest.parts] == [11]
+        assert len(read_manifest(gallery / ".fwd2bot").parts) < writer.MOST_SMALL_PARTS
     table = open_table(gallery)
-    assert len(table) == 11
+    assert len(table) == 28
     assert (
         table.read_summaries(table.ids.tolist()).mean(axis=1).argmax(axis=1) == table.vectors.argmax(axis=1)
     ).all()
@@ -99,7 +99,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from tests.conftest import FakeEncoder
 from indexer import writer
-from indexer.build import BuildSettings, build_index
+from indexer.build import BuildSettings, build as build_index
 writer.ROWS_PER_COMMIT = 4
 
 class Slow(FakeEncoder):
@@ -115,7 +115,7 @@ build_index(root, root / ".fwd2bot", Slow(), BuildSettings(batch_size=4, workers
 def test_a_killed_run_loses_at_most_the_batch_in_hand(tmp_path: Path, encoder: FakeEncoder) -> None:
     root, here = tmp_path / "photos", Path(__file__).parents[1]
     for number in range(60):
-        paint(root / f"{number:02d}.png", list(PALETTE)[number % 8])
+        paint(root / f"{number:02d}.png", list(PALETTE)[number % 8], size=(40, 40 + number))
     run = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(here), str(root)])
     index_dir = root / ".fwd2bot"
     deadline = time.monotonic() + 30
@@ -123,12 +123,12 @@ def test_a_killed_run_loses_at_most_the_batch_in_hand(tmp_path: Path, encoder: F
         time.sleep(0.02)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    committed = len(read_known_files(index_dir, read_manifest(index_dir)))
+    committed = len(read_newest_rows(index_dir, read_manifest(index_dir), []))
     on_disk = 4 * len(list(index_dir.glob("parts/*.parquet")))
     assert 8 <= committed < 60 and on_disk - committed <= 4
     (index_dir / "parts/part-000099.parquet.tmp").write_bytes(b"half a part")
     summary = build(root, encoder)
-    assert summary == BuildSummary(60 - committed, committed, 0, 0)
+    assert summary == BuildReport(60 - committed, 0, committed, 0, 0)
     assert encoder.embedded == 60 - committed
     table = open_table(root)
     assert table.paths == sorted(table.paths) and len(set(table.paths)) == 60
@@ -144,8 +144,8 @@ def test_a_file_that_could_not_be_opened_is_tried_again_by_the_next_run(
         return Photo(file, error="Permission denied", unread=True)
 
     build(gallery, encoder)
-    paint(gallery / "secret.png", "red")
+    paint(gallery / "secret.png", "red", size=(30, 30))
     with monkeypatch.context() as patch:
         patch.setattr("indexer.build.read_photo", refuse)
-        assert build(gallery, encoder) == BuildSummary(0, 8, 0, 1)
-    assert build(gallery, encoder) == BuildSummary(1, 8, 0, 0)
+        assert build(gallery, encoder) == BuildReport(0, 0, 8, 0, 1)
+    assert build(gallery, encoder) == BuildReport(1, 0, 8, 0, 0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from encoders.base import IndexDamaged, IndexNotFound, QueryError
-from indexer.build import build_index
+from indexer.build import build as build_index
 from indexer.faiss_file import load_faiss
 from indexer.manifest import read_manifest, write_manifest
 from indexer.parts import read_rows
@@ -37,7 +37,7 @@ def test_a_folder_without_manifest_is_no_index(tmp_path: Path) -> None:
 
 
 SPOILERS: dict[str, Callable[[dict], object]] = {
-    "another format": lambda data: data.update(format=2),
+    "another format": lambda data: data.update(format=1),
     "no encoder": lambda data: data.pop("encoder"),
     "a dim that is text": lambda data: data["encoder"].update(dim="8"),
     "a dim that is true": lambda data: data["encoder"].update(dim=True),
@@ -47,7 +47,14 @@ SPOILERS: dict[str, Callable[[dict], object]] = {
     "unknown tokens": lambda data: data.update(tokens="int4"),
     "a part elsewhere": lambda data: data["parts"][0].update(name="../../part-000001.parquet"),
     "a faiss file elsewhere": lambda data: data["faiss"].update(name="/etc/passwd"),
-    "ids out of step": lambda data: data["parts"][0].update(first_id=5),
+    "more rows than ids": lambda data: data["parts"][0].update(first_id=5),
+    "ids that were never given": lambda data: data["parts"][0].update(last_id=8),
+    "ids that go backwards": lambda data: data["parts"][0].update(first_id=7, last_id=0),
+    "a part without rows": lambda data: data["parts"][0].update(rows=0),
+    "a part named twice": lambda data: data["parts"].append(data["parts"][0] | {"first_id": 8}),
+    "ids without end": lambda data: data.update(next_id=1 << 63),
+    "no next id": lambda data: data.pop("next_id"),
+    "a number of five thousand digits": lambda data: data.update(next_id=10**4000),
     "a negative size": lambda data: data["parts"][0].update(size=-1),
     "parts that are no list": lambda data: data.update(parts={"a": 1}),
     "a part that is a number": lambda data: data.update(parts=[1]),
@@ -78,7 +85,7 @@ def test_a_damaged_manifest_can_be_rebuilt_over(index_dir: Path, encoder: FakeEn
     (index_dir / "manifest.json").write_bytes(b"{")
     with pytest.raises(IndexDamaged):
         build_index(index_dir.parent, index_dir, encoder)
-    assert build_index(index_dir.parent, index_dir, encoder, BuildSettings(rebuild=True)).indexed == 8
+    assert build_index(index_dir.parent, index_dir, encoder, BuildSettings(rebuild=True)).embedded == 8
     assert len(EmbeddingTable.open(index_dir)) == 8
 
 
@@ -145,7 +152,7 @@ def test_rows_are_read_by_id_in_the_order_asked(index_dir: Path) -> None:
     table = read_rows(index_dir, manifest, [6, 0, 6, 3], ["path"])
     assert table["id"].to_pylist() == [6, 0, 6, 3]
     assert len(read_rows(index_dir, manifest, [], ["path"])) == 0
-    with pytest.raises(QueryError, match="ids go from 0 to 7"):
+    with pytest.raises(QueryError, match="no image has the id 8"):
         read_rows(index_dir, manifest, [8], ["path"])
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from encoders.base import CannotAnswer, EncoderMismatch, IndexDamaged, IndexNotFound, QueryError
 from indexer.audit import audit_index, describe_index
-from indexer.build import BuildSettings, build_index
+from indexer.build import BuildSettings
+from indexer.build import build as build_index
 from indexer.manifest import read_manifest, write_manifest
 from indexer.table import EmbeddingTable
 from retrieval.ask import ask, caption, find_image
@@ -94,7 +95,7 @@ def test_a_damaged_faiss_file_is_built_again_by_the_next_run(index_dir: Path, en
     path.write_bytes(content)
     with pytest.raises(IndexDamaged, match="run `fwd2bot index DIR`"):
         Searcher.open(index_dir)
-    assert build_index(index_dir.parent, index_dir, encoder).indexed == 0
+    assert build_index(index_dir.parent, index_dir, encoder).embedded == 0
     assert len(Searcher.open(index_dir).search("red", 8)) == 8
 
 
@@ -194,6 +195,6 @@ def test_every_flipped_byte_is_found_by_an_audit(index_dir: Path) -> None:
             content[place] ^= 0x55
             path.write_bytes(content)
             (fault,) = audit_index(index_dir)
-            assert path.name in fault and "\n" not in fault
+            assert path.name in fault.sentence and "\n" not in fault.sentence
         path.write_bytes(whole)
     assert list(audit_index(index_dir)) == []

@@ -1,0 +1,67 @@
+"""What a run has to do: the files of a folder set against the newest rows of its index."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .columns import build_schema
+from .images import FoundImages, ImageFile
+from .manifest import Manifest
+from .table import read_newest_rows
+
+COLUMNS = ("path", "size", "mtime_ns", "width", "height", "status")
+
+
+class BuildPlan(NamedTuple):
+    """What a run has to do: read the `fresh` files and mark the `removed` paths."""
+
+    fresh: list[ImageFile]
+    removed: list[str]
+    reused: int
+    skipped_before: int
+
+
+def compare_files(
+    found: FoundImages, index_dir: Path, manifest: Manifest | None, max_megapixels: float
+) -> BuildPlan:
+    """Set the files on disk against the newest rows of the index; None: an index without rows."""
+    if manifest is None:
+        return BuildPlan(found.files, [], 0, 0)
+    known = read_newest_rows(index_dir, manifest, COLUMNS)
+    paths = pa.array([file.path for file in found.files], build_schema(manifest).field("path").type)
+    places = pc.index_in(paths, value_set=known["path"]).fill_null(-1).to_numpy()
+    listed = np.flatnonzero(places >= 0)  # of the files found, those that the index knows
+    unchanged = np.zeros(len(found.files), bool)
+    unchanged[listed] = _mark_unchanged(found.files, listed, known.take(places[listed]), max_megapixels)
+    kept = known.take(places[unchanged])
+    reused = pc.sum(pc.equal(kept["status"], "ok")).as_py() or 0
+    fresh = [found.files[place] for place in np.flatnonzero(~unchanged)]
+    return BuildPlan(fresh, _list_removed(found, known, places[listed]), reused, len(kept) - reused)
+
+
+def _mark_unchanged(
+    files: list[ImageFile], listed: NDArray[np.int64], rows: pa.Table, max_megapixels: float
+) -> NDArray[np.bool_]:
+    """Which of the listed files need not be read again; `rows` are what the index knows of them."""
+    sizes = np.array([files[place].size for place in listed], np.int64)
+    times = np.array([files[place].mtime_ns for place in listed], np.int64)
+    same = (sizes == rows["size"].to_numpy()) & (times == rows["mtime_ns"].to_numpy())
+    pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
+    skipped = pc.equal(rows["status"], "skipped").to_numpy()
+    deleted = pc.equal(rows["status"], "deleted").to_numpy()
+    small_enough_now = skipped & (pixels > 0) & (pixels <= max_megapixels * 1e6)
+    unchanged: NDArray[np.bool_] = same & ~deleted & ~small_enough_now
+    return unchanged
+
+
+def _list_removed(found: FoundImages, known: pa.Table, listed: NDArray[np.int64]) -> list[str]:
+    """The paths that are no longer there, but for those below a folder that could not be listed."""
+    gone = pc.not_equal(known["status"], "deleted").to_numpy().copy()
+    gone[listed] = False
+    hidden = tuple(f"{folder}/" for folder, _ in found.unreadable)
+    paths = known["path"].filter(pa.array(gone)).to_pylist()
+    return sorted(path for path in paths if not path.startswith(hidden))  # unseen is not gone

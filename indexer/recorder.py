@@ -1,0 +1,92 @@
+"""Batches of photos to rows: what was embedded is appended, what is known is copied."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from encoders.base import ImageEmbeddings
+
+from .columns import FileRow
+from .contents import KnownContents
+from .images import ImageFile, Photo
+from .writer import IndexWriter
+
+
+class BuildObserver(Protocol):
+    """Whoever wants to see how a run gets on; paths are in stored form."""
+
+    def begin(self, total: int) -> None:
+        """So many files will be read."""
+
+    def advance(self, count: int) -> None:
+        """So many more are done."""
+
+    def skip(self, path: str, reason: str) -> None:
+        """This file or folder could not be read."""
+
+
+class SilentObserver:
+    """An observer that looks away."""
+
+    def begin(self, total: int) -> None:
+        """See BuildObserver."""
+
+    def advance(self, count: int) -> None:
+        """See BuildObserver."""
+
+    def skip(self, path: str, reason: str) -> None:
+        """See BuildObserver."""
+
+
+class BatchRecorder:
+    """Writes batches, tells the observer, and counts what became of the files."""
+
+    def __init__(self, writer: IndexWriter, contents: KnownContents, observer: BuildObserver) -> None:
+        self.embedded = self.copied = self.skipped = 0
+        self._writer = writer
+        self._contents = contents
+        self._observer = observer
+        self._unsettled: list[Photo] = []  # known only through a photo of this run that is still to come
+
+    def record(self, photos: Sequence[Photo], embeddings: ImageEmbeddings | None) -> None:
+        """Write one batch; embeddings are those of its photos that were decoded without an error."""
+        self._append([photo for photo in photos if not photo.known and not photo.unread], embeddings)
+        failed = [photo for photo in photos if photo.error]
+        for photo in failed:
+            self._observer.skip(photo.file.path, photo.error)
+        self.skipped += len(failed)
+        unsettled_before = len(self._unsettled)
+        self._copy([*self._unsettled, *(photo for photo in photos if photo.known)])
+        self._observer.advance(len(photos) + unsettled_before - len(self._unsettled))
+
+    def take_unsettled(self) -> list[ImageFile]:
+        """The files that waited in vain for another with the same bytes, which failed."""
+        files = [photo.file for photo in self._unsettled]
+        self._unsettled = []
+        return files
+
+    def _append(self, photos: Sequence[Photo], embeddings: ImageEmbeddings | None) -> None:
+        rows = [describe_photo(photo) for photo in photos]
+        first_id = self._writer.next_id
+        self._writer.append(rows, embeddings)
+        embedded = {row.digest: first_id + place for place, row in enumerate(rows) if row.status == "ok"}
+        self._contents.add(embedded)
+        self.embedded += sum(row.status == "ok" for row in rows)
+
+    def _copy(self, photos: Sequence[Photo]) -> None:
+        rows, sources = list[FileRow](), list[int]()
+        self._unsettled = []
+        for photo in photos:
+            source = self._contents.find(photo.digest)
+            if source is None:
+                self._unsettled.append(photo)
+            else:
+                rows.append(describe_photo(photo))
+                sources.append(source)
+        self._writer.append_copies(rows, sources)
+        self.copied += len(rows)
+
+
+def describe_photo(photo: Photo) -> FileRow:
+    """The row of a photo."""
+    status = "skipped" if photo.error else "ok"
+    return FileRow(*photo.file, photo.digest, photo.width, photo.height, status, photo.error, photo.metadata)
