@@ -1,0 +1,123 @@
+"""One index into another of the same model: nothing is read or embedded again.
+
+Paths are relative to the folder of an index, so the folder of the one merged must lie in that of the other.
+A path that both know stays as the receiving index has it; merging twice is merging once.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from encoders.base import EncoderMismatch, IndexFailure, IndexNotFound
+
+from .faiss_file import is_faiss_sound
+from .faiss_library import require_faiss
+from .lock import lock_index
+from .manifest import Manifest, Root, locate_root, read_clock, read_manifest, relate_root, write_manifest
+from .parts import read_groups
+from .paths import escape_path
+from .table import mark_members, read_newest_rows
+from .writer import IndexWriter, remove_orphans
+
+
+class MergeReport(NamedTuple):
+    """What a merge did: rows added, and rows left out because their paths were known."""
+
+    added: int
+    known: int
+
+
+def merge_index(target: Path, source: Path) -> MergeReport:
+    """Add to the index `target` what only the index `source` knows; `source` stays as it is.
+
+    A killed merge has added some rows for good, and the next one adds the others.
+    """
+    require_faiss()
+    with lock_index(target):
+        remove_orphans(target)
+        manifest, other = read_manifest(target), read_manifest(source)
+        _require_alike(target, manifest, source, other)
+        prefix = _relate_folders(target, manifest, source, other)
+        wanted, known = _find_news(target, manifest, source, other, prefix)
+        writer = IndexWriter(target, manifest)
+        for part in other.parts:
+            for table in read_groups(source, other, part):
+                rows = table.filter(pa.array(mark_members(table["id"], wanted)))
+                writer.append_table(rows, _add_prefix(prefix, rows["path"]))
+        writer.commit()
+        if writer.manifest.parts and not is_faiss_sound(target, writer.manifest):
+            writer.refresh_faiss()
+    return MergeReport(len(wanted), known)
+
+
+def create_above(target: Path, one: Path, other: Path) -> None:
+    """Make an empty index of the nearest folder above those of two others, unless `target` is an index."""
+    with lock_index(target):
+        try:
+            read_manifest(target)
+        except IndexNotFound:
+            manifest = read_manifest(one)
+            roots = [locate_root(manifest, one), locate_root(read_manifest(other), other)]
+            above = relate_root(_find_folder_above(*roots), target)
+            empty = replace(manifest, root=above, created=read_clock(), next_id=0, parts=(), faiss=None)
+            write_manifest(target, empty)
+
+
+def _find_folder_above(one: Root, other: Root) -> Root:
+    if isinstance(one, Path) and isinstance(other, Path) and one.drive == other.drive:
+        return Path(os.path.commonpath([one, other]))
+    raise IndexFailure(f"{one} and {other} have no folder in common: search each index on its own")
+
+
+def _require_alike(target: Path, manifest: Manifest, source: Path, other: Manifest) -> None:
+    ours, theirs = manifest.encoder, other.encoder
+    if ours.fingerprint != theirs.fingerprint:
+        raise EncoderMismatch(
+            f"{target} was made by {ours.name} ({ours.fingerprint}) and {source} by {theirs.name} "
+            f"({theirs.fingerprint}): index one of them anew with `--rebuild --model` of the other"
+        )
+    if (manifest.tokens, ours.summary_shape) != (other.tokens, theirs.summary_shape):
+        raise IndexFailure(
+            f"{target} keeps tokens as {manifest.tokens} and {source} as {other.tokens}: "
+            "index one of them anew with `--rebuild --tokens` of the other"
+        )
+
+
+def _relate_folders(target: Path, manifest: Manifest, source: Path, other: Manifest) -> str:
+    """What stands before a path of `source` in `target`: a stored path that ends in a slash, or nothing."""
+    ours, theirs = (
+        f"{escape_path(str(root)).rstrip('/')}/"
+        for root in (locate_root(manifest, target), locate_root(other, source))
+    )
+    if theirs.startswith(ours):
+        return theirs.removeprefix(ours)
+    raise IndexFailure(
+        f"{source} is the index of {theirs}, which does not lie in {ours}, the folder of {target}: "
+        "give `--out PATH` for a new index of the folder above both"
+    )
+
+
+def _find_news(
+    target: Path, manifest: Manifest, source: Path, other: Manifest, prefix: str
+) -> tuple[NDArray[np.int64], int]:
+    """The ids of the rows of `source` whose paths `target` does not know, and how many it does."""
+    ours, theirs = (
+        rows.filter(pc.not_equal(rows["status"], "deleted"))
+        for rows in (
+            read_newest_rows(target, manifest, ["status"]),
+            read_newest_rows(source, other, ["id", "status"]),
+        )
+    )
+    is_known = pc.is_in(_add_prefix(prefix, theirs["path"]), value_set=ours["path"])
+    news: NDArray[np.int64] = theirs["id"].filter(pc.invert(is_known)).to_numpy()
+    return news, len(theirs) - len(news)
+
+
+def _add_prefix(prefix: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(prefix, paths, "")
