@@ -18,6 +18,7 @@ Fwd2BotError
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 FloatArray = NDArray[np.float32]
+PreparedImage = FloatArray | Image.Image  # pixels as the model reads them, or an image still to be prepared
 
 DEFAULT_ENCODER = "tiny"  # the model that comes with the package
 
@@ -123,8 +125,21 @@ class Encoder(Protocol):
     def summary_shape(self) -> tuple[int, int] | None:
         """(k, width) of one image's summary tokens, or None."""
 
+    @property
+    def batch_size(self) -> int:
+        """Images that are best encoded at once: no more than the memory of the device holds."""
+
     def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
         """Embed RGB images of any size."""
+
+    def prepare_image(self, image: Image.Image) -> PreparedImage:
+        """Do to an RGB image, in any thread, what can be done before the model is free."""
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        """Embed what `prepare_image` gave, just as `encode_images` embeds the images."""
+
+    def lanes(self) -> AbstractContextManager[Sequence["Encoder"]]:
+        """This encoder or its copies, one for each batch that is best in hand at a time, each in a thread."""
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """Embed texts: float32 (n, dim), rows of unit length."""

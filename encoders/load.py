@@ -1,6 +1,7 @@
 """The one place where a name becomes an encoder."""
 
 import gc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -14,8 +15,8 @@ _OPENCLIP = "openclip:"
 def load_encoder(name: str, device: str = "auto") -> Encoder:
     """Load "tiny" (embedded), a folder or hub name of a Fwd2Bot checkpoint, or "openclip:ARCH/PRETRAINED".
 
-    device: "cpu", "cuda" or "auto" (a GPU where there is one). Raises EncoderNotFound, EncoderDamaged and
-    MissingDependency.
+    device: "cpu", "cuda", one GPU such as "cuda:1", or "auto" (a GPU where there is one). Raises
+    EncoderNotFound, EncoderDamaged and MissingDependency.
     """
     with _pause_collector():
         place = choose_device(device)
@@ -49,13 +50,20 @@ def find_checkpoint(name: str) -> Path:
 
 def choose_device(device: str) -> str:
     """Turn "auto" into what there is; raises EncoderNotFound where a GPU is asked for and none is there."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise EncoderNotFound(f"There is no device {device!r}: choose auto, cpu or cuda")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        raise EncoderNotFound(
+            f"There is no device {device!r}: choose auto, cpu or cuda, or one GPU such as cuda:1"
+        )
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise EncoderNotFound(
             "PyTorch sees no CUDA GPU here: use --device cpu, or install a CUDA build of PyTorch"
+        )
+    number = int(device.partition(":")[2] or 0)
+    if number and number >= torch.cuda.device_count():
+        raise EncoderNotFound(
+            f"There is no GPU {device}: PyTorch sees {torch.cuda.device_count()}, from cuda:0"
         )
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 

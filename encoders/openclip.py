@@ -1,6 +1,8 @@
 """Any open_clip model behind the `Encoder` protocol: the baseline, which keeps a vector and cannot talk."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,16 @@ import torch
 import xxhash
 from PIL import Image
 
-from encoders.base import EncoderNotFound, FloatArray, ImageEmbeddings, MissingDependency
+from encoders.base import (
+    Encoder,
+    EncoderNotFound,
+    FloatArray,
+    ImageEmbeddings,
+    MissingDependency,
+    PreparedImage,
+)
+from encoders.batches import MemoryLimit, find_batch_size, open_lanes, stack_pixels
+from encoders.load import load_encoder
 
 _TEXTS_AT_ONCE = 256
 _NAMES_SHOWN = 3
@@ -22,10 +33,11 @@ class OpenClipEncoder:
     def __init__(
         self, name: str, model: torch.nn.Module, preprocess: Any, tokenizer: Any, device: str
     ) -> None:
-        self.name, self.device = name, device
-        self.model: Any = model.to(device).eval()
+        self.name, self.device = name, torch.device(device)
+        self.model: Any = model.to(self.device).eval()
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.fingerprint = _fingerprint(model, repr(preprocess))
+        self._memory = MemoryLimit()
 
     @classmethod
     def load(cls, name: str, model_name: str, device: str) -> "OpenClipEncoder":
@@ -63,10 +75,31 @@ class OpenClipEncoder:
         size = self.model.visual.image_size
         return int(size if isinstance(size, int) else min(size))
 
-    @torch.inference_mode()
+    @cached_property
+    def batch_size(self) -> int:
+        """See Encoder."""
+        example = self.prepare_image(Image.new("RGB", (self.image_size, self.image_size)))
+        return find_batch_size(self._encode, example, self.device)
+
+    def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
+        """See Encoder."""
+        return open_lanes(self, self.device, lambda device: load_encoder(self.name, device))
+
     def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
-        """Embed RGB images, all of them at once."""
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)
+        """Embed RGB images, all of them at once, where the memory holds them."""
+        return self.encode_prepared([self.prepare_image(image) for image in images])
+
+    def prepare_image(self, image: Image.Image) -> FloatArray:
+        """Resize, crop and normalise an image: float32 (3, height, width)."""
+        return np.asarray(self.preprocess(image), np.float32)
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        """Embed prepared images."""
+        return self._memory.encode(self._encode, prepared)
+
+    @torch.inference_mode()
+    def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        pixels = stack_pixels([np.asarray(image) for image in prepared], self.device)
         return ImageEmbeddings(_to_numpy(self.model.encode_image(pixels, normalize=True)), None)
 
     @torch.inference_mode()

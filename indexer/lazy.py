@@ -1,11 +1,12 @@
 """An encoder that is not loaded until somebody asks it for more than its name."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 from PIL import Image
 
-from encoders.base import Encoder, FloatArray, ImageEmbeddings
+from encoders.base import Encoder, FloatArray, ImageEmbeddings, PreparedImage
 
 
 class LazyEncoder:
@@ -42,9 +43,26 @@ class LazyEncoder:
         """See Encoder."""
         return self._encoder.summary_shape
 
+    @property
+    def batch_size(self) -> int:
+        """See Encoder."""
+        return self._encoder.batch_size
+
     def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
         """See Encoder."""
         return self._encoder.encode_images(images)
+
+    def prepare_image(self, image: Image.Image) -> PreparedImage:
+        """See Encoder."""
+        return self._encoder.prepare_image(image)
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        """See Encoder."""
+        return self._encoder.encode_prepared(prepared)
+
+    def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
+        """See Encoder."""
+        return self._encoder.lanes()
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """See Encoder."""

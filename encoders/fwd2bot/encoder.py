@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +12,29 @@ import xxhash
 from PIL import Image
 from torch import Tensor
 
-from encoders.base import FloatArray, ImageEmbeddings
-from encoders.fwd2bot.checkpoint import Checkpoint, find_base, load_checkpoint
+from encoders.base import Encoder, FloatArray, ImageEmbeddings, PreparedImage
+from encoders.batches import MemoryLimit, find_batch_size, open_lanes
+from encoders.fwd2bot.checkpoint import Checkpoint, list_folders, load_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, pool
+from encoders.fwd2bot.pretrained import MODEL_FILES
+from encoders.fwd2bot.preparation import ImagePreparer
+from encoders.load import load_encoder
 
 _TEXTS_AT_ONCE = 128
 # Without the last, a small model that has lost the thread goes round in circles.
 _DECODING = {"max_new_tokens": 48, "do_sample": False, "no_repeat_ngram_size": 3}
 _CHUNK = 1 << 22
-_HASHED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 class Fwd2BotEncoder:
     """A checkpoint, ready: a `TalkingEncoder`."""
 
-    def __init__(self, name: str, fingerprint: str, checkpoint: Checkpoint) -> None:
-        self.name, self.fingerprint = name, fingerprint
+    def __init__(self, name: str, fingerprint: str, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.name, self.fingerprint, self.device = name, fingerprint, device
         self.model = checkpoint.model
         self.builder = InputBuilder(checkpoint.processor, checkpoint.prompts, self.model.summary_shape[0])
+        self._preparer, self._memory = ImagePreparer(self.builder), MemoryLimit()
 
     @classmethod
     def load(cls, name: str, folder: Path, device: str) -> "Fwd2BotEncoder":
@@ -36,7 +42,7 @@ class Fwd2BotEncoder:
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         checkpoint = load_checkpoint(folder, device, dtype)
         backend = type(checkpoint.processor.image_processor).__name__  # backends differ by up to 0.03 a pixel
-        return cls(name, fingerprint_checkpoint(folder, backend), checkpoint)
+        return cls(name, fingerprint_checkpoint(folder, backend), checkpoint, torch.device(device))
 
     @property
     def dim(self) -> int:
@@ -50,14 +56,34 @@ class Fwd2BotEncoder:
 
     @property
     def image_size(self) -> int:
-        """Shorter side, in pixels, of what the image processor makes."""
-        size = self.builder.processor.image_processor.size
-        return int(size.get("shortest_edge") or min(size["height"], size["width"]))
+        """Shorter side, in pixels, of the largest picture that the model is shown."""
+        return self.model.family.image_side(self.builder.processor)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """See Encoder."""
+        example = self.prepare_image(Image.new("RGB", (self.image_size, self.image_size)))
+        return find_batch_size(self._encode, example, self.device)
+
+    def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
+        """See Encoder."""
+        return open_lanes(self, self.device, lambda device: load_encoder(self.name, device))
+
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """Pass 1 over images; all of them at once, where the memory holds them."""
+        return self.encode_prepared([self.prepare_image(image) for image in images])
+
+    def prepare_image(self, image: Image.Image) -> PreparedImage:
+        """What the processor makes of an image, where it looks at each alone."""
+        return self._preparer.prepare(image)
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        """Pass 1 over prepared images."""
+        return self._memory.encode(self._encode, prepared)
 
     @torch.inference_mode()
-    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
-        """Pass 1 over images; all of them at once."""
-        summaries = self.model.compress(self.builder.images(images).to(self.model.device))
+    def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        summaries = self.model.compress(self._preparer.collate(prepared, self.device))
         return ImageEmbeddings(_to_numpy(pool(summaries)), _to_numpy(summaries))
 
     @torch.inference_mode()
@@ -100,9 +126,13 @@ class Fwd2BotEncoder:
 
 def fingerprint_checkpoint(folder: Path, backend: str) -> str:
     """Hash of every file that an embedding depends on, and of the image processor's backend."""
-    digest = xxhash.xxh3_128(backend.encode())
-    folders = [folder, folder / "compress", folder / "generate", find_base(folder)]
-    for path in sorted({path for part in folders for name in _HASHED_FILES for path in part.glob(name)}):
+    return hash_folders(list_folders(folder), backend)
+
+
+def hash_folders(folders: Sequence[Path], settings: str) -> str:
+    """Hash of a model's files, and of what else its embeddings depend on."""
+    digest = xxhash.xxh3_128(settings.encode())
+    for path in sorted({path for part in folders for name in MODEL_FILES for path in part.glob(name)}):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
