@@ -64,7 +64,7 @@ class OpenClipEncoder:
             ) from error
         return cls(name, model, preprocess, open_clip.get_tokenizer(architecture), device)
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """Length of an embedding."""
         return int(self.encode_texts(["a"]).shape[1])

@@ -1,80 +1,141 @@
-"""The pipeline: worker threads decode ahead while the model computes on the calling thread.
+"""The pipeline: threads read and prepare images ahead, further threads run the model, the caller writes.
 
-The queue is bounded, so the memory in use depends on the batch size and not on the number of images.
+Every queue is bounded, so the memory in use depends on the batch size and not on the number of images.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from contextlib import closing
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from encoders.base import Encoder, EncoderError, ImageEmbeddings
+from encoders.base import Encoder, EncoderError, ImageEmbeddings, PreparedImage
 
-from .images import ImageFile, Photo
+from .ahead import read_ahead
+from .images import ImageFile, Photo, describe_error
+
+SECONDS_PER_FILE = 60.0
+_PHOTOS_PER_IMAGE = 8  # a batch of photos most of which are known already is not waited for much longer
 
 PhotoReader = Callable[[ImageFile], Photo]
 
 
+class PreparedPhoto(NamedTuple):
+    """A photo whose image has become what the model reads, or nothing."""
+
+    photo: Photo
+    prepared: PreparedImage | None
+
+
 class EmbeddedBatch(NamedTuple):
-    """Photos in the order of their files, pixels dropped, and the embeddings of those without an error."""
+    """Photos in the order of their files, pixels dropped, and the embeddings of those that were decoded."""
 
     photos: list[Photo]
     embeddings: ImageEmbeddings | None
 
 
 def embed_photos(
-    encoder: Encoder, files: Iterable[ImageFile], read: PhotoReader, batch_size: int, workers: int
+    encoder: Encoder,
+    files: Iterable[ImageFile],
+    read: PhotoReader,
+    batch_size: int | None,
+    workers: int,
+    seconds_per_file: float = SECONDS_PER_FILE,
 ) -> Generator[EmbeddedBatch, None, None]:
-    """Decode and embed files, `batch_size` images at a time."""
-    batch: list[Photo] = []
-    for photo in _read_ahead(files, read, 2 * batch_size + workers, workers):
-        batch.append(photo)
-        if len(batch) == batch_size:
-            yield _embed_batch(encoder, batch)
-            batch = []
-    if batch:
-        yield _embed_batch(encoder, batch)
+    """Decode and embed files, in order, `batch_size` images at a time (None: what the encoder finds best).
+
+    A photo without an image (known, or with an error) passes through. A file that takes too long to decode is
+    an error of that file, and the decoder that hangs on it is left behind.
+    """
+    size = batch_size or encoder.batch_size
+    with encoder.lanes() as lanes:
+        photos = read_ahead(
+            files,
+            partial(_prepare_photo, read, encoder),
+            partial(_give_up, seconds_per_file),
+            ahead=(len(lanes) + 1) * size + workers,
+            workers=workers,
+            seconds=seconds_per_file,
+        )
+        with closing(photos):
+            yield from _encode_in_lanes(lanes, _gather_batches(photos, size))
 
 
-def _read_ahead(files: Iterable[ImageFile], read: PhotoReader, ahead: int, workers: int) -> Iterator[Photo]:
-    """Read files in threads, at most `ahead` of them beyond the one in use, and yield them in their order."""
-    remaining = iter(files)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="fwd2bot-decode")
+def _prepare_photo(read: PhotoReader, encoder: Encoder, file: ImageFile) -> PreparedPhoto:
+    photo = read(file)
+    if photo.image is None:
+        return PreparedPhoto(photo, None)
     try:
-        queue: deque[Future[Photo]] = deque(pool.submit(read, file) for file in islice(remaining, ahead))
-        while queue:
-            photo = queue.popleft().result()
-            queue.extend(pool.submit(read, file) for file in islice(remaining, 1))
-            yield photo
+        return PreparedPhoto(photo._replace(image=None), encoder.prepare_image(photo.image))
+    except Exception as error:  # a processor may refuse what a decoder let pass: a strip of one pixel, say
+        return PreparedPhoto(photo._replace(image=None, error=describe_error(error)), None)
+
+
+def _give_up(seconds: float, file: ImageFile) -> PreparedPhoto:
+    # Unread, as the disk may be to blame: a row would keep the file out until it changes.
+    return PreparedPhoto(Photo(file, error=f"took longer than {seconds:g} s", unread=True), None)
+
+
+def _gather_batches(photos: Iterable[PreparedPhoto], size: int) -> Iterator[list[PreparedPhoto]]:
+    """Group photos so that `size` of each group have something to encode; the last group may have fewer."""
+    batch, images = list[PreparedPhoto](), 0
+    for photo in photos:
+        batch.append(photo)
+        images += photo.prepared is not None
+        if images == size or len(batch) == _PHOTOS_PER_IMAGE * size:
+            yield batch
+            batch, images = [], 0
+    if batch:
+        yield batch
+
+
+def _encode_in_lanes(
+    lanes: Sequence[Encoder], batches: Iterable[list[PreparedPhoto]]
+) -> Iterator[EmbeddedBatch]:
+    """Deal batches out to one thread a lane in turn, one more in hand for each, and yield them in order.
+
+    The caller has a batch's time to write what it is given before any lane falls idle.
+    """
+    threads = [ThreadPoolExecutor(1, thread_name_prefix="fwd2bot-encode") for _ in lanes]
+    in_hand = deque[Future[EmbeddedBatch]]()
+    try:
+        for number, batch in enumerate(batches):
+            lane = number % len(lanes)
+            in_hand.append(threads[lane].submit(_embed_batch, lanes[lane], batch))
+            while in_hand and (len(in_hand) == 2 * len(lanes) or in_hand[0].done()):
+                yield in_hand.popleft().result()
+        while in_hand:
+            yield in_hand.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        for thread in threads:
+            thread.shutdown(cancel_futures=True)
 
 
-def _embed_batch(encoder: Encoder, batch: list[Photo]) -> EmbeddedBatch:
-    images = [photo.image for photo in batch if photo.image is not None]
-    if not images:
-        return EmbeddedBatch(batch, None)
-    embeddings = encoder.encode_images(images)
-    if embeddings.vectors.shape != (len(images), encoder.dim):
+def _embed_batch(encoder: Encoder, batch: list[PreparedPhoto]) -> EmbeddedBatch:
+    prepared = [photo.prepared for photo in batch if photo.prepared is not None]
+    if not prepared:
+        return EmbeddedBatch([photo.photo for photo in batch], None)
+    embeddings = encoder.encode_prepared(prepared)
+    if embeddings.vectors.shape != (len(prepared), encoder.dim):
         raise EncoderError(
             f"{encoder.name} gave embeddings of shape {embeddings.vectors.shape} "
-            f"where {(len(images), encoder.dim)} is due: report it to the model's maker"
+            f"where {(len(prepared), encoder.dim)} is due: report it to the model's maker"
         )
     return _drop_broken(batch, embeddings)
 
 
-def _drop_broken(batch: list[Photo], embeddings: ImageEmbeddings) -> EmbeddedBatch:
+def _drop_broken(batch: list[PreparedPhoto], embeddings: ImageEmbeddings) -> EmbeddedBatch:
     """Turn photos whose embedding is not finite into skipped ones: a NaN would poison every search."""
     finite = np.asarray(np.isfinite(embeddings.vectors).all(axis=1))
     verdicts = iter(finite.tolist())
     photos = [
         photo
-        if photo.image is None  # not encoded: broken, or known already
-        else photo._replace(image=None, error="" if next(verdicts) else "the model cannot embed it")
-        for photo in batch
+        if prepared is None  # not encoded: broken, or known already
+        else photo._replace(error="" if next(verdicts) else "the model cannot embed it")
+        for photo, prepared in batch
     ]
     summaries = None if embeddings.summaries is None else embeddings.summaries[finite]
     return EmbeddedBatch(photos, ImageEmbeddings(embeddings.vectors[finite], summaries))

@@ -1,0 +1,117 @@
+"""Files read in worker threads, ahead of whoever uses them, in order; one that hangs is left behind.
+
+The threads are daemons and not an executor's: neither a stop nor the end of the process waits for a decoder.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, InvalidStateError, wait
+from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _Job(Generic[Item, Result]):
+    """An item, what becomes of it, and when a thread began with it."""
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        self.future: Future[Result] = Future()
+        self.begun: float | None = None
+
+
+class _Workers(Generic[Item, Result]):
+    """Threads that read items in turn until they are stopped."""
+
+    def __init__(self, read: Callable[[Item], Result], count: int) -> None:
+        self._read = read
+        self._jobs: SimpleQueue[_Job[Item, Result] | None] = SimpleQueue()
+        self._count = count
+        for _ in range(count):
+            self._start_one()
+
+    def submit(self, item: Item) -> _Job[Item, Result]:
+        """Have an item read when a thread is free."""
+        job = _Job[Item, Result](item)
+        self._jobs.put(job)
+        return job
+
+    def abandon(self, job: _Job[Item, Result], outcome: Result) -> None:
+        """Settle a job whose thread is stuck, and put another thread in the place of that one."""
+        if _settle(lambda: job.future.set_result(outcome)):  # or else it came to its end just now
+            self._start_one()
+
+    def stop(self) -> None:
+        """Let each thread end with the job it has."""
+        while not self._jobs.empty():
+            self._jobs.get()
+        for _ in range(self._count):
+            self._jobs.put(None)
+
+    def _start_one(self) -> None:
+        Thread(target=self._work, name="fwd2bot-read", daemon=True).start()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if not self._read_one(job):
+                return  # it took too long, and another thread has taken this one's place
+
+    def _read_one(self, job: _Job[Item, Result]) -> bool:
+        job.begun = time.monotonic()
+        try:
+            result = self._read(job.item)
+        except BaseException as error:
+            failure = error
+            return _settle(lambda: job.future.set_exception(failure))
+        return _settle(lambda: job.future.set_result(result))
+
+
+def read_ahead(
+    items: Iterable[Item],
+    read: Callable[[Item], Result],
+    give_up: Callable[[Item], Result],
+    *,
+    ahead: int,
+    workers: int,
+    seconds: float,
+) -> Generator[Result, None, None]:
+    """Read items in threads, at most `ahead` beyond the one in use, and yield the results in order.
+
+    What takes more than `seconds` becomes what `give_up` makes of it. What `read` raises is raised here.
+    """
+    remaining = iter(items)
+    threads = _Workers(read, workers)
+    try:
+        jobs = deque(threads.submit(item) for item in islice(remaining, ahead))
+        while jobs:
+            job = jobs.popleft()
+            while not _wait(job, seconds):
+                threads.abandon(job, give_up(job.item))
+            jobs.extend(threads.submit(item) for item in islice(remaining, 1))
+            yield job.future.result()
+    finally:
+        threads.stop()
+
+
+def _wait(job: _Job[Item, Result], seconds: float) -> bool:
+    """Wait for a job's end; false where it has been under way for too long."""
+    while not job.future.done():
+        left = seconds if job.begun is None else job.begun + seconds - time.monotonic()
+        if left <= 0:
+            return False
+        wait([job.future], timeout=left)
+    return True
+
+
+def _settle(settle: Callable[[], None]) -> bool:
+    """Give a future its outcome; false where it has one already."""
+    try:
+        settle()
+    except InvalidStateError:
+        return False
+    return True
