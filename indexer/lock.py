@@ -1,5 +1,6 @@
 """One writer an index: a file lock, and beside it a note that says who holds it."""
 
+import errno
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from encoders.base import IndexLocked
+from encoders.base import IndexFailure, IndexLocked
 
 LOCK_NAME = "lock"
 HOLDER_NAME = "lock-holder.json"
@@ -18,14 +19,23 @@ HOLDER_NAME = "lock-holder.json"
 
 @contextmanager
 def lock_index(index_dir: Path) -> Iterator[None]:
-    """Hold the index for writing, creating its folder; IndexLocked at once when another process holds it."""
-    index_dir.mkdir(parents=True, exist_ok=True)
+    """Hold the index for writing, creating its folder.
+
+    IndexLocked at once when another process holds it; IndexFailure where nothing may be written.
+    """
     lock = FileLock(index_dir / LOCK_NAME, timeout=0)
     try:
+        index_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         holder = _read_holder(index_dir)
         raise IndexLocked(f"{index_dir} is being written by {holder}: wait until it has ended") from None
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise IndexFailure(
+            f"{index_dir} cannot be written ({error.strerror}): keep the index elsewhere, with `--index PATH`"
+        ) from None
     try:
         _write_holder(index_dir)
         yield

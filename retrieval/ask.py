@@ -4,7 +4,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from encoders.base import CannotAnswer, FloatArray, QueryError, TalkingEncoder
+from indexer.manifest import Root
 from indexer.paths import escape_path, show_path
 from indexer.table import EmbeddingTable
 
@@ -39,12 +42,14 @@ def find_image(table: EmbeddingTable, image: str) -> int:
     """
     if image.isdecimal() and len(image) < 19:
         return _check_id(table, int(image))
-    ids = dict(zip(table.paths, table.ids.tolist(), strict=True))
-    for path in _list_spellings(table.root, image):
-        if path in ids:
-            return int(ids[path])
-    ends = tuple(f"/{path}" for path in {escape_path(image), image})
-    matches = [path for path in table.paths if path.endswith(ends)]
+    paths, typed = table.files["path"], image.encode("utf-8", "backslashreplace").decode()
+    for path in (*_list_spellings(table.root, image), typed):
+        place = pc.index(paths, path).as_py()
+        if place >= 0:
+            return int(table.ids[place])
+    ends = (pc.ends_with(paths, f"/{path}") for path in (escape_path(image), typed))
+    found = table.files.filter(pc.or_(*ends))
+    matches = found["path"].to_pylist()
     if len(matches) > 1:
         examples = " and ".join(show_path(path) for path in matches[:2])
         raise QueryError(f"{image} may be {len(matches)} images, such as {examples}: give more of the path")
@@ -52,21 +57,23 @@ def find_image(table: EmbeddingTable, image: str) -> int:
         raise QueryError(
             f"the index of {table.root} has no image {image}: see `fwd2bot search --json` for paths and ids"
         )
-    return int(ids[matches[0]])
+    return int(found["id"][0].as_py())
 
 
 def _check_id(table: EmbeddingTable, image_id: int) -> int:
-    if image_id not in table.ids.tolist():
+    if image_id not in table.ids:
         raise QueryError(
             f"the index of {table.root} has no image with the id {image_id}: see `fwd2bot search --json`"
         )
     return image_id
 
 
-def _list_spellings(root: Path, image: str) -> list[str]:
+def _list_spellings(root: Root, image: str) -> list[str]:
     """The stored paths that a name may mean, likeliest first."""
+    if isinstance(root, str):
+        return [escape_path(image.removeprefix(f"{root}/"))]
     path = Path(image)
     here = path.parent.resolve() / path.name
     from_here = [here.relative_to(root).as_posix()] if here.is_relative_to(root) else []
     below_root = Path(os.path.normpath(image)).as_posix()
-    return [escape_path(spelling) for spelling in (*from_here, below_root)] + [image]
+    return [escape_path(spelling) for spelling in (*from_here, below_root)]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from indexer.manifest import Root
 from indexer.paths import show_path, unescape_path
 
 from .search import Hit
@@ -11,9 +12,10 @@ from .search import Hit
 Form = Literal["lines", "paths", "null", "json"]
 
 
-def format_hit(rank: int, hit: Hit, root: Path, form: Form) -> str:
+def format_hit(rank: int, hit: Hit, root: Root, form: Form) -> str:
     """One hit with its end of line; null and json keep the bytes of a name (surrogateescape)."""
-    path = write_from_here(root / unescape_path(hit.path))
+    name = unescape_path(hit.path)
+    path = f"{root}/{name}" if isinstance(root, str) else write_from_here(root / name)
     if form == "json":
         fields = {"rank": rank, "score": round(hit.score, 6), "path": path, "id": hit.id}
         fields |= {"width": hit.width, "height": hit.height}

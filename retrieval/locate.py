@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from encoders.base import DEFAULT_ENCODER, IndexDamaged, IndexNotFound
-from indexer.manifest import MANIFEST_NAME, read_manifest
+from indexer.manifest import MANIFEST_NAME, Root, read_manifest
 
 INDEX_FOLDER = ".fwd2bot"
 
@@ -21,6 +21,15 @@ def find_index(start: Path, given: Path | None = None) -> Path:
     raise IndexNotFound(
         f"no index in {start} or above: make one with `fwd2bot index DIR`, or give --index PATH"
     )
+
+
+def place_index(root: Root, given: Path | None = None) -> Path:
+    """Where the index of a folder goes: `given`, else inside the folder."""
+    if given is not None:
+        return given
+    if isinstance(root, str):
+        raise IndexNotFound(f"{root} is a URL and holds no index: give `--index PATH`")
+    return root / INDEX_FOLDER
 
 
 def choose_model(index_dir: Path, given: str | None, rebuild: bool) -> str:

@@ -1,7 +1,8 @@
 """A sentence to a ranked list of images."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from encoders.base import Encoder, FloatArray, QueryError
 from indexer.faiss_file import load_faiss
@@ -9,8 +10,8 @@ from indexer.faiss_index import FaissIndex
 from indexer.faiss_refresh import refresh_faiss
 from indexer.faiss_search import search_faiss
 from indexer.manifest import Manifest, locate_root, read_manifest, require_same_encoder
-from indexer.parts import read_rows
-from indexer.table import EmbeddingTable
+from indexer.parts import find_rows
+from indexer.table import EmbeddingTable, read_following
 
 from .query import clean_query
 
@@ -42,7 +43,7 @@ class Searcher:
     def open(cls, index_dir: Path) -> "Searcher":
         """Open an index with the encoder that made it, and refuse one that has changed since."""
         manifest = read_manifest(index_dir)
-        neighbours = _open_neighbours(index_dir, manifest)
+        neighbours = open_neighbours(index_dir, manifest)
         return cls(index_dir, manifest, load_matching_encoder(manifest), neighbours)
 
     def search(self, text: str, k: int = 10) -> list[Hit]:
@@ -56,9 +57,21 @@ class Searcher:
             raise QueryError(f"{k} results were asked for: ask for one or more")
         found = search_faiss(self._neighbours, vectors, k)
         ids = sorted({image_id for row in found for image_id, _ in row})
-        images = read_rows(self.index_dir, self.manifest, ids, ["path", "width", "height"])
-        by_id = {image["id"]: image for image in images.to_pylist()}
-        return [[Hit(score=score, **by_id[image_id]) for image_id, score in row] for row in found]
+        images = self._read_images(ids)
+        return [
+            [Hit(score=score, **images[image_id]) for image_id, score in row if image_id in images]
+            for row in found
+        ]
+
+    def _read_images(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """What the index says of these images; those that a compaction has dropped since are left out."""
+        columns = ["path", "width", "height"]
+        self.manifest, rows = read_following(
+            self.index_dir,
+            self.manifest,
+            lambda manifest: find_rows(self.index_dir, manifest, ids, columns),
+        )
+        return {image["id"]: image for image in rows.to_pylist()}
 
 
 def load_matching_encoder(manifest: Manifest) -> Encoder:
@@ -70,7 +83,8 @@ def load_matching_encoder(manifest: Manifest) -> Encoder:
     return encoder
 
 
-def _open_neighbours(index_dir: Path, manifest: Manifest) -> FaissIndex:
+def open_neighbours(index_dir: Path, manifest: Manifest) -> FaissIndex:
+    """The nearest neighbours of all that is committed; mapped into memory where the FAISS file covers it."""
     if manifest.faiss is not None and manifest.faiss_is_current:
         return load_faiss(index_dir, manifest.faiss, manifest.encoder.dim)
     # A run is under way or was killed: the parts have it all.

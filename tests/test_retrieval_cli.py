@@ -35,9 +35,9 @@ def test_index_ends_with_its_numbers_on_stderr(here: Path) -> None:
     result = run("index", ".")
     assert result.exit_code == 0 and result.stdout == ""
     assert "skipped bad\\x0aname.png: the file is empty\n" in result.stderr
-    assert result.stderr.endswith("indexed 8, reused 0, removed 0, skipped 1\n")
+    assert result.stderr.endswith("embedded 8, copied 0, reused 0, removed 0, skipped 1\n")
     result = run("index", ".", "--json")
-    assert json.loads(result.stdout) == {"indexed": 0, "reused": 8, "removed": 0, "skipped": 1}
+    assert json.loads(result.stdout) == {"embedded": 0, "copied": 0, "reused": 8, "removed": 0, "skipped": 1}
 
 
 def test_a_dry_run_lists_steps_and_changes_nothing(here: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_full_disk_is_one_line(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "part-000001.parquet")
 
-    monkeypatch.setattr(build, "build_index", fail)
+    monkeypatch.setattr(build, "build", fail)
     code, _, err = run_main(monkeypatch, capsys, "index", ".")
     place = "no space left on the disk (part-000001.parquet)"
     assert (code, err) == (1, f"fwd2bot: {place}: make room and run it again, what is done is kept\n")
@@ -225,7 +225,7 @@ def test_wrong_usage_is_exit_code_2(here: Path, arguments: tuple[str, ...]) -> N
     assert result.exit_code == 2 and result.stdout == "" and "Usage: " in result.stderr
 
 
-@pytest.mark.parametrize("command", ["index", "search", "caption", "ask", "info", "verify"])
+@pytest.mark.parametrize("command", ["index", "search", "caption", "ask", "info", "verify", "compact", "merge"])
 def test_every_command_explains_itself_with_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0 and "Examples:" in result.stdout and f"fwd2bot {command}" in result.stdout

@@ -1,0 +1,70 @@
+"""An index kept current as files come and go."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from encoders.base import Encoder, IndexFailure, IndexLocked, NothingToIndex
+
+from .build import BuildReport, BuildSettings, build
+from .manifest import Root
+from .recorder import BuildObserver
+
+QUIET_MS = 500  # changes are gathered until there were none for so long,
+LONGEST_MS = 10_000  # or until they have come for so long
+
+
+def watch_folder(
+    folder: Root,
+    index: Path,
+    encoder: Encoder,
+    settings: BuildSettings,
+    observer: BuildObserver,
+    report: Callable[[BuildReport], None],
+) -> None:
+    """Build the index now and after every batch of changes, until interrupted; `report` hears of each run.
+
+    What was read before the interruption is committed. A run that another process keeps from writing, or that
+    finds no image any more, is tried again at the next change.
+    """
+    if isinstance(folder, str):
+        raise IndexFailure(f"{folder} is a URL and cannot be watched: run `fwd2bot index` from time to time")
+    is_first = True
+    try:
+        for _ in _await_changes(folder, index):
+            try:
+                report(build(folder, index, encoder, settings, observer))
+            except (IndexLocked, NothingToIndex) as error:
+                if is_first:
+                    raise
+                observer.skip(".", str(error))
+            is_first, settings = False, replace(settings, rebuild=False)
+    except KeyboardInterrupt:
+        return
+
+
+def _await_changes(folder: Path, index: Path) -> Iterator[None]:
+    """Yield at once, and again whenever images may have changed."""
+    from watchfiles import watch
+
+    places = folder.resolve(), index.resolve()
+    is_first = True
+    for changes in watch(
+        places[0],
+        watch_filter=lambda _, path: _concerns_images(Path(path), *places),
+        debounce=LONGEST_MS,
+        step=QUIET_MS,
+        rust_timeout=QUIET_MS,
+        yield_on_timeout=True,  # from the first time on, before the first run, no change is missed
+        ignore_permission_denied=True,
+    ):
+        if changes or is_first:
+            yield
+        is_first = False
+
+
+def _concerns_images(path: Path, folder: Path, index: Path) -> bool:
+    """Whether a change may be one of images: not of the index, nor of what is hidden."""
+    if path.is_relative_to(index) or not path.is_relative_to(folder):
+        return False
+    return not any(name.startswith(".") for name in path.relative_to(folder).parts)

@@ -1,0 +1,49 @@
+"""What one can type after a command, and what its help says of it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+IndexOption = Annotated[
+    Path | None,
+    typer.Option("--index", metavar="PATH", help="The index; else the nearest .fwd2bot from here upwards."),
+]
+IndexPlaceOption = Annotated[
+    Path | None, typer.Option("--index", metavar="PATH", help="Where the index goes; else DIR/.fwd2bot.")
+]
+MODEL_HELP = (
+    "tiny, a Fwd2Bot checkpoint (folder or hub name), or openclip:ARCH/PRETRAINED; "
+    "else the one the index was made with, tiny for a new one."
+)
+FolderArgument = Annotated[
+    str, typer.Argument(metavar="DIR", help="The folder of images, or a URL such as s3://bucket/photos.")
+]
+ModelOption = Annotated[str | None, typer.Option(metavar="NAME", help=MODEL_HELP)]
+TokensOption = Annotated[
+    Literal["int8", "float16", "none"] | None,
+    typer.Option(help="How summary tokens are kept, for caption and ask; int8 for a new index."),
+]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model computes.")]
+BatchOption = Annotated[int, typer.Option(min=1, metavar="N", help="Images the model reads at once.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Decoding threads; else one a CPU.")
+]
+ExcludeOption = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Leave out names or paths like this; repeatable.")
+]
+FollowOption = Annotated[
+    bool, typer.Option("--follow-links", help="Follow links that lead out of the folder, too.")
+]
+MegapixelsOption = Annotated[
+    float, typer.Option(min=0.0, metavar="N", help="Leave out larger images, judged by their header.")
+]
+RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Forget the index and embed all anew.")]
+WatchOption = Annotated[
+    bool, typer.Option("--watch", help="Keep the index current as files come and go, until Ctrl-C.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="List what a run would do; change nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+ImageArgument = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="Its path, the end of its path, or its id.")
+]

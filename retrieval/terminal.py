@@ -1,0 +1,91 @@
+"""All that the `fwd2bot` command prints: results to stdout, all else to stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from indexer.plan import BuildPlan
+
+
+class Progress:
+    """Shows a run on stderr: a bar where somebody watches, a line for each file skipped."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def begin(self, total: int) -> None:
+        """See BuildObserver."""
+        from tqdm import tqdm
+
+        self.close()
+        if total:
+            self._bar = tqdm(total=total, unit="image", disable=None)
+
+    def advance(self, count: int) -> None:
+        """See BuildObserver."""
+        self._bar.update(count)
+
+    def skip(self, path: str, reason: str) -> None:
+        """See BuildObserver."""
+        from tqdm import tqdm
+
+        from indexer.paths import show_path, unescape_path
+
+        tqdm.write(f"skipped {show_path(unescape_path(path))}: {reason}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def print_plan(plan: "BuildPlan", as_json: bool) -> None:
+    """What a run would do: a step a line, and the counts."""
+    from retrieval.listing import format_step
+
+    steps = [("index", file.path) for file in plan.fresh] + [("remove", path) for path in plan.removed]
+    print_results(format_step(action, path, as_json) for action, path in steps)
+    counts = f"would index {len(plan.fresh):,}, reuse {plan.reused:,}, remove {len(plan.removed):,}"
+    typer.echo(f"{counts}, leave {plan.skipped_before:,} skipped", err=True)
+
+
+def print_report(report: NamedTuple, as_json: bool) -> None:
+    """What a run has done, in numbers."""
+    if as_json:
+        print_results([json.dumps(report._asdict()) + "\n"])
+    typer.echo(", ".join(f"{name} {count:,}" for name, count in report._asdict().items()), err=True)
+
+
+def print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    """Facts by name, one a line."""
+    lines = (
+        [json.dumps(facts)] if as_json else [f"{name.replace('_', ' ')}: {v}" for name, v in facts.items()]
+    )
+    print_results(f"{line}\n" for line in lines)
+
+
+def print_results(pieces: Iterable[str]) -> None:
+    """Write results to stdout as bytes, so that names which are no text come out as they are."""
+    stdout = sys.stdout.buffer
+    try:
+        for piece in pieces:
+            stdout.write(piece.encode("utf-8", "surrogateescape"))
+        stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; nothing may be flushed at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_note(sentence: str) -> None:
+    """Say something beside the results."""
+    typer.echo(sentence, err=True)
+
+
+def complain(sentence: str) -> None:
+    """Say in one line what has failed."""
+    typer.echo(f"fwd2bot: {' '.join(sentence.split())}", err=True)

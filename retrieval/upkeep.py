@@ -1,0 +1,172 @@
+"""The commands that write an index: index, merge, verify, compact."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import (
+    BatchOption,
+    DeviceOption,
+    DryRunOption,
+    ExcludeOption,
+    FolderArgument,
+    FollowOption,
+    IndexOption,
+    IndexPlaceOption,
+    JsonOption,
+    MegapixelsOption,
+    ModelOption,
+    RebuildOption,
+    TokensOption,
+    WatchOption,
+    WorkersOption,
+)
+from .terminal import Progress, complain, print_note, print_plan, print_report, print_results
+
+if TYPE_CHECKING:
+    from encoders.base import Encoder
+
+INDEX_EPILOG = """\b
+A second run reads only what is new or has changed; what has moved is not embedded again.
+A killed run goes on where it was. Files that cannot be read are named on stderr, and left
+alone until they change. Hidden files and folders are left out.
+
+\b
+Examples:
+  fwd2bot index ~/Photos
+  fwd2bot index ~/Photos --watch
+  fwd2bot index ~/Photos --exclude "*.gif" --exclude trash
+  fwd2bot index /mnt/archive --index ~/archive-index --device cuda --batch-size 128
+  fwd2bot index s3://bucket/photos --index ~/bucket-index
+  fwd2bot index ~/Photos --dry-run"""
+
+
+def index(
+    folder: FolderArgument,
+    index_place: IndexPlaceOption = None,
+    model: ModelOption = None,
+    tokens: TokensOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 32,
+    workers: WorkersOption = None,
+    exclude: ExcludeOption = None,
+    follow_links: FollowOption = False,
+    max_megapixels: MegapixelsOption = 200.0,
+    rebuild: RebuildOption = False,
+    watch: WatchOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read the images of a folder into an index, or bring its index up to date."""
+    from indexer.build import BuildSettings, build, plan_build
+    from indexer.lazy import LazyEncoder
+    from indexer.manifest import is_url
+    from indexer.watch import watch_folder
+    from retrieval.locate import choose_model, place_index
+
+    root = folder if is_url(folder) else Path(folder)
+    place = place_index(root, index_place)
+    settings = BuildSettings(
+        tokens=tokens,
+        batch_size=batch_size,
+        workers=workers or os.cpu_count() or 1,
+        exclude=tuple(exclude or ()),
+        follow_links=follow_links,
+        max_megapixels=max_megapixels,
+        rebuild=rebuild,
+    )
+    if dry_run:
+        print_plan(plan_build(root, place, settings), as_json)
+        return
+    name = choose_model(place, model, rebuild)
+    encoder = LazyEncoder(name, lambda: _load_encoder(name, device))
+    progress = Progress()
+    try:
+        if watch:
+            watch_folder(
+                root, place, encoder, settings, progress, lambda report: print_report(report, as_json)
+            )
+        else:
+            print_report(build(root, place, encoder, settings, progress), as_json)
+    finally:
+        progress.close()
+
+
+MERGE_EPILOG = """\b
+Both must be of the same model. A path that both know stays as INTO has it; merging twice is
+merging once. The folder of FROM must lie in the folder of INTO. Where it does not, --out makes
+a new index of the folder above both, and leaves the two as they are.
+
+\b
+Examples:
+  fwd2bot merge ~/Photos ~/Photos/2019
+  fwd2bot merge ~/Photos ~/Scans --out ~/.fwd2bot"""
+
+
+def merge(
+    into: Annotated[Path, typer.Argument(metavar="INTO", help="An index, or a folder that has one.")],
+    source: Annotated[Path, typer.Argument(metavar="FROM", help="The index to add to it.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Add both to the index here instead.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add one index to another, without reading an image."""
+    from indexer.merge import create_above, merge_index
+    from retrieval.locate import find_index
+
+    target, other = find_index(Path.cwd(), into), find_index(Path.cwd(), source)
+    if out is not None:
+        create_above(out, target, other)
+        print_report(merge_index(out, target), as_json)
+        target = out
+    print_report(merge_index(target, other), as_json)
+
+
+VERIFY_EPILOG = """\b
+--repair builds the FAISS file anew and drops damaged parts; the next `fwd2bot index` embeds
+their images again.
+
+\b
+Examples:
+  fwd2bot verify
+  fwd2bot verify --repair --index ~/archive-index"""
+
+
+def verify(
+    index_dir: IndexOption = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+) -> None:
+    """Read every byte of the index and name what is damaged."""
+    from indexer.audit import audit_index, repair_index
+    from retrieval.locate import find_index
+
+    place = find_index(Path.cwd(), index_dir)
+    faults = repair_index(place) if repair else list(audit_index(place))
+    for fault in faults:
+        complain(fault.sentence)
+    if faults and not repair:
+        raise typer.Exit(1)
+    lost = sum(fault.part.rows for fault in faults if fault.part is not None)
+    if lost:
+        print_note(f"dropped {lost:,} rows: run `fwd2bot index` to read their images again")
+    print_results([f"{place} is whole{' again' if faults else ''}\n"])
+
+
+COMPACT_EPILOG = "\b\nExamples:\n  fwd2bot compact\n  fwd2bot compact --index ~/archive-index"
+
+
+def compact(index_dir: IndexOption = None, as_json: JsonOption = False) -> None:
+    """Drop what is kept of files that have changed, moved or gone, and join small parts."""
+    from indexer.compact import compact_index
+    from retrieval.locate import find_index
+
+    print_report(compact_index(find_index(Path.cwd(), index_dir)), as_json)
+
+
+def _load_encoder(name: str, device: str) -> "Encoder":
+    from encoders.load import load_encoder  # torch and transformers come with it
+
+    return load_encoder(name, device)
