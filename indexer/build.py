@@ -40,10 +40,14 @@ from .writer import IndexWriter, remove_orphans
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How to build. `tokens` None: as the index has them, int8 for a new index whose model keeps tokens."""
+    """How to build.
+
+    tokens: None, as the index has them, and int8 for a new index whose model keeps tokens. batch_size: None, what
+    the encoder finds best on its device.
+    """
 
     tokens: TokenFormat | None = None
-    batch_size: int = 32
+    batch_size: int | None = None
     workers: int = os.cpu_count() or 1
     exclude: tuple[str, ...] = ()
     follow_links: bool = False
