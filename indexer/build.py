@@ -42,8 +42,8 @@ from .writer import IndexWriter, remove_orphans
 class BuildSettings:
     """How to build.
 
-    tokens: None, as the index has them, and int8 for a new index whose model keeps tokens. batch_size: None, what
-    the encoder finds best on its device.
+    tokens: None, as the index has them, and int8 for a new index whose model keeps tokens. batch_size: None,
+    what the encoder finds best on its device.
     """
 
     tokens: TokenFormat | None = None
