@@ -19,7 +19,7 @@ def make_files() -> dict[str, bytes]:
     """One file a kind, by name; HEIC only where pillow_heif is installed."""
     pictures = _save_pictures(draw_picture()) | {
         "plain.dng": make_dng(),
-        "preview.dng": make_dng(preview=True),
+        "preview.dng": make_dng(preview=SIDE),
     }
     return pictures | {
         "archive.zip": _pack_zip(pictures),
@@ -60,7 +60,7 @@ def _save_pictures(picture: Image.Image) -> dict[str, bytes]:
     exif, grey = make_exif(), picture.convert("L")
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     clear = picture.convert("RGBA")
-    clear.putalpha(grey)
+    clear.putalpha(200)
     files = {
         "baseline.jpg": _save(picture, "JPEG", exif=exif),
         "progressive.jpg": _save(picture, "JPEG", exif=exif, progressive=True),
@@ -92,7 +92,7 @@ def _save_heic(picture: Image.Image, exif: Image.Exif) -> dict[str, bytes]:
     except ImportError:
         return {}
     pillow_heif.register_heif_opener()
-    return {"photo.heic": _save(picture, "HEIF", exif=exif)}
+    return {"photo.heic": _save(picture, "HEIF", exif=exif.tobytes())}
 
 
 def _save(picture: Image.Image, kind: str, frames: int = 0, **options: Any) -> bytes:
@@ -104,18 +104,18 @@ def _save(picture: Image.Image, kind: str, frames: int = 0, **options: Any) -> b
     return stream.getvalue()
 
 
-def make_dng(side: int = SIDE, orientation: int = 1, preview: bool = False) -> bytes:
-    """A RAW file as cameras write it: a Bayer mosaic in a TIFF, with or without a JPEG beside it.
+def make_dng(side: int = SIDE, orientation: int = 1, preview: int = 0) -> bytes:
+    """A RAW file as cameras write it: a Bayer mosaic in a TIFF, and a JPEG of so many pixels beside it.
 
-    Adobe's DNG 1.4, uncompressed 16 bits. The mosaic is that of `draw_picture`.
+    Adobe's DNG 1.4, uncompressed 16 bits; no JPEG if `preview` is 0. The mosaic is that of `draw_picture`.
     """
     mosaic = _sample_mosaic(draw_picture(side))
     pixels = mosaic.astype("<u2").tobytes()
-    jpeg = _save(draw_picture(side), "JPEG") if preview else b""
+    jpeg = _save(draw_picture(preview), "JPEG") if preview else b""
 
     def lay_out(below: int, sensor: int, view: int) -> tuple[bytes, bytes]:
         camera = (
-            _pack_ifd(_name_camera(orientation) | _describe_view(side, view, len(jpeg), below), 8)
+            _pack_ifd(_name_camera(orientation) | _describe_view(preview, view, len(jpeg), below), 8)
             if preview
             else b""
         )

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from encoders.base import NothingToIndex
 
 from .archives import ARCHIVE_EXTENSIONS, find_archive, list_archive, open_member
-from .images import FoundImages, ImageFile, Selection, describe_error, is_image_name
+from .images import FoundImages, Selection, describe_error, is_image_name, make_image_file
 from .paths import escape_path, unescape_path
 
 
@@ -88,7 +88,7 @@ class _FolderWalk:
             if is_archive:
                 self._list_archive(path, status.st_mtime_ns)
             else:
-                self.found.files.append(ImageFile(escape_path(path), status.st_size, status.st_mtime_ns))
+                self.found.files.append(make_image_file(path, status.st_size, status.st_mtime_ns))
 
     def _list_archive(self, path: str, mtime_ns: int) -> None:
         stored = escape_path(path)
@@ -98,7 +98,7 @@ class _FolderWalk:
             self.found.unreadable.append((stored, describe_error(error)))
             return
         self.found.files.extend(
-            ImageFile(escape_path(f"{path}/{name}"), member.size, mtime_ns)
+            make_image_file(f"{path}/{name}", member.size, mtime_ns)
             for name, member in listing.members.items()
             if self.selection.takes_below(path, name)
         )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from .metadata import NO_METADATA, Metadata
+from .paths import escape_path
 
 HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
 # fmt: off
@@ -25,6 +26,7 @@ EXTENSIONS = (
 # fmt: on
 # Every worker may hold as much: a member of an archive, or an object of a bucket, is read whole.
 MAX_FILE_BYTES = 512 << 20
+_LARGEST = 2**63 - 1
 
 
 class ImageFile(NamedTuple):
@@ -84,6 +86,11 @@ class Selection:
         """Whether a file counts whose `path` below `folder` was listed in one go."""
         ends = [place for place, letter in enumerate(path) if letter == "/"] + [len(path)]
         return all(self.takes(f"{folder}/{path[:end]}") for end in ends)
+
+
+def make_image_file(path: str, size: int, mtime_ns: int) -> ImageFile:
+    """List a file by its own path; a number that no column could hold becomes the largest that one can."""
+    return ImageFile(escape_path(path), min(size, _LARGEST), max(-_LARGEST, min(mtime_ns, _LARGEST)))
 
 
 def is_image_name(name: str) -> bool:

@@ -1,5 +1,6 @@
 """The images below a URL that fsspec knows (s3://, gs://, memory:// ...), each read in one request."""
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from io import BytesIO
@@ -13,11 +14,11 @@ from encoders.base import MissingDependency, NothingToIndex
 from .images import (
     MAX_FILE_BYTES,
     FoundImages,
-    ImageFile,
     Selection,
     describe_error,
     describe_size,
     is_image_name,
+    make_image_file,
 )
 from .paths import escape_path, unescape_path
 
@@ -87,7 +88,7 @@ class UrlSource:
         if entry["type"] == "directory":
             folders.append(path)
         elif is_image_name(path):
-            found.files.append(ImageFile(escape_path(path), int(entry["size"] or 0), read_stamp(entry)))
+            found.files.append(make_image_file(path, int(entry["size"] or 0), read_stamp(entry)))
 
 
 def read_stamp(entry: Mapping[str, Any]) -> int:
@@ -108,9 +109,10 @@ def _read_time(value: object) -> float:
     try:
         if isinstance(value, str):
             value = datetime.fromisoformat(value)
-        return value.timestamp() if isinstance(value, datetime) else float(value)  # type: ignore[arg-type]
+        seconds = value.timestamp() if isinstance(value, datetime) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return 0.0
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def _open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

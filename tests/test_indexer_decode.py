@@ -1,7 +1,8 @@
-"""Finding and decoding: every kind of bad file becomes a reason, every good one upright RGB pixels."""
+"""Decoding: every kind of bad file becomes a reason, every good one upright RGB pixels."""
 
 import os
 import struct
+import sys
 import warnings
 import zlib
 from io import BytesIO
@@ -11,99 +12,62 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoders.base import NothingToIndex
+from benchmarks.fuzz_files import draw_picture, make_dng, make_exif, make_files
 from indexer.decode import decode_image, quiet_pillow, read_photo
-from indexer.images import ImageFile, Photo
-from indexer.paths import escape_path, show_path, unescape_path
+from indexer.images import MAX_FILE_BYTES, ImageFile
+from indexer.raw import open_view
 from indexer.sources import open_source
+from tests.pictures import SIZE, UNDO, assert_upright, draw_corner, read, read_pixels, turn
 
-SIZE = 32
-
-
-def read(path: Path, max_megapixels: float = 200.0) -> Photo:
-    file = ImageFile(escape_path(path.name), path.stat().st_size, path.stat().st_mtime_ns)
-    with quiet_pillow():
-        return read_photo(open_source(path.parent), file, SIZE, max_megapixels)
-
-
-def pixels(path: Path) -> np.ndarray:
-    photo = read(path)
-    assert photo.error == ""
-    assert photo.image is not None and photo.image.mode == "RGB"
-    return np.asarray(photo.image).astype(int)
-
-
-def draw_corner(size: tuple[int, int] = (60, 40)) -> Image.Image:
-    """White, but for a red quarter at the upper left: no two of the eight orientations look alike."""
-    image = Image.new("RGB", size, "white")
-    image.paste((255, 0, 0), (0, 0, size[0] // 2, size[1] // 2))
-    return image
-
-
-UNDO = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
+FILES = make_files()
 
 
 @pytest.mark.parametrize("orientation", UNDO)
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif", "heic"])
 def test_every_exif_orientation_gives_the_upright_image(
     tmp_path: Path, orientation: int, suffix: str
 ) -> None:
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     upright = draw_corner((240, 160))
-    turn = UNDO[orientation]
-    stored = upright if turn is None else upright.transpose(turn)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     path = tmp_path / f"photo.{suffix}"
-    options = {"quality": 95} if suffix in ("jpg", "avif") else {}
-    stored.save(path, exif=exif, **options)
+    exif = make_exif(orientation).tobytes()  # of these bytes pillow_heif makes the HEIC way to say the same
+    options: dict[str, object] = {"quality": 95} if suffix in ("jpg", "avif", "heic") else {}
+    turn(upright, orientation).save(path, exif=exif, **options)
     photo = read(path)
     assert (photo.width, photo.height) == upright.size
-    assert photo.image is not None
-    wide, high = photo.image.size
-    assert wide > high
-    seen = np.asarray(photo.image).astype(int)
-    assert np.abs(seen[high // 4, wide // 4] - (255, 0, 0)).max() < 40
-    for row, column in ((1, 3), (3, 1), (3, 3)):
-        assert seen[row * high // 4, column * wide // 4].min() > 215
+    assert photo.metadata.orientation == orientation
+    assert_upright(photo.image)
 
 
 def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
     values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "deep.png")
     expected = np.rint(values / 257)
-    assert np.abs(pixels(tmp_path / "deep.png")[..., 0] - expected).max() <= 1
+    assert np.abs(read_pixels(tmp_path / "deep.png")[..., 0] - expected).max() <= 1
 
 
 def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
     Image.fromarray(np.full((16, 16), 200, np.uint16)).save(tmp_path / "dark.png")
-    assert pixels(tmp_path / "dark.png").max() <= 1
+    assert read_pixels(tmp_path / "dark.png").max() <= 1
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0, 65535.0, 1e6])
 def test_floats_fill_the_range_they_are_written_in(tmp_path: Path, top: float) -> None:
     values = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "float.tif")
-    seen = pixels(tmp_path / "float.tif")[..., 0]
+    seen = read_pixels(tmp_path / "float.tif")[..., 0]
     assert np.abs(seen - np.arange(256).reshape(16, 16)).max() <= 1
 
 
 def test_cmyk_is_read_as_its_colours(tmp_path: Path) -> None:
     Image.new("CMYK", (40, 40), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=95)
-    assert np.abs(pixels(tmp_path / "print.jpg") - (255, 0, 0)).max() < 12
+    assert np.abs(read_pixels(tmp_path / "print.jpg") - (255, 0, 0)).max() < 12
 
 
 def test_a_palette_is_read_as_its_colours(tmp_path: Path) -> None:
     draw_corner().quantize(8).save(tmp_path / "palette.png")
-    seen = pixels(tmp_path / "palette.png")
+    seen = read_pixels(tmp_path / "palette.png")
     assert tuple(seen[2, 2]) == (255, 0, 0) and tuple(seen[-2, -2]) == (255, 255, 255)
 
 
@@ -114,7 +78,7 @@ def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str) -> None:
         Image.new("P", (40, 40), 0).save(tmp_path / "clear.png", transparency=0)
     else:
         clear.convert(mode).save(tmp_path / "clear.png")
-    assert pixels(tmp_path / "clear.png").min() == 255
+    assert read_pixels(tmp_path / "clear.png").min() == 255
 
 
 def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
@@ -122,12 +86,12 @@ def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
     for suffix in ("gif", "webp", "png"):
         path = tmp_path / f"film.{suffix}"
         frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
-        assert np.abs(pixels(path) - (255, 0, 0)).max() < 8
+        assert np.abs(read_pixels(path) - (255, 0, 0)).max() < 8
 
 
 def test_one_pixel_is_an_image(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), "blue").save(tmp_path / "dot.png")
-    assert pixels(tmp_path / "dot.png").tolist() == [[[0, 0, 255]]]
+    assert read_pixels(tmp_path / "dot.png").tolist() == [[[0, 0, 255]]]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -147,7 +111,8 @@ def test_a_long_strip_does_not_stay_long(tmp_path: Path) -> None:
 
 def test_decode_image_gives_what_the_index_reads(tmp_path: Path) -> None:
     draw_corner((500, 300)).save(tmp_path / "photo.jpg")
-    assert (np.asarray(decode_image(tmp_path / "photo.jpg", SIZE)) == pixels(tmp_path / "photo.jpg")).all()
+    seen = np.asarray(decode_image(tmp_path / "photo.jpg", SIZE))
+    assert (seen == read_pixels(tmp_path / "photo.jpg")).all()
 
 
 def jpeg_bytes() -> bytes:
@@ -221,7 +186,7 @@ def test_warnings_of_pillow_stay_inside_and_others_do_not() -> None:
 
 def test_broken_exif_does_not_lose_the_photo(tmp_path: Path) -> None:
     draw_corner().save(tmp_path / "photo.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
-    assert pixels(tmp_path / "photo.jpg").shape == (40, 60, 3)
+    assert read_pixels(tmp_path / "photo.jpg").shape == (40, 60, 3)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
@@ -237,67 +202,83 @@ def test_a_file_gone_since_the_listing_is_a_reason(tmp_path: Path) -> None:
     assert photo.unread and photo.error == "No such file or directory"
 
 
-def names(root: Path, *exclude: str) -> list[str]:
-    return [file.path for file in open_source(root).find(exclude).files]
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith((".zip", ".tar"))])
+def test_every_kind_of_file_shows_the_picture_that_was_saved(tmp_path: Path, name: str) -> None:
+    if name.endswith(".dng"):
+        pytest.importorskip("rawpy")
+    (tmp_path / name).write_bytes(FILES[name])
+    photo = read(tmp_path / name)
+    assert photo.error == "" and photo.image is not None
+    assert (photo.width, photo.height) == draw_picture().size
+    seen = np.asarray(photo.image.resize((SIZE, SIZE)).convert("L"), float)
+    saved = np.asarray(draw_picture().resize((SIZE, SIZE)).convert("L"), float)
+    assert np.corrcoef(seen.ravel(), saved.ravel())[0, 1] > 0.8  # RAW has colours of its own
 
 
-def touch(root: Path, *paths: str) -> None:
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(b"x")
+@pytest.mark.parametrize("preview", [0, 96])
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_a_raw_file_is_turned_upright(tmp_path: Path, preview: int, orientation: int, turns: int) -> None:
+    pytest.importorskip("rawpy")
+    (tmp_path / "plain.dng").write_bytes(make_dng(preview=preview))
+    (tmp_path / "turned.dng").write_bytes(make_dng(orientation=orientation, preview=preview))
+    plain, turned = read_pixels(tmp_path / "plain.dng"), read_pixels(tmp_path / "turned.dng")
+    assert np.abs(np.rot90(plain, turns) - turned).mean() < 3
 
 
-def test_images_are_found_by_extension_sorted_and_hidden_ones_left_out(tmp_path: Path) -> None:
-    touch(tmp_path, "b.JPG", "a/z.png", "a.webp", "notes.txt", ".hidden/c.jpg", ".fwd2bot/d.jpg", "._e.jpg")
-    assert names(tmp_path) == ["a.webp", "a/z.png", "b.JPG"]
+@pytest.mark.parametrize(("preview", "width"), [(64, 64), (48, 48), (16, 96)])
+def test_a_raw_file_is_developed_where_its_preview_is_too_small(
+    tmp_path: Path, preview: int, width: int
+) -> None:
+    rawpy = pytest.importorskip("rawpy")
+    (tmp_path / "photo.dng").write_bytes(make_dng(side=192, preview=preview))
+    with rawpy.imread(str(tmp_path / "photo.dng")) as raw:
+        assert open_view(raw, 40).width == width
 
 
-def test_excluded_globs_match_names_and_paths(tmp_path: Path) -> None:
-    touch(tmp_path, "keep/a.jpg", "keep/thumb_a.jpg", "trash/b.jpg", "deep/trash/c.jpg")
-    assert names(tmp_path, "thumb_*", "trash") == ["keep/a.jpg"]
-    assert names(tmp_path, "keep/*") == ["deep/trash/c.jpg", "trash/b.jpg"]
-
-
-def test_a_folder_linked_in_a_circle_is_visited_once_and_by_its_own_path(tmp_path: Path) -> None:
-    touch(tmp_path, "photos/a.jpg", "elsewhere_outside/b.jpg")
-    root = tmp_path / "photos"
-    (root / "again").symlink_to(root)
-    (root / "a_link").symlink_to(root / "real")
-    touch(root, "real/c.jpg")
-    (root / "outside").symlink_to(tmp_path / "elsewhere_outside")
-    (root / "dead.jpg").symlink_to(root / "nothing.jpg")
-    (root / "self.jpg").symlink_to(root / "self.jpg")
-    assert names(root) == ["a.jpg", "real/c.jpg"]
-    assert [file.path for file in open_source(root).find(follow_links=True).files] == [
-        "a.jpg",
-        "outside/b.jpg",
-        "real/c.jpg",
-    ]
-
-
-def test_a_missing_folder_has_its_own_sentence(tmp_path: Path) -> None:
-    with pytest.raises(NothingToIndex, match="is not a folder"):
-        open_source(tmp_path / "absent").find()
+def test_a_broken_preview_does_not_lose_the_photo(tmp_path: Path) -> None:
+    pytest.importorskip("rawpy")
+    whole = make_dng(preview=96)
+    (tmp_path / "photo.dng").write_bytes(whole[:-1000])
+    photo = read(tmp_path / "photo.dng")
+    assert photo.error == "" and photo.image is not None
 
 
 @pytest.mark.parametrize(
-    "raw", [b"plain.jpg", "Käse ☃.jpg".encode(), b"\xff\xfe.jpg", rb"back\slash\x41.jpg", b"a\nb.jpg"]
+    ("name", "package", "extra"), [("photo.heic", "pillow_heif", "heic"), ("plain.dng", "rawpy", "raw")]
 )
-def test_any_name_survives_being_stored_and_shows_as_one_line(raw: bytes) -> None:
-    path = os.fsdecode(raw)
-    stored = escape_path(path)
-    stored.encode("utf-8")
-    assert unescape_path(stored) == path
-    shown = show_path(path)
-    shown.encode("utf-8")
-    assert len(shown.splitlines()) == 1
+def test_a_format_without_its_extra_names_the_remedy_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
+) -> None:
+    pytest.importorskip(package)
+    (tmp_path / name).write_bytes(FILES[name])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, package, None)
+        photo = read(tmp_path / name)
+    assert photo.unread and photo.error == f'it needs one more package: pip install "fwd2bot[{extra}]"'
+    assert read(tmp_path / name).error == ""
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX only")
-def test_names_that_are_no_text_are_found_and_read(tmp_path: Path) -> None:
-    for raw in (b"\xff\xfe.png", b"new\nline.png"):
-        draw_corner().save(tmp_path / "photo.png")
-        (tmp_path / "photo.png").rename(tmp_path / os.fsdecode(raw))
-    files = open_source(tmp_path).find().files
-    assert [file.path for file in files] == [r"\xff\xfe.png", "new\nline.png"]
-    assert [read_photo(open_source(tmp_path), file, SIZE, 200.0).error for file in files] == ["", ""]
+def test_heic_under_another_name_is_known_by_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pillow_heif")
+    (tmp_path / "photo.jpg").write_bytes(FILES["photo.heic"])
+    assert read(tmp_path / "photo.jpg").error == ""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    photo = read(tmp_path / "photo.jpg")
+    assert photo.unread and "fwd2bot[heic]" in photo.error
+
+
+def test_a_file_over_the_limit_is_refused_unopened(tmp_path: Path) -> None:
+    size = MAX_FILE_BYTES + (88 << 20)
+    photo = read_photo(open_source(tmp_path), ImageFile("absent.tif", size, 0), SIZE, 200.0)
+    assert photo.error == "600 MiB are over the limit of 512 MiB for one file" and not photo.unread
+
+
+def test_a_known_digest_stops_a_file_before_it_is_decoded(tmp_path: Path) -> None:
+    draw_corner().save(tmp_path / "photo.png")
+    source, digest = open_source(tmp_path), read(tmp_path / "photo.png").digest
+    (file,) = source.find().files
+    photo = read_photo(source, file, SIZE, 200.0, known={digest})
+    assert photo == (file, digest, 0, 0, None, "", False, True, photo.metadata)
+    assert not read_photo(source, file, SIZE, 200.0, known={"another"}).known
