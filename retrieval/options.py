@@ -25,7 +25,9 @@ TokensOption = Annotated[
     typer.Option(help="How summary tokens are kept, for caption and ask; int8 for a new index."),
 ]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model computes.")]
-BatchOption = Annotated[int, typer.Option(min=1, metavar="N", help="Images the model reads at once.")]
+BatchOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Images the model reads at once; else what fits.")
+]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Decoding threads; else one a CPU.")
 ]

@@ -49,7 +49,7 @@ def index(
     model: ModelOption = None,
     tokens: TokensOption = None,
     device: DeviceOption = "auto",
-    batch_size: BatchOption = 32,
+    batch_size: BatchOption = None,
     workers: WorkersOption = None,
     exclude: ExcludeOption = None,
     follow_links: FollowOption = False,
