@@ -25,8 +25,3 @@ def copy_to_gpu(index: Any, exact: bool) -> Any:
     copy = faiss.IndexIDMap(faiss.GpuIndexFlatIP(resources, index.d))
     copy.add_with_ids(index.index.reconstruct_n(0, index.ntotal), faiss.vector_to_array(index.id_map))
     return copy
-
-
-def copy_from_gpu(index: Any) -> Any:
-    """The index in memory that one on a GPU is a copy of."""
-    return import_faiss().index_gpu_to_cpu(index)

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from encoders.base import FloatArray, IndexDamaged
 
 from .faiss_library import import_faiss
-from .faiss_recipe import count_lists, create_exact, draw_sample, is_exact, is_outgrown, train_lists
+from .faiss_recipe import (
+    count_lists,
+    create_assigner,
+    create_exact,
+    draw_sample,
+    is_exact,
+    is_outgrown,
+    train_lists,
+)
 
 ROWS_PER_ADD = 65_536
 REMEDY = "run `fwd2bot index DIR` to build it again from the parts"
@@ -44,14 +52,27 @@ def build_faiss(blocks: VectorBlocks, count: int, dim: int) -> FaissIndex:
     """Build the index over `count` unit vectors of length dim that returns their ids."""
     if is_exact(count):
         index = FaissIndex(create_exact(dim), trained=0)
+        _add_blocks(index, blocks)
     else:
-        lists = count_lists(count)
-        sample = _gather_rows(blocks, draw_sample(count, lists), dim)
-        index = FaissIndex(train_lists(sample, lists), trained=count)
-    _add_blocks(index, blocks)
+        index = _build_lists(blocks, count, dim)
     if index.count != count:
         raise IndexDamaged(f"the parts hold {index.count} embeddings of {count} images: {REMEDY}")
     return index
+
+
+def _build_lists(blocks: VectorBlocks, count: int, dim: int) -> FaissIndex:
+    """The approximate index, with every vector in the list of its nearest centre."""
+    faiss = import_faiss()
+    lists = count_lists(count)
+    index = train_lists(_gather_rows(blocks, draw_sample(count, lists), dim), lists)
+    assigner = create_assigner(dim, lists)
+    centres = index.quantizer.reconstruct_n(0, lists)
+    assigner.train(centres)
+    assigner.add(centres)
+    for ids, vectors in _cut_blocks(blocks):
+        nearest = assigner.search(vectors, 1)[1]
+        index.add_core(len(ids), *map(faiss.swig_ptr, (vectors, ids, nearest)))
+    return FaissIndex(index, trained=count)
 
 
 def update_faiss(
@@ -82,10 +103,16 @@ def read_faiss_ids(index: FaissIndex) -> NDArray[np.int64]:
 
 
 def _add_blocks(index: FaissIndex, blocks: VectorBlocks) -> None:
+    for ids, vectors in _cut_blocks(blocks):
+        index.cpu.add_with_ids(vectors, ids)
+
+
+def _cut_blocks(blocks: VectorBlocks) -> Iterator[tuple[NDArray[np.int64], FloatArray]]:
+    """The stream in float32, in blocks that a little memory holds."""
     for ids, vectors in blocks():
         for start in range(0, len(ids), ROWS_PER_ADD):
             some = slice(start, start + ROWS_PER_ADD)
-            index.cpu.add_with_ids(np.ascontiguousarray(vectors[some], np.float32), ids[some])
+            yield np.ascontiguousarray(ids[some]), np.ascontiguousarray(vectors[some], np.float32)
 
 
 def _gather_rows(blocks: VectorBlocks, places: NDArray[np.int64], dim: int) -> FloatArray:

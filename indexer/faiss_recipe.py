@@ -16,7 +16,8 @@ from .faiss_library import has_gpu, import_faiss
 EXACT_LIMIT = 200_000
 GROWTH_BEFORE_TRAINING = 4
 TRAINING_ROWS_PER_LIST = 40
-ITERATIONS = 10
+ITERATIONS = 5  # ten gained nothing
+ASSIGNER_PROBES = 32
 PROBED_SHARE_OF_ROOT = 0.5
 LEAST_PROBES = 16
 
@@ -58,32 +59,28 @@ def create_exact(dim: int) -> Any:
 def train_lists(sample: FloatArray, lists: int) -> Any:
     """An empty index of so many inverted lists, trained on sample vectors (n, dim)."""
     faiss = import_faiss()
-    index = faiss.index_factory(sample.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-    index.quantizer.add(cluster(sample, lists))
+    dim = sample.shape[1]
+    means = faiss.Clustering(dim, lists)
+    means.niter, means.seed, means.spherical, means.min_points_per_centroid = ITERATIONS, 1, True, 1
+    means.train(sample, create_assigner(dim, lists))
+    index = faiss.index_factory(dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.quantizer.add(faiss.vector_to_array(means.centroids).reshape(lists, dim))
     index.train(sample)  # the centres are there: what is left is the range of each value
     index.nprobe = count_probes(lists)
     return index
 
 
-def cluster(vectors: FloatArray, count: int) -> FloatArray:
-    """Unit centres (count, dim) of vectors (n, dim), by k-means on a GPU, or in two steps without one."""
-    return _find_means(vectors, count).centroids if has_gpu() else _cluster_twice(vectors, count)
+def create_assigner(dim: int, lists: int) -> Any:
+    """An empty index for so many centres that says of many vectors which is nearest.
 
-
-def _cluster_twice(vectors: FloatArray, count: int) -> FloatArray:
-    """Centres of root(count) groups first, then of each group its share: root(count) / 2 times faster."""
-    groups = _find_means(vectors, round(np.sqrt(count)))
-    members = groups.assign(vectors)[1]
-    order = np.argsort(members, kind="stable")
-    ends = np.searchsorted(members[order], np.arange(groups.k), side="right")
-    shares = np.diff(ends * count // len(vectors), prepend=0)
-    pieces = zip(np.split(order, ends[:-1]), shares.tolist(), strict=True)
-    return np.concatenate([_find_means(vectors[piece], share).centroids for piece, share in pieces if share])
-
-
-def _find_means(vectors: FloatArray, count: int) -> Any:
-    """Spherical k-means: trained, with `centroids` (count, dim)."""
-    settings = {"niter": ITERATIONS, "seed": 1, "spherical": True, "min_points_per_centroid": 1}
-    means = import_faiss().Kmeans(vectors.shape[1], count, gpu=has_gpu(), **settings)
-    means.train(vectors)
-    return means
+    Exact on a GPU. Without one it looks at the nearest ASSIGNER_PROBES of 2 root(lists) groups of centres:
+    of 16,384 centres a seventh of the work, which finds the nearest nine times in ten and else one near it.
+    """
+    faiss = import_faiss()
+    if has_gpu():
+        return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), dim)
+    groups = round(2 * np.sqrt(lists))
+    assigner = faiss.index_factory(dim, f"IVF{groups},Flat", faiss.METRIC_INNER_PRODUCT)
+    assigner.nprobe = ASSIGNER_PROBES
+    assigner.cp.min_points_per_centroid = 1
+    return assigner

@@ -1,6 +1,5 @@
 """The FAISS index brought in line with the parts: changed where it can be, built anew where it must be."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def refresh_faiss(index_dir: Path, manifest: Manifest, living: NDArray[np.int64]
 
 def build_from_parts(index_dir: Path, manifest: Manifest, living: NDArray[np.int64]) -> FaissIndex:
     """Build the index of the images with these increasing ids from nothing but the parts."""
-    return build_faiss(lambda: _read_living(index_dir, manifest, living), len(living), manifest.encoder.dim)
+    return build_faiss(lambda: read_vectors(index_dir, manifest, living), len(living), manifest.encoder.dim)
 
 
 def _update_from_parts(index_dir: Path, manifest: Manifest, living: NDArray[np.int64]) -> FaissIndex | None:
@@ -39,7 +38,7 @@ def _update_from_parts(index_dir: Path, manifest: Manifest, living: NDArray[np.i
     removed = np.setdiff1d(read_faiss_ids(index), living, assume_unique=True)
     added = living[np.searchsorted(living, record.next_id) :]  # an id is never given twice
     newer = _drop_older_parts(manifest, record)
-    updated = update_faiss(index, lambda: _read_living(index_dir, newer, added), removed)
+    updated = update_faiss(index, lambda: read_vectors(index_dir, newer, added), removed)
     if updated is None or not np.array_equal(read_faiss_ids(updated), living):
         return None
     return updated
@@ -50,13 +49,3 @@ def _drop_older_parts(manifest: Manifest, record: FaissRecord) -> Manifest:
     ends = [*(part.first_id for part in manifest.parts[1:]), manifest.next_id]
     newer = (part for part, end in zip(manifest.parts, ends, strict=True) if end > record.next_id)
     return replace(manifest, parts=tuple(newer))
-
-
-def _read_living(
-    index_dir: Path, manifest: Manifest, living: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-    """Ids and vectors of the parts, of those images alone whose increasing ids are given."""
-    for ids, vectors in read_vectors(index_dir, manifest):
-        first, last = np.searchsorted(living, [ids[0], ids[-1] + 1]) if len(ids) else (0, 0)
-        kept = np.isin(ids, living[first:last], assume_unique=True)
-        yield ids[kept], vectors[kept]
