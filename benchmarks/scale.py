@@ -1,0 +1,265 @@
+"""What an index of ten million images costs to write, to build and to search.
+
+    python -m benchmarks.scale --rows 10000000 --dim 256 --work DIR --json FILE
+
+writes clustered synthetic embeddings into an index as `fwd2bot index` does, builds the FAISS file and opens it,
+mapped into memory, for searching: each in a process of its own, and so with its own peak of memory. Recall is
+against every vector of the parts. Linux only: memory is read from /proc.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar, cast
+
+import numpy as np
+
+from benchmarks.command import describe_run, refuse_overwriting, run_command, write_result
+from encoders.base import Encoder, FloatArray, Fwd2BotError, ImageEmbeddings
+from indexer.columns import FileRow
+from indexer.faiss_search import search_faiss
+from indexer.lock import lock_index
+from indexer.manifest import EncoderRecord, Manifest, read_clock, read_manifest
+from indexer.table import read_vectors
+from indexer.writer import ROWS_PER_PART, IndexWriter
+from retrieval.search import Searcher, open_neighbours
+
+_MODULE = "benchmarks.scale"
+_ROWS_PER_CLUSTER = 1000
+_SPREAD = 0.6  # of a cluster, in shares of the spread of the clusters
+_QUERIES = 1000
+_EXACT_QUERIES = 200
+_BATCH = 256
+_K = 10
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Synthetic embeddings: clusters on a sphere whose later dimensions matter less, as learned ones do."""
+
+    rows: int
+    dim: int
+    seed: int
+
+    def draw(self, block: int, count: int) -> FloatArray:
+        """Unit vectors (count, dim) of one block: the same for the same seed and block."""
+        scales = np.arange(1, self.dim + 1, dtype=np.float32) ** -0.5
+        clusters = max(1, self.rows // _ROWS_PER_CLUSTER)
+        centres = np.random.default_rng([self.seed, 0]).standard_normal((clusters, self.dim), np.float32)
+        random = np.random.default_rng([self.seed, 1, block])
+        vectors = centres[random.integers(clusters, size=count)]
+        vectors += np.float32(_SPREAD) * random.standard_normal((count, self.dim), np.float32)
+        vectors *= scales
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Parts and manifest written."""
+
+    seconds: float
+    part_mib: float
+
+
+@dataclass(frozen=True)
+class Building:
+    """The FAISS file built from the parts and written; the peak is of resident memory."""
+
+    seconds: float
+    peak_mib: float
+    faiss_mib: float
+
+
+@dataclass(frozen=True)
+class Searching:
+    """Opened, and asked one query at a time, then in batches; resident memory is after the single queries.
+
+    `mapped_mib` of it are pages of files, which the system takes back when it needs them.
+    `answers_per_second` counts queries asked one at a time with the paths of their hits.
+    """
+
+    open_seconds: float
+    own_mib: float
+    mapped_mib: float
+    queries_per_second: float
+    batched_queries_per_second: float
+    answers_per_second: float
+
+
+@dataclass(frozen=True)
+class ScaleResult:
+    """One collection, written, built and searched; recall is of the ten nearest."""
+
+    collection: Collection
+    writing: Writing
+    building: Building
+    searching: Searching
+    recall_at_10: float
+
+
+def describe_collection(collection: Collection) -> Manifest:
+    """The manifest of an index without parts, made by a model that drew its embeddings."""
+    fingerprint = f"drawn-{collection.rows}-{collection.dim}-{collection.seed}"
+    encoder = EncoderRecord("drawn", fingerprint, collection.dim, summary_shape=None)
+    return Manifest("..", encoder, "none", created=read_clock(), updated=read_clock())
+
+
+def draw_queries(collection: Collection) -> FloatArray:
+    """Unit vectors (n, dim) drawn as the collection is, that are not in it."""
+    return collection.draw(1 << 40, _QUERIES)
+
+
+def write_parts(index_dir: Path, collection: Collection) -> Writing:
+    """Write the parts in blocks of the size that `fwd2bot index` merges them to."""
+    start = time.perf_counter()
+    with lock_index(index_dir):
+        writer = IndexWriter(index_dir, describe_collection(collection))
+        for first in range(0, collection.rows, ROWS_PER_PART):
+            count = min(ROWS_PER_PART, collection.rows - first)
+            vectors = collection.draw(first // ROWS_PER_PART, count)
+            names = (f"{number // 1000:05d}/{number:08d}.jpg" for number in range(first, first + count))
+            rows = [
+                FileRow(name, 1, 0, f"{number:032x}", 1, 1, "ok", "")
+                for number, name in enumerate(names, first)
+            ]
+            writer.append(rows, ImageEmbeddings(vectors, None))
+        writer.commit()
+    seconds = time.perf_counter() - start
+    return Writing(seconds, sum(part.size for part in writer.manifest.parts) / 2**20)
+
+
+def build_neighbours(index_dir: Path) -> Building:
+    """Build the FAISS file as the end of a run does."""
+    start = time.perf_counter()
+    with lock_index(index_dir):
+        writer = IndexWriter(index_dir, read_manifest(index_dir))
+        writer.refresh_faiss()
+    assert writer.manifest.faiss is not None
+    return Building(time.perf_counter() - start, read_memory("VmHWM"), writer.manifest.faiss.size / 2**20)
+
+
+def search_neighbours(index_dir: Path, collection: Collection) -> Searching:
+    """Open the index and ask it every query, alone and in batches."""
+    queries = draw_queries(collection)
+    start = time.perf_counter()
+    manifest = read_manifest(index_dir)
+    neighbours = open_neighbours(index_dir, manifest)
+    opened = time.perf_counter() - start
+    alone = _time_rate(lambda query: search_faiss(neighbours, query, _K), np.split(queries, len(queries)))
+    own, mapped = read_memory("RssAnon"), read_memory("RssFile")
+    batches = np.split(queries, range(_BATCH, len(queries), _BATCH))
+    batched = _time_rate(lambda batch: search_faiss(neighbours, batch, _K), batches)
+    searcher = Searcher(index_dir, manifest, cast(Encoder, None), neighbours)  # asked with vectors, not words
+    answers = _time_rate(lambda batch: searcher.search_vectors(batch, _K), np.split(queries[:_BATCH], _BATCH))
+    return Searching(opened, own, mapped, alone, batched, answers)
+
+
+def _time_rate(search: Callable[[FloatArray], object], batches: Sequence[FloatArray]) -> float:
+    """Queries a second."""
+    start = time.perf_counter()
+    for batch in batches:
+        search(batch)
+    return sum(len(batch) for batch in batches) / (time.perf_counter() - start)
+
+
+def measure_recall(index_dir: Path, collection: Collection) -> float:
+    """The share of the exact ten nearest, by all vectors of the parts, that a search finds."""
+    queries = draw_queries(collection)[:_EXACT_QUERIES]
+    manifest = read_manifest(index_dir)
+    scores = np.full((len(queries), _K), -np.inf, np.float32)
+    ids = np.full((len(queries), _K), -1)
+    for block_ids, vectors in read_vectors(index_dir, manifest):
+        scores = np.concatenate([scores, queries @ vectors.astype(np.float32).T], axis=1)
+        ids = np.concatenate([ids, np.broadcast_to(block_ids, (len(queries), len(block_ids)))], axis=1)
+        best = np.argpartition(-scores, _K - 1, axis=1)[:, :_K]
+        scores, ids = np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
+    found = search_faiss(open_neighbours(index_dir, manifest), queries, _K)
+    hits = (
+        len(set(row) & {image_id for image_id, _ in ours})
+        for row, ours in zip(ids.tolist(), found, strict=True)
+    )
+    return sum(hits) / ids.size
+
+
+def read_memory(field: str) -> float:
+    """A line of /proc/self/status in MiB: VmHWM, RssAnon or RssFile."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise Fwd2BotError(f"this system does not tell {field}: run the benchmark on Linux")
+
+
+def measure_scale(index_dir: Path, collection: Collection) -> ScaleResult:
+    """Write, build and search, each in a fresh process."""
+    writing = _run_alone(write_parts, index_dir, collection)
+    print(f"written in {writing.seconds:,.0f} s", file=sys.stderr)
+    building = _run_alone(build_neighbours, index_dir)
+    print(f"built in {building.seconds:,.0f} s", file=sys.stderr)
+    searching = _run_alone(search_neighbours, index_dir, collection)
+    recall = _run_alone(measure_recall, index_dir, collection)
+    return ScaleResult(collection, writing, building, searching, recall)
+
+
+def _run_alone(step: Callable[..., Result], *arguments: object) -> Result:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(step, *arguments).result()
+
+
+def render_result(result: ScaleResult) -> str:
+    """One line for each step."""
+    writing, building, searching = result.writing, result.building, result.searching
+    resident = searching.own_mib + searching.mapped_mib
+    return "\n".join(
+        [
+            f"{result.collection.rows:,} embeddings of {result.collection.dim} dimensions",
+            f"write    {writing.seconds:,.0f} s, parts of {writing.part_mib:,.0f} MiB",
+            f"build    {building.seconds:,.0f} s, peak {building.peak_mib:,.0f} MiB, "
+            f"a file of {building.faiss_mib:,.0f} MiB",
+            f"open     {searching.open_seconds:.2f} s",
+            f"resident {resident:,.0f} MiB after {_QUERIES:,} queries: {searching.own_mib:,.0f} its own, "
+            f"{searching.mapped_mib:,.0f} pages of files",
+            f"search   {searching.queries_per_second:,.0f} queries/s alone, "
+            f"{searching.batched_queries_per_second:,.0f} in batches of {_BATCH}, "
+            f"{searching.answers_per_second:,.0f} alone with the paths of the hits",
+            f"recall   {result.recall_at_10:.4f} of the ten nearest",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Time, memory and recall of an index of many synthetic embeddings."""
+    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}", description=main.__doc__)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="keep the index here (default: a temporary folder)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
+    parser.add_argument("--force", action="store_true", help="replace a result file that is already there")
+    options = parser.parse_args(arguments)
+
+    def measure() -> None:
+        refuse_overwriting(options.json, options.force)
+        collection = Collection(options.rows, options.dim, options.seed)
+        with (
+            nullcontext(options.work) if options.work else TemporaryDirectory(prefix="fwd2bot-scale-") as work
+        ):
+            result = measure_scale(Path(work) / "index", collection)
+        print(render_result(result))
+        write_result(options.json, describe_run(_MODULE, arguments, None, options.seed), result)
+
+    return run_command(measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
