@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale --rows 10000000 --dim 256 --work DIR --json FILE
 
-writes clustered synthetic embeddings into an index as `fwd2bot index` does, builds the FAISS file and opens it,
-mapped into memory, for searching: each in a process of its own, and so with its own peak of memory. Recall is
+writes clustered synthetic embeddings into an index as `fwd2bot index` does, builds the FAISS file, and opens
+it for searching, mapped into memory: each in a process of its own, for a peak of memory of its own. Recall is
 against every vector of the parts. Linux only: memory is read from /proc.
 """
 
