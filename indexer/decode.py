@@ -53,6 +53,8 @@ def read_photo(
     source: Source, file: ImageFile, image_size: int, max_megapixels: float, known: Container[str] = ()
 ) -> Photo:
     """Open, digest and decode one file, whatever is in it; one whose digest is `known` is not decoded."""
+    if file.size == 0:
+        return Photo(file, error="the file is empty")
     if file.size > MAX_FILE_BYTES:
         return Photo(file, error=describe_size(file.size))
     try:
@@ -71,8 +73,6 @@ def read_photo(
 
 def decode_photo(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels: float) -> Photo:
     """Give a photo the pixels and the metadata in a stream, or the reason why it has none."""
-    if photo.file.size == 0:
-        return photo._replace(error="the file is empty")
     decode = _decode_raw if photo.file.path.lower().endswith(RAW_EXTENSIONS) else _decode_picture
     try:
         return decode(photo, stream, image_size, max_megapixels)
