@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-HARD_NEGATIVE = -1  # the id of a target that matches no source
+HARD_NEGATIVE = -1  # the id of a target that matches no source, and of a source that matches no target
 _LARGEST_SCALE = 100.0  # as CLIP (arXiv 2103.00020, section 2.5)
 
 
@@ -25,19 +25,43 @@ class ContrastiveLoss(nn.Module):
     @property
     def temperature(self) -> float:
         """What similarities are divided by."""
-        return 1 / self._scale().item()
+        return 1 / _bound_scale(self.log_scale).item()
 
     def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
-        """Mean of both directions over unit rows (s, width), (t, width); targets without a source repel."""
-        logits = self._scale() * sources @ targets.T  # (s, t)
-        positives = source_ids[:, None] == target_ids[None, :]
-        matched = positives.any(dim=0)
+        """Mean of both directions over unit rows (s, width), (t, width); rows without a match only repel."""
+        logits = _bound_scale(self.log_scale) * sources @ targets.T  # (s, t)
+        positives = match_ids(source_ids, target_ids)
         forth = _cross_entropy(logits, positives)
-        back = _cross_entropy(logits[:, matched].T, positives[:, matched].T)
+        back = _cross_entropy(logits.T, positives.T)
         return (forth + back) / 2
 
-    def _scale(self) -> Tensor:
-        return self.log_scale.exp().clamp(max=_LARGEST_SCALE)
+
+class SigmoidLoss(nn.Module):
+    """Is this pair a match? Asked of every pair alone, with a learned temperature and bias.
+
+    SigLIP (arXiv 2303.15343, algorithm 1); the sum over all pairs, divided by the number of sources.
+    """
+
+    def __init__(self, temperature: float = 0.1, bias: float = -10.0) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.bias = nn.Parameter(torch.tensor(bias))
+
+    @property
+    def temperature(self) -> float:
+        """What similarities are divided by."""
+        return 1 / _bound_scale(self.log_scale).item()
+
+    def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
+        """Over unit rows (s, width), (t, width); rows without a match only repel."""
+        logits = _bound_scale(self.log_scale) * sources @ targets.T + self.bias  # (s, t)
+        signs = 2.0 * match_ids(source_ids, target_ids) - 1
+        return -nn.functional.logsigmoid(signs * logits).sum() / len(sources)
+
+
+def match_ids(source_ids: Tensor, target_ids: Tensor) -> Tensor:
+    """Which targets belong to which sources: bool (sources, targets)."""
+    return (source_ids[:, None] == target_ids[None, :]) & (target_ids != HARD_NEGATIVE)
 
 
 class WordLoss(nn.Module):
@@ -61,6 +85,12 @@ class WordLoss(nn.Module):
         return nn.functional.cross_entropy(self.head(images.float()), wanted)
 
 
+def _bound_scale(log_scale: Tensor) -> Tensor:
+    return log_scale.exp().clamp(max=_LARGEST_SCALE)
+
+
 def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
+    matched = positives.any(dim=1)
+    logits, positives = logits[matched], positives[matched]
     wanted = positives.float() / positives.sum(dim=1, keepdim=True)
     return nn.functional.cross_entropy(logits, wanted)

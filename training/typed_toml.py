@@ -91,6 +91,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def _choose(kinds: tuple[Any, ...], value: Any) -> Any:
-    """Of several kinds of table: the one whose settings these are, else the first, whose error says what is missing."""
-    fitting = (kind for kind in kinds if is_dataclass(kind) and _fits(fields(kind), value))
-    return next(fitting, kinds[0])
+    """Of several tables the one of that `kind`, or whose settings these are; else the first, to complain."""
+    tables = [kind for kind in kinds if is_dataclass(kind)]
+    if isinstance(value, dict) and "kind" in value:
+        named = (kind for kind in tables if value["kind"] in get_args(get_type_hints(kind).get("kind")))
+    else:
+        named = (kind for kind in tables if _fits(fields(kind), value))
+    return next(named, kinds[0])

@@ -1,0 +1,83 @@
+r"""Processes that train one model together, each on its share of every batch.
+
+    accelerate launch --config_file training/configs/accelerate_ddp.yaml \
+        -m training.train CONFIG --data DIR --run DIR
+
+Each rank computes the loss of the whole batch from everybody's embeddings, and sends back through its model
+the gradient of its own rows; the sum of the ranks' gradients is then the gradient of the whole batch.
+Gradients are added once a step, by hand: `DistributedDataParallel` would add them after each chunk of
+`training.grad_cache`, and asks that every parameter is used in every forward, which a batch without images
+does not do.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from encoders.base import MissingDependency
+from encoders.load import choose_device
+
+
+class Ranks(NamedTuple):
+    """This process among `count`, and the device it computes on."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, in their order; gradients reach the own rows alone."""
+        if self.count == 1:
+            return rows
+        length = torch.tensor([len(rows)], device=rows.device)
+        lengths = [int(each) for each in self._gather_equal(length)]
+        padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+        padded[: len(rows)] = rows.detach()
+        parts = [part[:each] for part, each in zip(self._gather_equal(padded), lengths, strict=True)]
+        parts[self.rank] = rows
+        return torch.cat(parts)
+
+    def add(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks."""
+        total = value.detach().clone()
+        if self.count > 1:
+            torch.distributed.all_reduce(total)
+        return total
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make each gradient the sum over all ranks; a parameter that no rank used keeps none."""
+        if self.count == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        here = [parameter.grad is not None for parameter in trained]
+        used = self.add(torch.tensor(here, dtype=torch.int32, device=self.device))
+        pending = []
+        for parameter, times in zip(trained, used.tolist(), strict=True):
+            if times:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                pending.append(torch.distributed.all_reduce(parameter.grad, async_op=True))
+        for work in pending:
+            work.wait()
+
+    def _gather_equal(self, tensor: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        torch.distributed.all_gather(parts, tensor.contiguous())
+        return parts
+
+
+def join_ranks() -> Ranks:
+    """Meet the processes that `accelerate launch` started; alone where there is but this one."""
+    device = choose_device("auto")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks(0, 1, torch.device(device))
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise MissingDependency("Several processes need accelerate: pip install 'fwd2bot[train]'") from error
+    state = PartialState(cpu=device == "cpu")
+    return Ranks(state.process_index, state.num_processes, state.device)
