@@ -107,9 +107,7 @@ def test_a_copy_may_come_from_rows_that_are_not_yet_committed(
         assert all(len(vectors) == 1 for vectors in by_name.values())
 
 
-def test_metadata_becomes_columns_and_is_copied_with_the_rest(
-    tmp_path: Path, encoder: FakeEncoder
-) -> None:
+def test_metadata_becomes_columns_and_is_copied_with_the_rest(tmp_path: Path, encoder: FakeEncoder) -> None:
     from PIL import Image
 
     exif = Image.Exif()
