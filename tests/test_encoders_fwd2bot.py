@@ -15,6 +15,7 @@ from transformers import (
     SwinConfig,
 )
 
+from encoders.base import EncoderMismatch
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, AdapterSettings, Answers, Fwd2Bot, pool
 from tests.tiny_models import BATCH, SUMMARIES, make_builder, make_fastvlm, make_pictures
@@ -122,7 +123,7 @@ def test_pass_two_over_the_models_own_image_features_gives_the_stock_logits(
     """k is the number of image tokens here, and H_c is replaced by H_v: what is left is the stock model."""
     model = Fwd2Bot(lvlm, SUMMARIES).eval()
     pictures = make_pictures()
-    prompt = builder.prompts.question_prompt(QUESTION)
+    prompt = builder.frames.fill_image(QUESTION)
     stock_inputs = builder.processor(images=pictures, text=[prompt] * BATCH, return_tensors="pt")
     with torch.no_grad():
         features = model.image_features(builder.images(pictures)).unflatten(0, (BATCH, -1))
@@ -138,7 +139,7 @@ def test_generation_from_image_features_is_the_stock_models_own(
 ) -> None:
     model = Fwd2Bot(lvlm, SUMMARIES).eval()
     settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": builder.tokenizer.pad_token_id}
-    prompt = builder.prompts.question_prompt(QUESTION)
+    prompt = builder.frames.fill_image(QUESTION)
     stock_inputs = builder.processor(images=make_pictures(), text=[prompt] * BATCH, return_tensors="pt")
     stock = lvlm.generate(**stock_inputs, **settings)[:, stock_inputs["input_ids"].shape[1] :]
     with torch.no_grad():
@@ -272,7 +273,7 @@ def test_an_embedding_is_the_unit_mean_of_the_summary_tokens() -> None:
 
 
 def test_features_that_do_not_fill_their_places_are_refused(model: Fwd2Bot, builder: InputBuilder) -> None:
-    with pytest.raises(ValueError, match="places for"):
+    with pytest.raises(EncoderMismatch, match="places for"):
         model.answer_hidden(torch.zeros(1, SUMMARIES + 1, 32), builder.questions([QUESTION]))
 
 

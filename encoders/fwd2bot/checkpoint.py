@@ -1,29 +1,37 @@
 """A Fwd2Bot checkpoint as a folder: what `save_checkpoint` writes, `load_checkpoint` reads.
 
-fwd2bot.json                  format, base (a folder beside it, or a hub name), prompts
-base/                         an ordinary transformers folder: config, weights, processor; or elsewhere
-compress/, generate/          the two adapters, each an ordinary PEFT folder
+fwd2bot.json                  format, base (a folder beside it, a path, a hub name), family, adapters, prompts
+base/                         an ordinary transformers folder: config, weights, processor
+processor/                    the processor alone, where the base is elsewhere
+compress/, generate/          the two adapters, each an ordinary PEFT folder; or shared/, or none
 summary_tokens.safetensors    summary_tokens (k, width)
+README.md                     a model card
 """
 
 import json
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
+from transformers import ProcessorMixin
 
-from encoders.base import EncoderDamaged
-from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot
+from encoders.base import DatasetError, EncoderDamaged, Fwd2BotError
+from encoders.fwd2bot.adapters import NONE, PER_PASS, SHARED, AdapterSettings
+from encoders.fwd2bot.card import write_card
+from encoders.fwd2bot.model import Fwd2Bot
+from encoders.fwd2bot.pretrained import fetch_lvlm, load_lvlm, load_processor
 from encoders.fwd2bot.prompts import Prompts
 
 SETTINGS_FILE = "fwd2bot.json"
 OWN_BASE = "base"
 _FORMAT = 1
+_PROCESSOR = "processor"
+_ADAPTERS = {PER_PASS: ("compress", "generate"), SHARED: ("shared",), NONE: ()}
 _TOKENS_FILE = "summary_tokens.safetensors"
 _ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -35,41 +43,64 @@ class Checkpoint(NamedTuple):
     processor: ProcessorMixin
     prompts: Prompts
 
+    def push_to_hub(self, repository: str, base: str = OWN_BASE) -> str:
+        """Upload what `save_checkpoint` writes to a hub name, made where it is new; returns the address."""
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        with TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder), self, base)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder))
+
 
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, base: str = OWN_BASE, dtype: torch.dtype = torch.float16
 ) -> None:
-    """Write a checkpoint; the base's weights too, in `dtype`, unless `base` names where they are."""
+    """Write a checkpoint; the base's weights too, in `dtype`, unless `base` names where they are.
+
+    An LLM that was trained itself is always written. Raises DatasetError where that cannot be.
+    """
     model, processor, prompts = checkpoint
+    base = OWN_BASE if model.adapters.mode == NONE else base
     folder.mkdir(parents=True, exist_ok=True)
+    processor.save_pretrained(folder / (OWN_BASE if base == OWN_BASE else _PROCESSOR))
     if base == OWN_BASE:
-        weights = {name: _cast(value, dtype) for name, value in model.lvlm.state_dict().items()}
-        model.lvlm.save_pretrained(folder / OWN_BASE, state_dict=weights)
-        processor.save_pretrained(folder / OWN_BASE)
-    for name, tree in _adapters(model).items():
+        _save_base(folder / OWN_BASE, model, dtype)
+    for name, tree in _list_adapters(model).items():
         tree.peft_config["default"].base_model_name_or_path = base
         # The LLM's embeddings belong to the base, so PEFT need not look up whether they were resized.
         tree.save_pretrained(str(folder / name), save_embedding_layers=False)
     save_file(
         {"summary_tokens": model.summary_tokens.detach().float().cpu().contiguous()}, folder / _TOKENS_FILE
     )
-    settings = {"format": _FORMAT, "base": base, "prompts": asdict(prompts)}
+    settings = {
+        "format": _FORMAT,
+        "base": base,
+        "family": model.family.model_type,
+        "adapters": model.adapters.mode,
+        "prompts": asdict(prompts),
+    }
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_card(folder, model, prompts, None if base == OWN_BASE else base)
 
 
 def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Read a checkpoint onto a device; raises EncoderDamaged where a file is missing or cannot be used."""
     try:
         settings = _read_settings(folder)
-        base = find_base(folder)
-        lvlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, use_safetensors=True)
-        processor = AutoProcessor.from_pretrained(base)
+        lvlm, processor = load_lvlm(str(find_base(folder)), device, dtype)
         tokens = load_file(folder / _TOKENS_FILE)["summary_tokens"]
-        model = Fwd2Bot(lvlm, tokens.shape[0], _read_adapter_settings(folder))
+        model = Fwd2Bot(lvlm, tokens.shape[0], _read_adapter_settings(folder, settings["adapters"]))
+        if settings["family"] not in (None, model.family.model_type):
+            raise EncoderDamaged(
+                f"{folder} was made over a {settings['family']} and its base is now a "
+                f"{model.family.model_type}: fetch both again"
+            )
+        if (folder / _PROCESSOR).is_dir():
+            processor = load_processor(folder / _PROCESSOR, model.family)
         model.summary_tokens.data.copy_(tokens)
-        for name, tree in _adapters(model).items():
+        for name, tree in _list_adapters(model).items():
             _load_adapter(tree, folder / name)
-    except EncoderDamaged:
+    except Fwd2BotError:
         raise
     except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
         raise EncoderDamaged(
@@ -81,9 +112,13 @@ def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float3
 def find_base(folder: Path) -> Path:
     """The transformers folder of a checkpoint's LVLM: beside it, elsewhere on disk, or from the hub."""
     base = _read_settings(folder)["base"]
-    if base == OWN_BASE:
-        return folder / OWN_BASE
-    return Path(base) if Path(base).is_dir() else Path(snapshot_download(base))
+    return folder / OWN_BASE if base == OWN_BASE else fetch_lvlm(base)
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Every folder that may hold a part of a checkpoint."""
+    adapters = [folder / name for names in _ADAPTERS.values() for name in names]
+    return [folder, *adapters, folder / _PROCESSOR, find_base(folder)]
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -95,15 +130,25 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         )
     return {
         "base": str(settings["base"]),
+        "family": settings.get("family"),  # the first checkpoints were of one family and one mode
+        "adapters": str(settings.get("adapters", PER_PASS)),
         "prompts": {name: str(text) for name, text in settings["prompts"].items()},
     }
 
 
-def _read_adapter_settings(folder: Path) -> AdapterSettings:
-    one, other = (PeftConfig.from_pretrained(str(folder / name)) for name in ("compress", "generate"))
-    if (one.r, one.lora_alpha) != (other.r, other.lora_alpha):
+def _read_adapter_settings(folder: Path, mode: str) -> AdapterSettings:
+    configs = [PeftConfig.from_pretrained(str(folder / name)) for name in _ADAPTERS[mode]]
+    kinds = {(config.r, config.lora_alpha) for config in configs}
+    if len(kinds) > 1:
         raise EncoderDamaged(f"The two adapters of {folder} differ in rank or alpha: fetch or train it again")
-    return AdapterSettings(rank=one.r, alpha=one.lora_alpha)
+    return AdapterSettings(*kinds.pop(), mode) if kinds else AdapterSettings(mode=mode)
+
+
+def _save_base(folder: Path, model: Fwd2Bot, dtype: torch.dtype) -> None:
+    if getattr(model.lvlm, "is_quantized", False):
+        raise DatasetError(f"Weights in 4 bits cannot be written to {folder}: name their origin as the base")
+    weights = {name: _cast(value, dtype) for name, value in model.lvlm.state_dict().items()}
+    model.lvlm.save_pretrained(folder, state_dict=weights)
 
 
 def _load_adapter(tree: PeftModel, folder: Path) -> None:
@@ -117,8 +162,9 @@ def _load_adapter(tree: PeftModel, folder: Path) -> None:
         )
 
 
-def _adapters(model: Fwd2Bot) -> dict[str, PeftModel]:
-    return {"compress": model.compressor, "generate": model.generator}
+def _list_adapters(model: Fwd2Bot) -> dict[str, Any]:
+    trees = (model.compressor, model.generator)
+    return dict(zip(_ADAPTERS[model.adapters.mode], trees, strict=False))  # both are one tree where shared
 
 
 def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -17,8 +17,8 @@ from encoders.batches import MemoryLimit, find_batch_size, open_lanes
 from encoders.fwd2bot.checkpoint import Checkpoint, list_folders, load_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, pool
-from encoders.fwd2bot.pretrained import MODEL_FILES
 from encoders.fwd2bot.preparation import ImagePreparer
+from encoders.fwd2bot.pretrained import MODEL_FILES
 from encoders.load import load_encoder
 
 _TEXTS_AT_ONCE = 128

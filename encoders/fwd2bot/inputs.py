@@ -1,15 +1,18 @@
 """Images, texts and questions to the padded tensors that the two passes read."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase, ProcessorMixin
 
+from encoders.fwd2bot.families import find_family_of_processor
 from encoders.fwd2bot.model import IGNORED
-from encoders.fwd2bot.prompts import IMAGE_PLACEHOLDER, Prompts
+from encoders.fwd2bot.prompts import PromptFrames, Prompts, frame_prompts
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,22 @@ class InputBuilder:
         tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
         return tokenizer
 
+    @cached_property
+    def frames(self) -> PromptFrames:
+        """What stands around images, texts and questions."""
+        return frame_prompts(self.prompts.template, self.processor)
+
     def images(self, images: Sequence[Image.Image]) -> BatchEncoding:
         """Pass 1 over images: input_ids, attention_mask (batch, length) and what the vision tower reads."""
-        prompts = [self.prompts.image_prompt()] * len(images)
+        prompt = self.frames.fill_image(self.prompts.image)
         inputs: BatchEncoding = self.processor(
-            images=list(images), text=prompts, return_tensors="pt", padding=True, padding_side="left"
+            # One list an image: SmolVLM would take a flat one for the images of one prompt.
+            images=[[image] for image in images],
+            text=[prompt] * len(images),
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=self._wants_special_tokens(prompt),
         )
         return inputs
 
@@ -55,7 +69,8 @@ class InputBuilder:
 
     def texts(self, texts: Sequence[str]) -> BatchEncoding:
         """Pass 1 over texts."""
-        return self._pad([self._tokenize(self.prompts.text_prompt(self._shorten(text))) for text in texts])
+        prompts = (self.frames.fill_text(self._clean(text), self.prompts.text) for text in texts)
+        return self._pad([self._tokenize(prompt) for prompt in prompts])
 
     def questions(self, questions: Sequence[str]) -> BatchEncoding:
         """Pass 2 up to where the answer begins."""
@@ -72,17 +87,27 @@ class InputBuilder:
         return inputs, labels
 
     def _question(self, question: str) -> list[int]:
-        prompt = self.prompts.question_prompt(self._shorten(question))
-        before, after = prompt.split(IMAGE_PLACEHOLDER)
         image_token: str = self.processor.image_token  # type: ignore[attr-defined]
-        return self._tokenize(before + image_token * self.summary_count + after)
+        family = find_family_of_processor(self.processor)
+        summary = family.before + image_token * self.summary_count + family.after
+        prompt = self.frames.fill_image(self._clean(question))
+        return self._tokenize(prompt.replace(image_token, summary))
 
     def _answer(self, answer: str) -> list[int]:
-        return [*self._cut(" " + answer.strip()), self.tokenizer.eos_token_id]
+        space = "" if self.frames.image[-1:].isspace() else " "
+        return [*self._cut(space + answer.strip()), self.tokenizer.eos_token_id]
 
-    def _shorten(self, text: str) -> str:
-        ids = self._cut(text)
-        return text if len(ids) < self.longest_text else str(self.tokenizer.decode(ids))
+    def _clean(self, text: str) -> str:
+        """A user's text, not too long, in which no token has a special meaning."""
+        plain = self._special_tokens.sub(" ", text)
+        ids = self._cut(plain)
+        return plain if len(ids) < self.longest_text else str(self.tokenizer.decode(ids))
+
+    @cached_property
+    def _special_tokens(self) -> re.Pattern[str]:
+        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        special.add(self.processor.image_token)  # type: ignore[attr-defined]
+        return re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
 
     def _cut(self, text: str) -> list[int]:
         # Asked to truncate, the tokenizer would keep that setting, and save it.
@@ -90,8 +115,14 @@ class InputBuilder:
         return ids[: self.longest_text]
 
     def _tokenize(self, prompt: str) -> list[int]:
-        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        special = self._wants_special_tokens(prompt)
+        ids: list[int] = self.tokenizer(prompt, add_special_tokens=special)["input_ids"]
         return ids
+
+    def _wants_special_tokens(self, prompt: str) -> bool:
+        """Whether the tokenizer is to add its own: not where the chat template wrote the first already."""
+        first = self.tokenizer.bos_token
+        return first is None or not prompt.startswith(first)
 
     def _pad(self, rows: list[list[int]]) -> BatchEncoding:
         return self.tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="left")

@@ -6,29 +6,32 @@
 Bulat, Ouali, Tzimiropoulos, "Fwd2Bot" (arXiv 2503.21757), section 3.
 """
 
-import copy
-import re
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedModel
 
+from encoders.base import EncoderMismatch
+from encoders.fwd2bot.adapters import AdapterSettings as AdapterSettings
+from encoders.fwd2bot.adapters import add_adapters, find_base_model
+from encoders.fwd2bot.families import find_family
+
 IGNORED = -100  # the label of a position that no loss looks at
 _COMPILED_FORMS = 64  # every layer of both passes, with gradients and without
-_TEXT_INPUTS = ("input_ids", "attention_mask")
+_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
-@dataclass(frozen=True)
-class AdapterSettings:
-    """LoRA on every linear layer of the LLM, the same for both passes."""
+class ImageTokens(NamedTuple):
+    """What the LLM is shown of a batch of images.
 
-    rank: int = 16
-    alpha: int = 16
+    features: H_v, (tokens of all images in reading order, width). deep: what is added to them after each of
+    the LLM's first layers, of the same shape (DeepStack); mostly nothing.
+    """
+
+    features: Tensor
+    deep: list[Tensor]
 
 
 class Answers(NamedTuple):
@@ -56,21 +59,16 @@ class JointOutput(NamedTuple):
 
 
 class Fwd2Bot(nn.Module):
-    """An LVLM, k learned summary tokens, and two LoRA adapters over the same base weights.
-
-    `compressor` and `generator` are two module trees that share every base tensor with `lvlm` and hold one
-    adapter each. With both adapters in one tree, switching them between the passes loses gradients, and
-    gradient checkpointing recomputes pass 1 with the adapter of pass 2.
-    """
+    """An LVLM of a known family, k learned summary tokens, and the adapted trees of the two passes."""
 
     def __init__(
         self, lvlm: PreTrainedModel, summary_count: int, adapters: AdapterSettings | None = None
     ) -> None:
         super().__init__()
+        self.family = find_family(lvlm.config.model_type)
+        self.adapters = adapters or AdapterSettings()
         self.lvlm = lvlm
-        settings = adapters or AdapterSettings()
-        self.compressor = _add_adapter(_share_tensors(lvlm), settings)
-        self.generator = _add_adapter(_share_tensors(lvlm), settings)
+        self.compressor, self.generator = add_adapters(lvlm, self.adapters)
         # As inputs, summary tokens stand beside word embeddings, so they start at the same scale.
         words: Tensor = lvlm.get_input_embeddings().weight.data  # type: ignore[assignment]
         start = torch.randn(summary_count, words.shape[1]) * words.float().std().cpu()
@@ -88,46 +86,72 @@ class Fwd2Bot(nn.Module):
 
     def compress(self, inputs: BatchEncoding) -> Tensor:
         """Pass 1 over left-padded prompts, with images where there are pixels: H_c, (batch, k, width)."""
-        features = self.image_features(inputs) if "pixel_values" in inputs else None
-        return self._compress(inputs, features)
+        return self._compress(inputs, self._look(inputs) if "pixel_values" in inputs else None)
 
-    def _compress(self, inputs: BatchEncoding, features: Tensor | None) -> Tensor:
+    def _compress(self, inputs: BatchEncoding, seen: ImageTokens | None) -> Tensor:
         embeddings = self._embed(inputs["input_ids"])  # (batch, length, width)
-        if features is not None:
-            embeddings = self.place(features, inputs["input_ids"], embeddings)
-        return self._read_summaries(embeddings, inputs["attention_mask"])
+        if seen is not None:
+            embeddings = self.place(seen.features, inputs["input_ids"], embeddings)
+        return self._read_summaries(embeddings, inputs, seen.deep if seen else [])
 
     def image_features(self, inputs: BatchEncoding) -> Tensor:
         """H_v of the batch: projected image tokens in reading order, (tokens of all images, width)."""
-        pixels = {name: value for name, value in inputs.items() if name not in _TEXT_INPUTS}
-        features = self.lvlm.get_image_features(**pixels, return_dict=True).pooler_output  # type: ignore[operator]
-        if isinstance(features, Tensor):
-            return features.flatten(0, 1)
-        return torch.cat(list(features))
+        return self._look(inputs).features
+
+    def _look(self, inputs: BatchEncoding) -> ImageTokens:
+        pixels = {
+            name: value.to(self.lvlm.dtype) if value.is_floating_point() else value
+            for name, value in inputs.items()
+            if name not in _TEXT_INPUTS
+        }
+        output = self.lvlm.get_image_features(**pixels, return_dict=True)  # type: ignore[operator]
+        deep = output.deepstack_features if self.family.deep_features else []
+        return ImageTokens(_join_images(output.pooler_output), [_join_images(layer) for layer in deep])
 
     def place(self, features: Tensor, input_ids: Tensor, embeddings: Tensor) -> Tensor:
-        """Put features (n, width) where the prompt holds its n image placeholders."""
+        """Put features (n, width) where the prompts hold n image placeholders; raises EncoderMismatch."""
         mask = input_ids == self.lvlm.config.image_token_id
         if int(mask.sum()) != features.shape[0]:
-            raise ValueError(f"{int(mask.sum())} places for {features.shape[0]} image or summary tokens")
+            raise EncoderMismatch(
+                f"The prompts hold {int(mask.sum())} places for {features.shape[0]} image or summary tokens: "
+                "processor, model and index must be of one make"
+            )
         return embeddings.masked_scatter(mask.unsqueeze(-1), features.to(embeddings.dtype))
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         embeddings: Tensor = self.lvlm.get_input_embeddings()(input_ids)
         return embeddings
 
-    def _read_summaries(self, embeddings: Tensor, attention_mask: Tensor) -> Tensor:
+    def _read_summaries(self, embeddings: Tensor, inputs: BatchEncoding, deep: list[Tensor]) -> Tensor:
         batch, (count, _) = embeddings.shape[0], self.summary_shape
         tokens = self.summary_tokens.to(embeddings.dtype).expand(batch, -1, -1)
-        mask = torch.cat([attention_mask, attention_mask.new_ones(batch, count)], dim=1)
+        mask = _append(inputs["attention_mask"], count, 1)
+        images = {}
+        if deep:
+            places = inputs["input_ids"] == self.lvlm.config.image_token_id
+            images = {"visual_pos_masks": _append(places, count, 0), "deepstack_visual_embeds": deep}
         hidden = _language_model(self.compressor)(
             inputs_embeds=torch.cat([embeddings, tokens], dim=1),
             attention_mask=mask,
-            position_ids=_positions(mask),
+            position_ids=self._positions(inputs, mask),
             use_cache=False,
+            **images,
         ).last_hidden_state
         summaries: Tensor = hidden[:, -count:]  # lm_head is not run
         return summaries
+
+    def _positions(self, inputs: BatchEncoding, mask: Tensor) -> Tensor:
+        """Positions of pass 1: summary tokens count on, as words do."""
+        if not self.family.spatial_positions or "pixel_values" not in inputs:
+            return _text_positions(mask)
+        count = self.summary_shape[0]
+        positions: Tensor = self.lvlm.model.get_rope_index(
+            _append(inputs["input_ids"], count, 0),
+            _append(inputs["mm_token_type_ids"], count, 0),
+            image_grid_thw=inputs["image_grid_thw"],
+            attention_mask=mask,
+        )[0]
+        return positions  # (3, batch, length): time, height, width
 
     def pass_two_inputs(self, summaries: Tensor, input_ids: Tensor) -> Tensor:
         """Prompts whose k placeholders hold summaries (batch, k, width): (batch, length, width)."""
@@ -139,7 +163,7 @@ class Fwd2Bot(nn.Module):
         output = _language_model(self.generator)(
             inputs_embeds=self.pass_two_inputs(summaries, inputs["input_ids"]),
             attention_mask=mask,
-            position_ids=_positions(mask),
+            position_ids=_text_positions(mask),
             use_cache=False,
         )
         hidden: Tensor = output.last_hidden_state
@@ -168,18 +192,19 @@ class Fwd2Bot(nn.Module):
         """
         summaries, images = [], []
         for inputs in sources:
-            features = self.image_features(inputs) if "pixel_values" in inputs else None
-            summaries.append(self._compress(inputs, features))
-            if features is not None:
-                images.append(self.average_features(features, inputs))
-        source_summaries = torch.cat(summaries)
-        target_summaries = torch.cat([self.compress(inputs) for inputs in targets])
+            seen = self._look(inputs) if "pixel_values" in inputs else None
+            summaries.append(self._compress(inputs, seen))
+            if seen is not None:
+                images.append(self.average_features(seen.features, inputs))
+        none = self.summary_tokens.new_empty(0, *self.summary_shape)
+        source_summaries = torch.cat(summaries or [none])
+        target_summaries = torch.cat([self.compress(inputs) for inputs in targets] or [none])
         losses = [
             self.token_losses(source_summaries[part.sources], part.inputs, part.labels) for part in answers
         ]
         tokens = sum(int((part.labels[:, 1:] != IGNORED).sum()) for part in answers)
-        answer_loss = torch.stack([part.sum() for part in losses]).sum() / max(tokens, 1)
-        means = torch.cat(images) if images else source_summaries.new_empty(0, self.summary_shape[1])
+        answer_loss = torch.stack([part.sum() for part in losses] or [none.sum()]).sum() / max(tokens, 1)
+        means = torch.cat(images or [none[:, 0]])
         return JointOutput(source_summaries, target_summaries, means, answer_loss)
 
     def average_features(self, features: Tensor, inputs: BatchEncoding) -> Tensor:
@@ -193,7 +218,7 @@ class Fwd2Bot(nn.Module):
     @torch.inference_mode()
     def generate(self, summaries: Tensor, inputs: BatchEncoding, **settings: Any) -> Tensor:
         """Pass 2, freely: new token ids (batch, new); `settings` go to transformers' `generate`."""
-        new: Tensor = self.generator.get_base_model().generate(  # type: ignore[operator]
+        new: Tensor = find_base_model(self.generator).generate(
             inputs_embeds=self.pass_two_inputs(summaries, inputs["input_ids"]),
             attention_mask=inputs["attention_mask"],
             **settings,
@@ -203,7 +228,7 @@ class Fwd2Bot(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations of both passes in the backward; gradients stay the same."""
         for tree in (self.compressor, self.generator):
-            tree.get_base_model().activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            find_base_model(tree).activation_checkpointing_enable({"use_reentrant": False})
 
     def compile_layers(self) -> None:
         """Have torch.compile fuse each layer of the LLM, in both passes, for batches of any size."""
@@ -218,33 +243,21 @@ def pool(summaries: Tensor) -> Tensor:
     return nn.functional.normalize(summaries.float().mean(dim=1), dim=-1)
 
 
-def _share_tensors(model: PreTrainedModel) -> PreTrainedModel:
-    """A second module tree over the very same parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
-
-
-def _add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
-    language_model: nn.Module = model.model.language_model
-    kinds = {
-        name.rsplit(".", 1)[-1]
-        for name, part in language_model.named_modules()
-        if isinstance(part, nn.Linear)
-    }
-    targets = rf"model\.language_model\..*\.({'|'.join(sorted(map(re.escape, kinds)))})"
-    with warnings.catch_warnings():
-        # PEFT asks transformers for a name that is to go in version 6; nobody here can act on it.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return get_peft_model(
-            model, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)
-        )
-
-
-def _language_model(tree: PeftModel) -> nn.Module:
-    model: nn.Module = tree.get_base_model().model.language_model  # type: ignore[assignment, union-attr]
+def _language_model(tree: nn.Module) -> nn.Module:
+    model: nn.Module = find_base_model(tree).get_decoder()
     return model
 
 
-def _positions(attention_mask: Tensor) -> Tensor:
+def _join_images(features: Tensor | Sequence[Tensor]) -> Tensor:
+    """Families give one tensor (images or tiles, tokens, width), or one (tokens, width) for each image."""
+    return features.flatten(0, 1) if isinstance(features, Tensor) else torch.cat(list(features))
+
+
+def _append(rows: Tensor, count: int, value: int) -> Tensor:
+    """Rows (batch, length) with `count` columns more."""
+    return nn.functional.pad(rows, (0, count), value=value)
+
+
+def _text_positions(attention_mask: Tensor) -> Tensor:
     """Position ids that count real tokens only, so that padding changes nothing."""
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -1,35 +1,73 @@
-"""What the model is told: one chat template and the three instructions of the two passes."""
+"""What the model is told: the chat template and the three instructions of the two passes."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from transformers import ProcessorMixin
+
+from encoders.base import EncoderDamaged
 
 IMAGE_PLACEHOLDER = "<image>"
+PLAIN_TEMPLATE = "USER: {content}\n{instruction} ASSISTANT:"
+_CONTENT, _INSTRUCTION = "{content}", "{instruction}"
 
 
 @dataclass(frozen=True)
 class Prompts:
     """Texts around the image, the query and the question; part of the encoder's fingerprint.
 
-    template: wraps a content (the image placeholder or a text) and an instruction, as the LVLM was trained to
-    read them. image: the instruction of pass 1 over an image (Fwd2Bot, section 3). text: the same over a
-    text. caption: pass 2.
+    template: wraps a content (the image placeholder or a text) and an instruction; empty for the processor's
+    own chat template or, where it has none, LLaVA's. image: the instruction of pass 1 over an image (Fwd2Bot,
+    section 3). text: the same over a text. caption: pass 2.
     """
 
-    template: str = "USER: {content}\n{instruction} ASSISTANT:"
+    template: str = ""
     image: str = "Summarize the image in a few words."
     text: str = "Summarize the text in a few words."
     caption: str = "Describe the image."
 
-    def image_prompt(self) -> str:
-        """Pass 1 over an image: [H_v ; H_p]."""
-        return self._fill(IMAGE_PLACEHOLDER, self.image)
 
-    def text_prompt(self, text: str) -> str:
-        """Pass 1 over a text."""
-        return self._fill(text.replace(IMAGE_PLACEHOLDER, " "), self.text)
+class PromptFrames(NamedTuple):
+    """Whole prompts with holes: {instruction}, beside one image token; {content} and {instruction}."""
 
-    def question_prompt(self, question: str) -> str:
-        """Pass 2: the summary tokens take the place of the image."""
-        return self._fill(IMAGE_PLACEHOLDER, question.replace(IMAGE_PLACEHOLDER, " "))
+    image: str
+    text: str
 
-    def _fill(self, content: str, instruction: str) -> str:
-        return self.template.replace("{instruction}", instruction).replace("{content}", content)
+    def fill_image(self, instruction: str) -> str:
+        """What is said over an image."""
+        return self.image.replace(_INSTRUCTION, instruction)
+
+    def fill_text(self, text: str, instruction: str) -> str:
+        """What is said over a text."""
+        return self.text.replace(_INSTRUCTION, instruction).replace(_CONTENT, text)
+
+
+def frame_prompts(template: str, processor: ProcessorMixin) -> PromptFrames:
+    """Write the frames of a template; raises EncoderDamaged where one does not show the image once."""
+    image_token: str = processor.image_token  # type: ignore[attr-defined]
+    if not template and processor.chat_template:
+        image, text = _apply_chat_template(processor)
+    else:
+        text = template or PLAIN_TEMPLATE
+        image = text.replace(_CONTENT, image_token)
+    shown = image.count(image_token)
+    if shown != 1:
+        raise EncoderDamaged(
+            f"The chat template writes {image_token} {shown} times for one image: give the prompts a template"
+        )
+    return PromptFrames(image, text)
+
+
+def _apply_chat_template(processor: ProcessorMixin) -> tuple[str, str]:
+    contents: tuple[Any, ...] = (
+        [{"type": "image"}, {"type": "text", "text": _INSTRUCTION}],
+        [{"type": "text", "text": f"{_CONTENT}\n{_INSTRUCTION}"}],
+    )
+    image, text = (
+        # Not the processor's own method: SmolVLM's asks its video processor how many frames to read.
+        ProcessorMixin.apply_chat_template(
+            processor, [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        for content in contents
+    )
+    return image, text

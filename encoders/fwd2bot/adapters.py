@@ -1,0 +1,75 @@
+"""Where the two passes keep what they learn: an adapter each, one for both, or the LLM's own weights.
+
+`compressor` and `generator` are two module trees that share every base tensor with the LVLM and hold one
+adapter each. With both adapters in one tree, switching them between the passes loses gradients, and gradient
+checkpointing recomputes pass 1 with the adapter of pass 2.
+"""
+
+import copy
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from encoders.base import DatasetError
+
+PER_PASS, SHARED, NONE = "per_pass", "shared", "none"
+MODES = (PER_PASS, SHARED, NONE)
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """LoRA on every linear layer of the LLM.
+
+    mode: "per_pass" for an adapter a pass, "shared" for one that serves both, "none" to train the LLM itself.
+    """
+
+    rank: int = 16
+    alpha: int = 16
+    mode: str = PER_PASS
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise DatasetError(f"There is no adapter mode {self.mode!r}: choose {', '.join(MODES)}")
+
+
+def add_adapters(lvlm: PreTrainedModel, settings: AdapterSettings) -> tuple[nn.Module, nn.Module]:
+    """The trees of pass 1 and pass 2 over one LVLM; all is frozen but what `settings` says is trained."""
+    lvlm.requires_grad_(False)
+    if settings.mode == NONE:
+        head = lvlm.get_output_embeddings()
+        for part in (lvlm.get_decoder(), head):
+            part.requires_grad_(True)
+        return lvlm, lvlm
+    compressor = _add_adapter(_share_tensors(lvlm), settings)
+    if settings.mode == SHARED:
+        return compressor, compressor
+    return compressor, _add_adapter(_share_tensors(lvlm), settings)
+
+
+def find_base_model(tree: nn.Module) -> Any:
+    """The LVLM of a tree, of its own class, adapted where the tree has an adapter."""
+    return tree.get_base_model() if isinstance(tree, PeftModel) else tree
+
+
+def _share_tensors(model: PreTrainedModel) -> PreTrainedModel:
+    """A second module tree over the very same parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+
+
+def _add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
+    decoder = model.get_decoder()
+    place = next(name for name, part in model.named_modules() if part is decoder)
+    kinds = {name.rsplit(".", 1)[-1] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
+    targets = rf"{re.escape(place)}\..*\.({'|'.join(sorted(map(re.escape, kinds)))})"
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a name that is to go in version 6; nobody here can act on it.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(
+            model, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)
+        )

@@ -1,0 +1,121 @@
+"""A stock LVLM and its processor, from a folder or the hub: safetensors alone, never code or pickles."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.utils.import_utils import is_bitsandbytes_available, is_torchvision_available
+
+from encoders.base import EncoderDamaged, EncoderNotFound, Fwd2BotError, MissingDependency
+from encoders.fwd2bot.families import Family, find_family
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+class Lvlm(NamedTuple):
+    """A stock model, in evaluation mode, and its processor."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+
+
+def load_lvlm(name: str, device: str, dtype: torch.dtype, quantize: str = "none") -> Lvlm:
+    """Load a stock LVLM of a known family from a folder or the hub onto a device.
+
+    quantize: "none", or "4bit" for NF4 weights that compute in bfloat16 (QLoRA), which needs a GPU and
+    bitsandbytes. Raises EncoderNotFound, EncoderDamaged and MissingDependency.
+    """
+    quantization = _read_quantization(quantize, device)
+    place = fetch_lvlm(name)
+    try:
+        family = find_family(AutoConfig.from_pretrained(place).model_type)
+        processor = load_processor(place, family)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            place, dtype=dtype, use_safetensors=True, **_placement(quantization, device)
+        )
+    except Fwd2BotError as error:
+        raise type(error)(f"{name}: {error}") from error
+    except ImportError as error:  # transformers' own sentence names the package
+        raise MissingDependency(f"{name} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
+        raise EncoderDamaged(f"{name} cannot be read ({_first_line(error)}): fetch it again") from error
+    if not quantization:  # those are where they belong already
+        model.to(device)
+    return Lvlm(model.eval(), processor)
+
+
+def fetch_lvlm(name: str) -> Path:
+    """The folder of a transformers model, fetched from the hub where it is not on disk."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = _first_line(error)
+        raise EncoderNotFound(
+            f"{name!r} is no folder here, and the hub did not give it ({reason}): check name and network"
+        ) from error
+
+
+def load_processor(place: Path, family: Family) -> ProcessorMixin:
+    """Load a processor; where torchvision is not installed, without its part for videos."""
+    kind: type[ProcessorMixin] = getattr(transformers, family.processor)
+    if not is_torchvision_available():
+        kind = drop_videos(kind)
+    processor: ProcessorMixin = kind.from_pretrained(place)
+    return processor
+
+
+def drop_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """A processor class less its video processor, which asks for torchvision even if no video comes."""
+    parts = kind.get_attributes()
+    if "video_processor" not in parts:
+        return kind
+
+    class ImagesOnly(kind):  # type: ignore[misc, valid-type]
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [part for part in parts if part != "video_processor"]
+
+        @classmethod
+        def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **settings: Any) -> Any:
+            return super().from_args_and_dict(args, {**processor_dict, "video_processor": None}, **settings)
+
+    ImagesOnly.__name__ = kind.__name__  # under which it is saved
+    return ImagesOnly
+
+
+def _read_quantization(quantize: str, device: str) -> BitsAndBytesConfig | None:
+    if quantize == "none":
+        return None
+    if quantize != "4bit":
+        raise EncoderNotFound(f"There is no quantization {quantize!r}: choose none or 4bit")
+    if device == "cpu":
+        raise MissingDependency("Weights in 4 bits need a CUDA GPU: load them with quantize none, or on one")
+    if not is_bitsandbytes_available():
+        raise MissingDependency("Weights in 4 bits need bitsandbytes: pip install bitsandbytes")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _placement(quantization: BitsAndBytesConfig | None, device: str) -> dict[str, Any]:
+    return {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
