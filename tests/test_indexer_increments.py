@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_known_contents_are_those_of_a_dictionary(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(contents, "RECENT_LIMIT", 7)
     chance = np.random.default_rng(0)
     digests = [chance.bytes(16).hex() for _ in range(300)]
-    digests += [digest[:16] + other[16:] for digest, other in zip(digests, digests[1:], strict=False)]
+    digests += [digest[:16] + other[16:] for digest, other in pairwise(digests)]
     known = KnownContents(np.zeros((0, 2), np.uint64), np.zeros(0, np.int64))
     naive: dict[str, int] = {}
     for row_id in range(2000):

@@ -159,9 +159,35 @@ def test_verify_names_each_damage_and_fails(indexed: Path) -> None:
     assert len(result.stderr.splitlines()) == 2
 
 
+def test_verify_repairs_what_it_can(indexed: Path) -> None:
+    (path,) = (indexed / ".fwd2bot").glob("*.faiss")
+    path.unlink()
+    result = run("verify", "--repair")
+    assert result.exit_code == 0 and result.stdout.endswith("is whole again\n")
+    (path,) = (indexed / ".fwd2bot/parts").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    result = run("verify", "--repair")
+    assert result.exit_code == 0 and "dropped 8 rows: run `fwd2bot index`" in result.stderr
+    assert run("index", ".").stderr.startswith("embedded 8, ")
+    assert run("verify").exit_code == 0
+
+
+def test_compact_and_merge_end_with_their_numbers(indexed: Path) -> None:
+    (indexed / "red.png").unlink()
+    run("index", ".")
+    assert json.loads(run("compact", "--json").stdout)["dropped"] == 2
+    run("index", "below")
+    assert run("merge", ".", "below").stderr == "added 0, known 4\n"
+    result = run("merge", "below", ".", "--out", "both")
+    assert result.stderr == "added 4, known 0\nadded 3, known 4\n"
+    assert len(run("search", "--index", "both", "red").stdout.splitlines()) == 7
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (("index", "s3://bucket/photos"), "give `--index PATH`"),
+        (("merge", "below", "."), "no index at below"),
         (("index", "absent"), "is not a folder"),
         (("index", ".", "--model", "other"), "embed all images anew"),
         (("index", ".", "--tokens", "float16"), "keeps tokens as int8"),
@@ -225,7 +251,9 @@ def test_wrong_usage_is_exit_code_2(here: Path, arguments: tuple[str, ...]) -> N
     assert result.exit_code == 2 and result.stdout == "" and "Usage: " in result.stderr
 
 
-@pytest.mark.parametrize("command", ["index", "search", "caption", "ask", "info", "verify", "compact", "merge"])
+@pytest.mark.parametrize(
+    "command", ["index", "search", "caption", "ask", "info", "verify", "compact", "merge"]
+)
 def test_every_command_explains_itself_with_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0 and "Examples:" in result.stdout and f"fwd2bot {command}" in result.stdout

@@ -1,0 +1,70 @@
+"""A disk that fails at a chosen operation, as a killed process or a full disk leaves it."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from io import FileIO
+from typing import Any
+
+import pytest
+
+from indexer import durable
+
+OPERATIONS = ("fsync", "replace", "unlink")  # of os; writes are those of FileIO
+
+
+class Killed(BaseException):
+    """The process is dead from here on: nothing it does reaches the disk any more."""
+
+
+class FaultyDisk:
+    """Counts writes, flushes, renames and removals, and fails from the one numbered `fatal` on.
+
+    mode "kill": that operation and all later ones do not happen. "half": a write stops half way, then as
+    "kill". "full": writes raise ENOSPC, all else works.
+    """
+
+    def __init__(self, fatal: int = 0, mode: str = "kill") -> None:
+        self.count = 0
+        self.fatal = fatal
+        self.mode = mode
+        self.refused = 0
+
+    def fails(self) -> bool:
+        """Count one operation; whether it is doomed."""
+        self.count += 1
+        return 0 < self.fatal <= self.count
+
+    def write(self, write: Callable[[Any], int], data: Any) -> int:
+        """Write, or fail as the mode says."""
+        if not self.fails():
+            return write(data)
+        if self.mode == "full":
+            self.refused += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if self.mode == "half" and self.count == self.fatal:
+            write(memoryview(data)[: len(data) // 2])
+        raise Killed
+
+    def call(self, operate: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Do anything else to the disk, or nothing where the process is dead."""
+        if self.fails() and self.mode != "full":
+            raise Killed
+        return operate(*arguments, **options)
+
+
+@contextmanager
+def install_disk(disk: FaultyDisk) -> Iterator[FaultyDisk]:
+    """Put the disk under all that is written of an index."""
+
+    class CountedFile(FileIO):
+        def write(self, data: Any) -> int:
+            return disk.write(super().write, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(durable, "FileIO", CountedFile)
+        for name in OPERATIONS:
+            patch.setattr(os, name, partial(disk.call, getattr(os, name)))
+        yield disk

@@ -1,0 +1,92 @@
+"""An index that is watched follows its folder."""
+
+import io
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from encoders.base import IndexFailure, IndexLocked, NothingToIndex
+from indexer import watch
+from indexer.build import BuildReport, BuildSettings
+from indexer.watch import watch_folder
+from tests.conftest import FakeEncoder, Witness, open_table, paint
+from tests.test_retrieval_process import start
+
+
+def test_a_watched_folder_is_followed_until_ctrl_c(here: Path) -> None:
+    (here / ".fwd2bot/x").parent.mkdir()  # a place that is watched too, and must not set off a run
+    process = start(here, "index", ".", "--watch", "--json")
+    assert isinstance(process.stdout, io.BufferedReader)
+    reports = iter(json.loads(line) for line in process.stdout)
+    assert next(reports)["embedded"] == 8
+    paint(here / "new/red.png", "red", size=(9, 9))
+    assert next(reports) == {"embedded": 1, "copied": 0, "reused": 8, "removed": 0, "skipped": 0}
+    (here / "new").rename(here / "newer")
+    (here / "blue.png").unlink()
+    report = next(reports)
+    while report["reused"] < 7:  # a rename may come in two halves
+        report = next(reports)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 0 and b"Traceback" not in err
+    paths = open_table(here).paths
+    assert "newer/red.png" in paths and len(paths) == 8
+
+
+def watch_for(
+    monkeypatch: pytest.MonkeyPatch, changes: int, gallery: Path, **patches: object
+) -> list[BuildReport]:
+    """Watch through so many changes, then Ctrl-C."""
+
+    def await_changes(*_: object):  # type: ignore[no-untyped-def]
+        yield from [None] * changes
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "_await_changes", await_changes)
+    for name, value in patches.items():
+        monkeypatch.setattr(watch, name, value)
+    reports: list[BuildReport] = []
+    settings, witness = BuildSettings(rebuild=True), Witness()
+    watch_folder(gallery, gallery / ".fwd2bot", FakeEncoder(), settings, witness, reports.append)
+    return reports
+
+
+def test_a_rebuild_is_made_once(gallery: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [report.embedded for report in watch_for(monkeypatch, 3, gallery)] == [8, 0, 0]
+
+
+@pytest.mark.parametrize("error", [IndexLocked("busy"), NothingToIndex("no image")])
+def test_a_run_that_cannot_be_is_tried_again_but_for_the_first(
+    gallery: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    outcomes: list[Callable[[], BuildReport]] = []
+
+    def build(*_: object) -> BuildReport:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    done = BuildReport(0, 0, 8, 0, 0)
+    outcomes[:] = [done, error, done]
+    assert watch_for(monkeypatch, 3, gallery, build=build) == [done, done]
+    outcomes[:] = [error]
+    with pytest.raises(type(error)):
+        watch_for(monkeypatch, 3, gallery, build=build)
+
+
+def test_only_what_may_be_an_image_sets_off_a_run(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    concerns = [
+        watch._concerns_images(tmp_path / name, tmp_path, index)
+        for name in ("a.jpg", "folder", "folder/a.jpg", ".fwd2bot/lock", ".hidden/a.jpg", "index/parts", "..")
+    ]
+    assert concerns == [True, True, True, False, False, False, True]
+
+
+def test_a_url_cannot_be_watched() -> None:
+    with pytest.raises(IndexFailure, match="cannot be watched"):
+        watch_folder("s3://b/c", Path("i"), FakeEncoder(), BuildSettings(), Witness(), print)
