@@ -36,6 +36,23 @@ def read_karpathy(
 
 def parse_karpathy(json_path: Path, images_dir: Path, splits: Collection[str]) -> list[CaptionedImage]:
     """Read what the file says of some splits, whether or not the photos are there."""
+    return [_parse_image(record, images_dir, json_path) for record in _select_records(json_path, splits)]
+
+
+def parse_each_karpathy(
+    json_path: Path, images_dir: Path, splits: Collection[str]
+) -> list[CaptionedImage | DatasetError]:
+    """As `parse_karpathy`, with the reason in the place of a record that cannot be used."""
+    images: list[CaptionedImage | DatasetError] = []
+    for record in _select_records(json_path, splits):
+        try:
+            images.append(_parse_image(record, images_dir, json_path))
+        except DatasetError as error:
+            images.append(error)
+    return images
+
+
+def _select_records(json_path: Path, splits: Collection[str]) -> list[dict[str, Any]]:
     records = _load_records(json_path)
     counts = Counter(_read_text(record, "split", json_path) for record in records)
     unknown = sorted(set(splits) - set(counts))
@@ -44,7 +61,7 @@ def parse_karpathy(json_path: Path, images_dir: Path, splits: Collection[str]) -
         raise DatasetError(
             f"{json_path} has no split {', '.join(unknown) or '(none named)'}: it has {there}."
         )
-    return [_parse_image(record, images_dir, json_path) for record in records if record["split"] in splits]
+    return [record for record in records if record["split"] in splits]
 
 
 def keep_present(
@@ -98,18 +115,17 @@ def _parse_image(record: dict[str, Any], images_dir: Path, json_path: Path) -> C
         raise DatasetError(f'{where} has no list of "sentences", as Karpathy\'s form wants.')
     captions = [_read_text(sentence, "raw", json_path) for sentence in sentences]
     return CaptionedImage(
-        _join_below(images_dir, parts, json_path), _clean_captions(captions, where), record["split"]
+        join_below(images_dir, parts, str(json_path)), _clean_captions(captions, where), record["split"]
     )
 
 
-def _join_below(images_dir: Path, parts: list[str], json_path: Path) -> Path:
+def join_below(images_dir: Path, parts: Sequence[str], where: str) -> Path:
+    """The path that names in an annotation file lead to; raises DatasetError where it leaves the folder."""
     for part in parts:
         path = PurePosixPath(part)
         # A backslash or a colon would mean another place on Windows.
         if path.is_absolute() or ".." in path.parts or any(sign in part for sign in "\\:\0"):
-            raise DatasetError(
-                f"{json_path} names {part!r}, which is not a plain path below the images' folder."
-            )
+            raise DatasetError(f"{where} names {part!r}, which is not a plain path below the images' folder.")
     return images_dir.joinpath(*parts)
 
 

@@ -57,9 +57,9 @@ def make_settings(steps: int) -> TrainingSettings:
         adapters=AdapterSettings(4, 4),
         optimizer=optimizer,
         batches=(
-            BatchSettings(1, False, 0, 0, 0, 4),
-            BatchSettings(1, True, 4, 2, 1, 0),
-            BatchSettings(steps - 2, False, 4, 2, 1, 1),
+            BatchSettings(1, {"groups": 4}),
+            BatchSettings(1, {"photos": 4, "scenes": 2, "families": 4}, tower_only=True),
+            BatchSettings(steps - 2, {"photos": 4, "scenes": 2, "families": 4, "groups": 1}),
         ),
         validate_every=max(3, steps // 2),
         checkpoint_seconds=0,
@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     monkeypatch.setattr(
         "training.losses.ContrastiveLoss.forward", lambda *_: torch.tensor(float("nan"), requires_grad=True)
     )
-    with pytest.raises(Fwd2BotError, match=r"nan at step 0, .*2000000"):
+    with pytest.raises(Fwd2BotError, match=r"nan at step 0, .*20000000"):
         train(make_settings(3), data, tmp_path)
 
 

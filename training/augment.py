@@ -1,24 +1,39 @@
 """Random views of a batch of pictures, as tensors: crop and resize, mirror, colours, a blanked patch."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Generator, Tensor, nn
 
 _LUMINANCE = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 
 
-def crop_randomly(
-    pictures: Tensor, size: int, smallest: float, mirror: Tensor, generator: Generator
-) -> Tensor:
+@dataclass(frozen=True)
+class Chance:
+    """Random numbers for the `rows` of a global batch, of which a rank sees those of its own rows."""
+
+    generator: Generator
+    rows: int
+    rank: int = 0
+    ranks: int = 1
+
+    def draw(self, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """One number in [low, high) for each own row."""
+        drawn = low + (high - low) * torch.rand(self.rows, generator=self.generator)
+        return drawn[self.rank :: self.ranks]
+
+
+def crop_randomly(pictures: Tensor, size: int, smallest: float, mirror: Tensor, chance: Chance) -> Tensor:
     """Crop a random box and resize it to size x size: float32 (n, 3, height, width) to (n, 3, size, size).
 
     smallest: least share of the area that is kept. mirror: bool (n,), which ones are flipped left to right.
     """
     count = pictures.shape[0]
-    area = _uniform(count, smallest, 1.0, generator)
-    ratio = _uniform(count, -0.2, 0.2, generator).exp()
+    area = chance.draw(smallest, 1.0)
+    ratio = chance.draw(-0.2, 0.2).exp()
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    middle_x = _uniform(count, -1, 1, generator) * (1 - width)
-    middle_y = _uniform(count, -1, 1, generator) * (1 - height)
+    middle_x = chance.draw(-1, 1) * (1 - width)
+    middle_y = chance.draw(-1, 1) * (1 - height)
     zero = torch.zeros(count)
     rows = [
         torch.stack([torch.where(mirror, -width, width), zero, middle_x], 1),
@@ -28,11 +43,10 @@ def crop_randomly(
     return nn.functional.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
 
 
-def jitter_colours(pictures: Tensor, strength: float, generator: Generator) -> Tensor:
+def jitter_colours(pictures: Tensor, strength: float, chance: Chance) -> Tensor:
     """Change brightness, contrast and saturation of pictures in [0, 1] by up to `strength` each."""
-    count = pictures.shape[0]
     brightness, contrast, saturation = (
-        _uniform(count, 1 - strength, 1 + strength, generator).view(-1, 1, 1, 1) for _ in range(3)
+        chance.draw(1 - strength, 1 + strength).view(-1, 1, 1, 1) for _ in range(3)
     )
     pictures = pictures * brightness
     mean = pictures.mean(dim=(1, 2, 3), keepdim=True)
@@ -41,18 +55,12 @@ def jitter_colours(pictures: Tensor, strength: float, generator: Generator) -> T
     return (grey + saturation * (pictures - grey)).clamp(0, 1)
 
 
-def erase_patches(pictures: Tensor, share: float, generator: Generator) -> Tensor:
+def erase_patches(pictures: Tensor, share: float, chance: Chance) -> Tensor:
     """Blank a square of random place and size in a `share` of the pictures (Cutout, arXiv 1708.04552)."""
-    count, _, height, width = pictures.shape
-    half = _uniform(count, 0.1, 0.25, generator) * min(height, width)
-    half = half * (torch.rand(count, generator=generator) < share)
-    rows = (torch.arange(height) - (torch.rand(count, 1, generator=generator) * height)).abs() < half[:, None]
-    columns = (torch.arange(width) - (torch.rand(count, 1, generator=generator) * width)).abs() < half[
-        :, None
-    ]
+    _, _, height, width = pictures.shape
+    half = chance.draw(0.1, 0.25) * min(height, width)
+    half = half * (chance.draw() < share)
+    rows = (torch.arange(height) - (chance.draw()[:, None] * height)).abs() < half[:, None]
+    columns = (torch.arange(width) - (chance.draw()[:, None] * width)).abs() < half[:, None]
     patch = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)  # (n, 1, height, width)
     return torch.where(patch, pictures.mean(dim=(2, 3), keepdim=True), pictures)
-
-
-def _uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:
-    return low + (high - low) * torch.rand(count, generator=generator)

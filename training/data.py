@@ -1,55 +1,48 @@
-"""What one training step reads: photos with captions, rendered scenes and caption groups, mixed by count.
+"""What one training step reads: rows of several sources, mixed by count.
 
-Every step is a function of (seed, step) alone, so that a run which resumes sees what it would have seen.
+Every step is a function of (seed, step) alone, so that a run which resumes sees what it would have seen. Of
+several ranks each builds its own rows of the global step: all read what is said of every row, so that all
+draw the same random numbers, and each decodes its own pictures.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from random import Random
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import BatchEncoding
 
-from benchmarks.datasets import CaptionedImage
-from benchmarks.scenes import (
-    Scene,
-    draw_scene,
-    hard_negatives,
-    make_scene,
-    phrase_scene,
-    questions,
-    retell_scene,
-    unique_caption,
-)
+from benchmarks.scenes import Scene, draw_scene
+from encoders.base import DatasetError
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Answers
-from training.augment import crop_randomly, erase_patches, jitter_colours
-from training.families import make_family
-from training.losses import HARD_NEGATIVE
-from training.settings import AugmentationSettings, BatchSettings
+from training.augment import Chance
+from training.data_settings import AugmentationSettings, BatchSettings
+from training.deal import Deal, DealtRow
+from training.packing import PART_ROWS, Row, mark_words, pack_answers, pack_targets
+from training.sources.base import Sample
+from training.sources.drawn import DrawnSource
+from training.sources.karpathy import KarpathySource
+from training.sources.open import Sources, require_batches
+from training.views import SquareViews
 
 _SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-_SCENE_COLOUR_JITTER = 0.08  # colours are named, so they may not change much
-_SCENE_IDS, _GROUP_IDS = 10**9, 2 * 10**9
-_PART_ROWS = 64
-Row = TypeVar("Row")
-_FULL_CAPTIONS = 0.6  # the share of scenes matched by the caption that says everything
-_FAMILY_SIZE = 4
+_ID_SPACE = 10**9  # ids for each source; none has so many rows
 _SCENES_A_STEP = 100_000  # more than any step has
 
 
 class Step(NamedTuple):
-    """The parts of one global batch; equal ids are positives (see `training.losses`).
+    """One rank's rows of a global batch; equal ids are positives (see `training.losses`).
 
-    words: bool (images, vocabulary), those in the captions of each image.
+    sources: parts that pass 1 reads, those with pictures first. targets: parts of texts to be matched with
+    them. source_ids, paired: int64 and bool (sources,), where only those that are paired have targets and
+    take part in the contrastive loss. words: bool (images, vocabulary), those in the captions of each image;
+    (0, vocabulary) where pictures go through the LVLM's own processor.
     """
 
     sources: list[BatchEncoding]
@@ -58,6 +51,12 @@ class Step(NamedTuple):
     source_ids: Tensor
     target_ids: Tensor
     words: Tensor
+    paired: Tensor
+
+    @property
+    def tower_only(self) -> bool:
+        """Whether there is nothing to match and nothing to answer."""
+        return not self.targets and not self.answers
 
     def to(self, device: torch.device) -> "Step":
         """The same step on another device."""
@@ -68,58 +67,48 @@ class Step(NamedTuple):
             self.source_ids.to(device),
             self.target_ids.to(device),
             self.words.to(device),
+            self.paired.to(device),
         )
 
 
-@dataclass(frozen=True)
-class PhotoSet:
-    """Photos held in memory: uint8 (n, side, side, 3), and the captions of each."""
+class _Plan(NamedTuple):
+    """The rows of a global step, before any picture is decoded or drawn."""
 
-    pixels: NDArray[np.uint8]
-    captions: list[tuple[str, ...]]
-
-
-def load_photos(images: Sequence[CaptionedImage], side: int) -> PhotoSet:
-    """Decode all photos once, squared to `side` pixels."""
-    pixels = np.empty((len(images), side, side, 3), np.uint8)
-    for row, image in enumerate(tqdm(images, desc="photos", unit="photo", disable=None)):
-        with Image.open(image.path) as photo:
-            pixels[row] = np.asarray(photo.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
-    return PhotoSet(pixels, [image.captions for image in images])
-
-
-class _Sample(NamedTuple):
-    """Texts around one source: what matches it, what does not, what pass 2 is asked and must say.
-
-    captions: everything that is said of it.
-    """
-
-    target: str
-    negatives: list[str]
-    question: str
-    answer: str
-    captions: Sequence[str]
+    photos: list[tuple[str, DealtRow]]
+    scenes: list[tuple[Row, Scene]]
+    texts: list[Row]
 
 
 class StepDataset(Dataset[Step]):
-    """Step number to step. Photos and caption groups come in epochs; scenes are new at every step."""
+    """Step number to step. The rows of a source come in epochs; drawn scenes are new at every step.
+
+    augmentation: None leaves pictures to the LVLM's own processor. rank, ranks: whose share of a step is
+    built.
+    """
 
     def __init__(
         self,
-        photos: PhotoSet,
-        caption_groups: Sequence[tuple[str, ...]],
+        sources: Sources,
         builder: InputBuilder,
         batches: Sequence[BatchSettings],
-        augmentation: AugmentationSettings,
+        augmentation: AugmentationSettings | None,
         seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        self.photos, self.builder, self.seed = photos, builder, seed
-        self.caption_groups = [group for group in caption_groups if len(group) > 1]
-        self.batches, self.augmentation = batches, augmentation
-        size = builder.processor.image_processor.size
-        self.image_size: int = size["height"]
-        self.mean = torch.tensor(builder.processor.image_processor.image_mean).view(1, 3, 1, 1)
-        self.deviation = torch.tensor(builder.processor.image_processor.image_std).view(1, 3, 1, 1)
+        require_batches(sources, batches, ranks)
+        self.sources, self.builder, self.batches, self.seed = sources, builder, batches, seed
+        self.rank, self.ranks = rank, ranks
+        self.views = SquareViews(builder, augmentation) if augmentation else None
+        self._first_ids = _space_ids(sources)
+        self._deals = {
+            name: Deal(name, source, seed)
+            for name, source in sources.items()
+            if not isinstance(source, DrawnSource)
+        }
+        for source in sources.values():
+            if isinstance(source, KarpathySource) and source.settings.in_memory:
+                source.hold_pictures(self._require_views().side)
 
     def __len__(self) -> int:
         return sum(batch.steps for batch in self.batches)
@@ -128,152 +117,97 @@ class StepDataset(Dataset[Step]):
         batch, before = self._locate(step)
         random = Random(f"{self.seed} {step}")
         generator = torch.Generator().manual_seed(random.getrandbits(60))
-        photo_rows = self._deal(len(self.photos.captions), before.photos, batch.photos, "photos")
-        group_rows = self._deal(len(self.caption_groups), before.caption_pairs, batch.caption_pairs, "groups")
-        photos = [self._ask_about_photo(self.photos.captions[row], random) for row in photo_rows]
-        scenes, drawn = self._make_scenes(step, batch, random)
-        pairs = [random.sample(self.caption_groups[row], 2) for row in group_rows]
-        retold = [_Sample(pair[1], [], self.builder.prompts.caption, pair[1], pair) for pair in pairs]
-        sources = []
-        if photos or scenes:
-            seen = torch.cat(
-                [self._view_photos(photo_rows, photos, generator), self._view_scenes(drawn, generator)]
-            )
-            sources.append(self.builder.pixels((seen - self.mean) / self.deviation))
-        if pairs:
-            sources.append(self.builder.texts([first for first, _ in pairs]))
-        # Photos count from 0, scenes and caption groups above them: no two kinds share an id.
-        ids = [
-            *photo_rows,
-            *(_SCENE_IDS + row for row in range(len(scenes))),
-            *(_GROUP_IDS + row for row in group_rows),
-        ]
-        words = self._mark_words([*photos, *scenes])
-        if batch.tower_only:
-            return Step(sources, [], [], torch.tensor(ids), torch.tensor([], dtype=torch.long), words)
-        return self._assemble(sources, [photos, scenes, retold], ids, words)
+        plan = self._plan(batch.counts, before, step * _SCENES_A_STEP, random)
+        own = slice(self.rank, None, self.ranks)
+        photos = [self._load_photo(name, dealt) for name, dealt in plan.photos[own]]
+        scenes = [(row, draw_scene(scene)) for row, scene in plan.scenes[own]]
+        seen, texts = [row for row, _ in [*photos, *scenes]], plan.texts[own]
+        chances = [Chance(generator, len(rows), self.rank, self.ranks) for rows in (plan.photos, plan.scenes)]
+        sources = self._show(photos, scenes, chances) if seen else []
+        if texts:
+            sources.append(self.builder.texts([row.sample.text for row in texts]))
+        words = mark_words(self.builder, [" ".join(row.sample.captions) for row in seen if self.views])
+        return self._assemble(sources, [*seen, *texts], words, batch.tower_only)
 
-    def _mark_words(self, samples: list[_Sample]) -> Tensor:
-        return mark_words(self.builder, [" ".join(sample.captions) for sample in samples])
+    def _plan(self, counts: dict[str, int], before: Counter[str], first_scene: int, random: Random) -> _Plan:
+        plan = _Plan([], [], [])
+        for name, source in self.sources.items():
+            if isinstance(source, DrawnSource):
+                start = len(plan.scenes)
+                scenes, samples = source.draw_samples(
+                    self.seed, first_scene + start, counts.get(name, 0), random
+                )
+                for scene, sample in zip(scenes, samples, strict=True):
+                    plan.scenes.append((self._make_row(name, len(plan.scenes), sample), scene))
+                continue
+            for dealt in self._deals[name].deal_rows(before[name], counts.get(name, 0), random):
+                if dealt.sample.text:
+                    plan.texts.append(self._make_row(name, dealt.row, dealt.sample))
+                else:
+                    plan.photos.append((name, dealt))
+        return plan
+
+    def _make_row(self, name: str, number: int, sample: Sample) -> Row:
+        settings = self.sources[name].settings
+        return Row(self._first_ids[name] + number, sample, settings.contrastive, settings.answer)
+
+    def _load_photo(self, name: str, dealt: DealtRow) -> tuple[Row, Image.Image]:
+        side = self.views.side if self.views else 0
+        dealt, picture = self._deals[name].load_picture(dealt, side)
+        return self._make_row(name, dealt.row, dealt.sample), picture
+
+    def _show(
+        self,
+        photos: list[tuple[Row, Image.Image]],
+        scenes: list[tuple[Row, Image.Image]],
+        chances: list[Chance],
+    ) -> list[BatchEncoding]:
+        pictures = [picture for _, picture in photos], [picture for _, picture in scenes]
+        if self.views:
+            plain = torch.tensor([not _is_sided(row.sample) for row, _ in photos], dtype=torch.bool)
+            return [self.views.show(*pictures, plain, *chances)]
+        every = [*pictures[0], *pictures[1]]
+        return [
+            self.builder.images(every[start : start + PART_ROWS]) for start in range(0, len(every), PART_ROWS)
+        ]
 
     def _assemble(
-        self,
-        sources: list[BatchEncoding],
-        samples: list[list[_Sample]],
-        source_ids: list[int],
-        words: Tensor,
+        self, sources: list[BatchEncoding], rows: list[Row], words: Tensor, tower_only: bool
     ) -> Step:
-        """Pack texts of like length together: ids say what belongs together, so their order is free."""
-        rows = [sample for part in samples for sample in part]
-        targets = [(row.target, known) for row, known in zip(rows, source_ids, strict=True)]
-        targets += [(negative, HARD_NEGATIVE) for row in rows for negative in row.negatives]
-        target_parts = _pack_by_length(targets, lambda target: len(target[0]))
-        answer_parts = _pack_by_length(
-            list(enumerate(rows)), lambda pair: len(pair[1].question + pair[1].answer)
-        )
-        return Step(
-            sources,
-            [self.builder.texts([text for text, _ in part]) for part in target_parts],
-            [self._write_answers(part) for part in answer_parts],
-            torch.tensor(source_ids),
-            torch.tensor([known for part in target_parts for _, known in part]),
-            words,
-        )
+        targets, target_ids = pack_targets(self.builder, [] if tower_only else rows)
+        answers = pack_answers(self.builder, [] if tower_only else rows)
+        ids, paired = torch.tensor([row.id for row in rows]), torch.tensor([row.contrastive for row in rows])
+        return Step(sources, targets, answers, ids, target_ids, words, paired)
 
-    def _write_answers(self, rows: Sequence[tuple[int, _Sample]]) -> Answers:
-        inputs, labels = self.builder.answers(
-            [row.question for _, row in rows], [row.answer for _, row in rows]
-        )
-        return Answers(torch.tensor([source for source, _ in rows]), inputs, labels)
-
-    def _locate(self, step: int) -> tuple[BatchSettings, BatchSettings]:
-        """The batch settings at a step, and how much of each kind was dealt before it."""
-        photos = pairs = 0
+    def _locate(self, step: int) -> tuple[BatchSettings, Counter[str]]:
+        """The batch settings at a step, and how many rows of each source were dealt before it."""
+        before: Counter[str] = Counter()
         for batch in self.batches:
+            done = min(step, batch.steps)
+            before.update({name: done * count for name, count in batch.counts.items()})
             if step < batch.steps:
-                return batch, BatchSettings(
-                    step, False, photos + step * batch.photos, 0, 0, pairs + step * batch.caption_pairs
-                )
+                return batch, before
             step -= batch.steps
-            photos += batch.steps * batch.photos
-            pairs += batch.steps * batch.caption_pairs
         raise IndexError(f"step is {step} past the last")
 
-    def _deal(self, total: int, start: int, count: int, name: str) -> list[int]:
-        """Positions start .. start + count of an endless deal in which every epoch is a new permutation."""
-        rows: list[int] = []
-        while len(rows) < count:
-            epoch, position = divmod(start + len(rows), total)
-            key = int.from_bytes(Random(f"{self.seed} {name} {epoch}").randbytes(8), "big")
-            order = np.random.default_rng(key).permutation(total)
-            rows += order[position : position + count - len(rows)].tolist()
-        return rows
-
-    def _ask_about_photo(self, captions: Sequence[str], random: Random) -> _Sample:
-        target, answer = random.choice(captions), random.choice(captions)
-        return _Sample(target, [], self.builder.prompts.caption, answer, captions)
-
-    def _make_scenes(
-        self, step: int, batch: BatchSettings, random: Random
-    ) -> tuple[list[_Sample], list[Image.Image]]:
-        first = step * _SCENES_A_STEP
-        alone = [make_scene(self.seed, first + index) for index in range(batch.scenes)]
-        starts = range(
-            first + batch.scenes, first + batch.scenes + batch.families * _FAMILY_SIZE, _FAMILY_SIZE
-        )
-        related = [scene for start in starts for scene in make_family(self.seed, start, _FAMILY_SIZE)]
-        samples = [self._ask_about_scene(scene, random) for scene in alone]
-        samples += [self._ask_about_relative(scene, random) for scene in related]
-        # Drawn as the scenes' files are, then resized as the image processor does it.
-        side = (self.image_size, self.image_size)
-        drawn = [draw_scene(scene).resize(side, Image.Resampling.BICUBIC) for scene in alone + related]
-        return samples, drawn
-
-    def _ask_about_scene(self, scene: Scene, random: Random) -> _Sample:
-        phrasings = [phrasing.caption for phrasing in phrase_scene(scene, random)]
-        target = phrasings[0] if random.random() < _FULL_CAPTIONS else random.choice(phrasings)
-        negatives = [random.choice(hard_negatives(scene, random)).caption]
-        asked = (self.builder.prompts.caption, random.choice(phrasings))
-        question, answer = asked if random.random() < 0.5 else random.choice(questions(scene))
-        return _Sample(target, negatives, question, answer, phrasings)
-
-    def _ask_about_relative(self, scene: Scene, random: Random) -> _Sample:
-        """Say everything: anything less may be as true of the rest of the family."""
-        target = unique_caption(scene) if random.random() < _FULL_CAPTIONS else retell_scene(scene, random)
-        full = unique_caption(scene)
-        return _Sample(target, [], self.builder.prompts.caption, full, [full])
-
-    def _view_photos(self, rows: list[int], samples: list[_Sample], generator: Generator) -> Tensor:
-        pictures = torch.from_numpy(self.photos.pixels[rows]).permute(0, 3, 1, 2).float() / 255
-        sided = torch.tensor(
-            [bool(_SIDED.search(s.target + " " + s.answer)) for s in samples], dtype=torch.bool
-        )
-        mirror = (torch.rand(len(rows), generator=generator) < 0.5) & ~sided
-        settings = self.augmentation
-        views = crop_randomly(pictures, self.image_size, settings.smallest_crop, mirror, generator)
-        views = jitter_colours(views, settings.colour_jitter, generator)
-        return erase_patches(views, settings.erased, generator)
-
-    def _view_scenes(self, drawn: list[Image.Image], generator: Generator) -> Tensor:
-        size = self.image_size
-        pixels = (
-            np.stack([np.asarray(picture) for picture in drawn])
-            if drawn
-            else np.empty((0, size, size, 3), np.uint8)
-        )
-        pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        return jitter_colours(pictures, _SCENE_COLOUR_JITTER, generator)
+    def _require_views(self) -> SquareViews:
+        if self.views is None:
+            raise DatasetError(
+                "Photos are held in_memory as squares, which need [augmentation]: set in_memory = false"
+            )
+        return self.views
 
 
-def mark_words(builder: InputBuilder, texts: Sequence[str]) -> Tensor:
-    """Which tokens of the vocabulary each text holds: bool (texts, vocabulary)."""
-    words = torch.zeros(len(texts), len(builder.tokenizer), dtype=torch.bool)
-    for row, text in enumerate(texts):
-        words[row, builder.tokenizer(text, add_special_tokens=False)["input_ids"]] = True
-    return words
+def _space_ids(sources: Sources) -> dict[str, int]:
+    """The first id of each source; all that is drawn is counted in one."""
+    spaces: dict[object, int] = {}
+    keys = {
+        name: DrawnSource if isinstance(source, DrawnSource) else name for name, source in sources.items()
+    }
+    return {name: spaces.setdefault(key, len(spaces) * _ID_SPACE) for name, key in keys.items()}
 
 
-def _pack_by_length(rows: list[Row], length: Callable[[Row], int]) -> list[list[Row]]:
-    """Rows in order of length, in parts of about `_PART_ROWS`: padding to the longest costs little."""
-    ordered = sorted(rows, key=length)
-    return [ordered[start : start + _PART_ROWS] for start in range(0, len(ordered), _PART_ROWS)]
+def _is_sided(sample: Sample) -> bool:
+    """Whether a mirrored picture would make what is said of it false."""
+    said = [sample.target, *(text for turn in sample.turns for text in turn)]
+    return any(_SIDED.search(text) for text in said)

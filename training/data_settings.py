@@ -1,32 +1,122 @@
-"""What a run reads, as its settings file says it."""
+"""What a run reads, as its settings file says it: sources by name, and how many rows of each a batch holds.
+
+    [sources.photos]
+    kind = "karpathy"
+    ...
+    [[batches]]
+    steps = 1000
+    counts = { photos = 96, scenes = 32 }
+
+Paths start at the data folder that the command is given. Of every source, `contrastive` says whether its rows
+take part in the contrastive loss and `answer` whether pass 2 learns to say what it holds: that short captions
+are for the one and long ones for the other is a rule of the data, and stands here.
+"""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """Where the data lie. Relative paths start at the current folder."""
+class KarpathySettings:
+    """Photos and captions in Karpathy's JSON (Flickr8k, Flickr30k, COCO); `images` is the photos' folder.
 
+    in_memory: decode all photos once, at the start, for a set of small ones that is read many times.
+    """
+
+    kind: Literal["karpathy"]
     annotations: str
     images: str
     splits: tuple[str, ...]
-    validation_split: str
-    caption_groups: str
+    contrastive: bool
+    answer: bool
+    in_memory: bool = False
+
+
+@dataclass(frozen=True)
+class ConversationSettings:
+    """Instructions in the form of llava_v1_5_mix665k.json, or one such record a line in a .jsonl."""
+
+    kind: Literal["conversations"]
+    annotations: str
+    images: str
+    contrastive: bool
+    answer: bool
+
+
+@dataclass(frozen=True)
+class CaptionTableSettings:
+    """A row for each picture, in a .parquet or a .jsonl: its file below `images`, and columns of captions.
+
+    A caption column holds one text or a list of texts.
+    """
+
+    kind: Literal["captions"]
+    table: str
+    images: str
+    image_column: str
+    caption_columns: tuple[str, ...]
+    contrastive: bool
+    answer: bool
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """WebDataset shards, as img2dataset writes them; the last part of `shards` may hold `*`."""
+
+    kind: Literal["webdataset"]
+    shards: str
+    contrastive: bool
+    answer: bool
+
+
+@dataclass(frozen=True)
+class CaptionGroupSettings:
+    """Lines of {"captions": [...]} about one picture each, not at hand: its captions match each other."""
+
+    kind: Literal["caption_groups"]
+    captions: str
+    contrastive: bool
+    answer: bool
+
+
+@dataclass(frozen=True)
+class DrawnSettings:
+    """Scenes drawn for one step, or families of four that differ in one thing (`training.families`)."""
+
+    kind: Literal["scenes", "families"]
+    contrastive: bool
+    answer: bool
+
+
+SourceSettings = (
+    KarpathySettings
+    | ConversationSettings
+    | CaptionTableSettings
+    | ShardSettings
+    | CaptionGroupSettings
+    | DrawnSettings
+)
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Held-out photos in Karpathy's JSON."""
+
+    annotations: str
+    images: str
+    split: str
 
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """For so many steps: how many of each kind a batch holds; see `training.families` for families.
+    """For so many steps: how many rows of each source, by name, the global batch holds.
 
     tower_only: train nothing but the way from pixels to image features, by the words of the captions.
     """
 
     steps: int
-    tower_only: bool
-    photos: int
-    scenes: int
-    families: int
-    caption_pairs: int
+    counts: dict[str, int]
+    tower_only: bool = False
 
 
 @dataclass(frozen=True)

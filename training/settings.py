@@ -9,7 +9,8 @@ from encoders.fwd2bot.model import AdapterSettings
 from encoders.fwd2bot.prompts import Prompts
 from training.data_settings import AugmentationSettings as AugmentationSettings
 from training.data_settings import BatchSettings as BatchSettings
-from training.data_settings import DataSettings as DataSettings
+from training.data_settings import SourceSettings as SourceSettings
+from training.data_settings import ValidationSettings as ValidationSettings
 from training.typed_toml import read_toml
 
 
@@ -62,6 +63,8 @@ class TrainingSettings:
     `training.grad_cache`), the time is a forward more.
     gradient_checkpointing: keep one activation a layer, and compute the others again in the backward.
     compiled: have torch.compile fuse each layer of the LLM, which asks for a C++ compiler.
+    augmentation: None leaves pictures to the LVLM's own processor.
+    augmentation: None leaves pictures to the LVLM's own processor.
     """
 
     seed: int
@@ -76,13 +79,14 @@ class TrainingSettings:
     validate_every: int
     checkpoint_seconds: float
     compiled: bool
-    data: DataSettings
+    sources: dict[str, SourceSettings]
+    validation: ValidationSettings
     lvlm: LvlmSettings | BaseSettings
     prompts: Prompts
     adapters: AdapterSettings
-    augmentation: AugmentationSettings
     optimizer: OptimizerSettings
     batches: tuple[BatchSettings, ...]
+    augmentation: AugmentationSettings | None = None
 
     @property
     def total_steps(self) -> int:

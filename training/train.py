@@ -22,22 +22,23 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
-from benchmarks.datasets import read_caption_groups, read_karpathy
+from benchmarks.datasets import read_karpathy
 from benchmarks.scenes import describe_scene, make_scene, questions, unique_caption
 from encoders.base import Fwd2BotError, TrainingDiverged
 from encoders.fwd2bot.checkpoint import Checkpoint, save_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Fwd2Bot, pool
 from encoders.load import choose_device
-from training.data import Step, StepDataset, load_photos, mark_words
+from training.data import Step, StepDataset
 from training.losses import ContrastiveLoss, WordLoss
 from training.lvlm import make_lvlm, make_processor, train_tokenizer
+from training.packing import mark_words
 from training.settings import OptimizerSettings, TrainingSettings, read_settings, write_settings
+from training.sources.open import open_sources, read_all_captions
 from training.validate import Validation
 
 _LOG_SECONDS = 10
 _STATE_FILE = "state.pt"
-_PHOTO_SIDE = 144
 _TOKENIZER_SCENES = 3000
 _COUNTED_CAPTIONS = 10_000
 
@@ -75,7 +76,7 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         batch = batch.to(self.model.device)
-        losses = self._tower_losses(batch) if not batch.targets else self._joint_losses(batch)
+        losses = self._tower_losses(batch) if batch.tower_only else self._joint_losses(batch)
         loss = torch.stack(
             [getattr(settings, f"{name}_weight") * value for name, value in losses.items()]
         ).sum()
@@ -161,11 +162,8 @@ def schedule_rate(settings: OptimizerSettings, step: int, total: int) -> float:
 def train(settings: TrainingSettings, data: Path, run: Path) -> None:
     """Run, or go on with, the training that `settings` describe, in the folder `run`."""
     run.mkdir(parents=True, exist_ok=True)
-    images = read_karpathy(
-        data / settings.data.annotations, data / settings.data.images, set(settings.data.splits)
-    )
-    groups = read_caption_groups(data / settings.data.caption_groups)
-    captions = [caption for group in [*groups, *(image.captions for image in images)] for caption in group]
+    sources = open_sources(settings.sources, data)
+    captions = list(read_all_captions(sources))
     processor = make_processor(
         train_tokenizer(_tokenizer_texts(captions, settings), settings.lvlm.vocabulary), settings.lvlm
     )
@@ -174,16 +172,11 @@ def train(settings: TrainingSettings, data: Path, run: Path) -> None:
     if (run / _STATE_FILE).exists():
         trainer.load_state(run / _STATE_FILE)
     held_out = read_karpathy(
-        data / settings.data.annotations, data / settings.data.images, {settings.data.validation_split}
+        data / settings.validation.annotations,
+        data / settings.validation.images,
+        {settings.validation.split},
     )
-    dataset = StepDataset(
-        load_photos(images, _PHOTO_SIDE),
-        groups,
-        builder,
-        settings.batches,
-        settings.augmentation,
-        settings.seed,
-    )
+    dataset = StepDataset(sources, builder, settings.batches, settings.augmentation, settings.seed)
     _run_steps(trainer, dataset, Validation(held_out, builder), run)
     save_checkpoint(run / "model", Checkpoint(trainer.model, processor, settings.prompts))
     _tell(f"the model is in {run / 'model'}")

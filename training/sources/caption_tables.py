@@ -1,0 +1,104 @@
+"""Captions in a table, Parquet or JSON lines: a row for each picture, which lies in a folder.
+
+Of a Parquet table the columns that are needed are held as Arrow, outside Python's objects: about the bytes of
+the texts. Of JSON lines an index is held.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from benchmarks.datasets import join_below
+from encoders.base import DatasetError
+from training.data_settings import CaptionTableSettings
+from training.sources.base import Sample, draw_captions
+from training.sources.pictures import open_picture
+from training.sources.records import RecordFile
+
+
+class CaptionTableSource:
+    """One row of the table is one row. See Source."""
+
+    pictured = True
+
+    def __init__(self, settings: CaptionTableSettings, folder: Path) -> None:
+        self.settings = settings
+        self._images = folder / settings.images
+        self._table = _open_table(folder / settings.table, settings)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def read_captions(self, row: int) -> Sequence[str]:
+        """See Source."""
+        record = self._table.read(row)
+        captions = [
+            caption for name in self.settings.caption_columns for caption in _list_texts(record, name)
+        ]
+        if not captions:
+            raise DatasetError("it has no caption with words in it")
+        return captions
+
+    def draw_sample(self, row: int, random: Random) -> Sample:
+        """See Source."""
+        return draw_captions(self.read_captions(row), random)
+
+    def load_picture(self, row: int, side: int) -> Image.Image:
+        """See Source."""
+        name = self._table.read(row).get(self.settings.image_column)
+        if not isinstance(name, str):
+            raise DatasetError(f'its "{self.settings.image_column}" should be a path and is {name!r:.100}')
+        return open_picture(join_below(self._images, [name], "its row"), side)
+
+    def describe_row(self, row: int) -> str:
+        """See Source."""
+        return f"row {row} of {self.settings.table}"
+
+
+class _Table(Protocol):
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> Mapping[str, Any]: ...
+
+
+class _ParquetTable:
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        try:
+            missing = set(columns) - set(pq.read_schema(path).names)
+            if missing:
+                raise DatasetError(f"{path} has no column {', '.join(sorted(missing))}")
+            self._table = pq.read_table(path, columns=columns)
+        except FileNotFoundError:
+            raise DatasetError(f"There is no caption table {path}.") from None
+        except (OSError, pa.ArrowException) as error:
+            raise DatasetError(f"{path} cannot be read as a Parquet table: {error}") from error
+        if not len(self):
+            raise DatasetError(f"{path} holds no rows")
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def read(self, row: int) -> Mapping[str, Any]:
+        return {name: self._table.column(name)[row].as_py() for name in self._table.column_names}
+
+
+def _open_table(path: Path, settings: CaptionTableSettings) -> _Table:
+    if path.suffix == ".parquet":
+        return _ParquetTable(path, [settings.image_column, *settings.caption_columns])
+    if path.suffix == ".jsonl":
+        return RecordFile(path)
+    raise DatasetError(f"{path} is no caption table: a .parquet or a .jsonl is expected")
+
+
+def _list_texts(record: Mapping[str, Any], name: str) -> list[str]:
+    """The texts of a column that have words in them; there may be none."""
+    value = record.get(name)
+    texts = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise DatasetError(f'its "{name}" should be text and is {value!r:.100}')
+    return [text.strip() for text in texts if text.strip()]

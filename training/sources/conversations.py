@@ -1,0 +1,89 @@
+"""Instructions in LLaVA's JSON: {id, image?, conversations: [{from: human | gpt, value}, ...]}.
+
+Every turn of a conversation is a question of its own, answered from the same summary tokens: what came before
+it is not repeated. Where there is no image, pass 1 reads the first question.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.datasets import join_below
+from encoders.base import DatasetError
+from encoders.fwd2bot.prompts import IMAGE_PLACEHOLDER
+from training.data_settings import ConversationSettings
+from training.sources.base import Sample, Turn
+from training.sources.pictures import open_picture
+from training.sources.records import RecordFile
+
+
+class ConversationSource:
+    """One row a conversation; records and pictures are read when they are asked for. See Source."""
+
+    pictured = False  # some rows are texts alone
+
+    def __init__(self, settings: ConversationSettings, folder: Path) -> None:
+        self.settings = settings
+        self._images = folder / settings.images
+        self._records = RecordFile(folder / settings.annotations)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read_captions(self, row: int) -> Sequence[str]:
+        """See Source."""
+        turns = read_turns(self._records.read(row))
+        return [text for turn in turns for text in turn if text]
+
+    def draw_sample(self, row: int, random: Random) -> Sample:
+        """See Source; nothing is left to chance."""
+        record = self._records.read(row)
+        turns = read_turns(record)
+        text = "" if "image" in record else turns[0].question
+        if not text and "image" not in record:
+            raise DatasetError("its conversation has neither an image nor a first question")
+        return Sample([turn.answer for turn in turns], turns[0].answer, turns, text=text)
+
+    def load_picture(self, row: int, side: int) -> Image.Image:
+        """See Source."""
+        name = self._records.read(row).get("image")
+        if not isinstance(name, str):
+            raise DatasetError(f'its "image" should be one path and is {name!r:.100}')
+        return open_picture(join_below(self._images, [name], "its record"), side)
+
+    def describe_row(self, row: int) -> str:
+        """See Source."""
+        try:
+            return f"record {row} (id {self._records.read(row).get('id')!r:.100})"
+        except DatasetError:
+            return f"record {row}"
+
+
+def read_turns(record: dict[str, Any]) -> list[Turn]:
+    """Questions and answers in turn; raises DatasetError where it is no conversation of this form."""
+    messages = record.get("conversations")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise DatasetError('it has no list of "conversations"')
+    if messages and messages[0].get("from") == "gpt":
+        messages = messages[1:]  # an answer to nobody
+    speakers = [message.get("from") for message in messages]
+    if not messages or speakers != ["human", "gpt"] * (len(messages) // 2):
+        raise DatasetError(f"in its conversation human and gpt do not speak in turn: {speakers!r:.100}")
+    said = [_read_value(message) for message in messages]
+    return [Turn(question, answer) for question, answer in zip(said[::2], said[1::2], strict=True)]
+
+
+def _read_value(message: dict[str, Any]) -> str:
+    value = message.get("value")
+    if not isinstance(value, str):
+        raise DatasetError(f'the "value" of a turn should be text and is {type(value).__name__}')
+    if message["from"] == "gpt":
+        if not value.strip():
+            raise DatasetError("an answer in its conversation is empty")
+        return value.strip()
+    if value.count(IMAGE_PLACEHOLDER) > 1:
+        raise DatasetError(f"it shows several images in one turn, and there is place for one: {value!r:.100}")
+    return value.replace(IMAGE_PLACEHOLDER, "").strip()

@@ -1,0 +1,53 @@
+"""Scenes that are drawn for a step and never again, with what is said of them."""
+
+from random import Random
+
+from benchmarks.scenes import (
+    Scene,
+    hard_negatives,
+    make_scene,
+    phrase_scene,
+    questions,
+    retell_scene,
+    unique_caption,
+)
+from training.data_settings import DrawnSettings
+from training.families import make_family
+from training.sources.base import Sample, Turn
+
+FAMILY_SIZE = 4
+_FULL_CAPTIONS = 0.6  # the share of scenes matched by the caption that says everything
+
+
+class DrawnSource:
+    """No rows to deal out: scene `index` of the series `seed` is made when it is asked for."""
+
+    def __init__(self, settings: DrawnSettings) -> None:
+        self.settings = settings
+
+    def draw_samples(
+        self, seed: int, first: int, count: int, random: Random
+    ) -> tuple[list[Scene], list[Sample]]:
+        """Make `count` scenes, from index `first` on."""
+        if self.settings.kind == "scenes":
+            scenes = [make_scene(seed, index) for index in range(first, first + count)]
+            return scenes, [_ask_about_scene(scene, random) for scene in scenes]
+        starts = range(first, first + count, FAMILY_SIZE)
+        scenes = [scene for start in starts for scene in make_family(seed, start, FAMILY_SIZE)]
+        return scenes, [_ask_about_relative(scene, random) for scene in scenes]
+
+
+def _ask_about_scene(scene: Scene, random: Random) -> Sample:
+    phrasings = [phrasing.caption for phrasing in phrase_scene(scene, random)]
+    target = phrasings[0] if random.random() < _FULL_CAPTIONS else random.choice(phrasings)
+    negatives = [random.choice(hard_negatives(scene, random)).caption]
+    caption = Turn("", random.choice(phrasings))
+    turn = caption if random.random() < 0.5 else Turn(*random.choice(questions(scene)))
+    return Sample(phrasings, target, [turn], negatives)
+
+
+def _ask_about_relative(scene: Scene, random: Random) -> Sample:
+    """Say everything: anything less may be as true of the rest of the family."""
+    full = unique_caption(scene)
+    target = full if random.random() < _FULL_CAPTIONS else retell_scene(scene, random)
+    return Sample([full], target, [Turn("", full)])

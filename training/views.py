@@ -1,0 +1,64 @@
+"""Pictures to what a vision tower of one square size reads: random views, made of whole batches."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchEncoding
+
+from encoders.base import DatasetError
+from encoders.fwd2bot.inputs import InputBuilder
+from training.augment import Chance, crop_randomly, erase_patches, jitter_colours
+from training.data_settings import AugmentationSettings
+from training.sources.pictures import square_picture
+
+_SCENE_COLOUR_JITTER = 0.08  # colours are named, so they may not change much
+
+
+class SquareViews:
+    """The fast path of a model trained from nothing; any other reads pictures by its own processor."""
+
+    def __init__(self, builder: InputBuilder, settings: AugmentationSettings) -> None:
+        self.builder, self.settings = builder, settings
+        processor = builder.processor.image_processor
+        size = processor.size
+        self.size: int = size.get("height", 0)
+        if not self.size or size != {"height": self.size, "width": self.size}:
+            raise DatasetError(
+                f"Views by [augmentation] need a model that reads one square size, and this one's is {size}: "
+                "leave [augmentation] out"
+            )
+        self.side = self.size * 9 // 7  # of a photo before it is cropped
+        self.mean = torch.tensor(processor.image_mean).view(1, 3, 1, 1)
+        self.deviation = torch.tensor(processor.image_std).view(1, 3, 1, 1)
+
+    def show(
+        self,
+        photos: Sequence[Image.Image],
+        scenes: Sequence[Image.Image],
+        plain: Tensor,
+        photo_chance: Chance,
+        scene_chance: Chance,
+    ) -> BatchEncoding:
+        """Pass 1 over photos and drawn scenes, in this order. plain: bool (photos,), may it be mirrored?"""
+        seen = [self._view_photos(photos, plain, photo_chance), self._view_scenes(scenes, scene_chance)]
+        return self.builder.pixels((torch.cat(seen) - self.mean) / self.deviation)
+
+    def _view_photos(self, photos: Sequence[Image.Image], plain: Tensor, chance: Chance) -> Tensor:
+        pictures = _stack(photos, self.side)
+        mirror = (chance.draw() < 0.5) & plain
+        views = crop_randomly(pictures, self.size, self.settings.smallest_crop, mirror, chance)
+        views = jitter_colours(views, self.settings.colour_jitter, chance)
+        return erase_patches(views, self.settings.erased, chance)
+
+    def _view_scenes(self, scenes: Sequence[Image.Image], chance: Chance) -> Tensor:
+        # Drawn as the scenes' files are, then resized as the image processor does it.
+        return jitter_colours(_stack(scenes, self.size), _SCENE_COLOUR_JITTER, chance)
+
+
+def _stack(pictures: Sequence[Image.Image], side: int) -> Tensor:
+    """Squares: float32 (n, 3, side, side) in [0, 1]."""
+    squares = [torch.from_numpy(square_picture(picture, side).copy()) for picture in pictures]
+    stacked = torch.stack(squares) if squares else torch.empty((0, side, side, 3), dtype=torch.uint8)
+    return stacked.permute(0, 3, 1, 2).float() / 255
