@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +29,20 @@ class FolderSource:
         """See Source."""
         name = unescape_path(path)
         member = find_archive(self.root, name)
-        return open_member(*member) if member else (self.root / name).open("rb")
+        return open_member(*member) if member else _WholeFile(self.root / name)
+
+
+class _WholeFile(BufferedReader):
+    """A file that makes room for no more than it has: decoders ask for as many bytes as some header says."""
+
+    def __init__(self, path: Path) -> None:
+        file = FileIO(path)
+        super().__init__(file)
+        self._size = os.fstat(file.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read up to `size` bytes, all that is left by default."""
+        return super().read(-1 if size is None or size > self._size else size)
 
 
 class _FolderWalk:

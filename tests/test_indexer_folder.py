@@ -122,3 +122,11 @@ def test_a_time_that_no_column_can_hold_stops_nothing(tmp_path: Path) -> None:
 def test_a_url_of_a_file_is_its_folder(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     assert [file.path for file in open_source(f"file://{tmp_path}").find().files] == ["a.jpg"]
+
+
+def test_reading_more_than_there_is_takes_no_more_memory_than_there_is(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a header that promises a terabyte")
+    with open_source(tmp_path).open("a.jpg") as stream:
+        assert stream.read(2) == b"a " and stream.read(1 << 40) == b"header that promises a terabyte"
+        stream.seek(0)
+        assert len(stream.read()) == 33 and stream.read(1) == b""
