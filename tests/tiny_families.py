@@ -259,7 +259,7 @@ def _make_internvl(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedConfig
         image_token_id=_id(tokenizer, "<IMG_CONTEXT>"),
         image_seq_length=4,
     )
-    images = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, max_patches=4)
+    images = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, max_patches=6)
     processor = _make_processor(
         "internvl",
         "<IMG_CONTEXT>\n",

@@ -29,7 +29,8 @@ class ImagePreparer:
         self._lock = Lock()  # a tokenizer may not be asked to pad in two threads at once
         trials = [self._builder.images([Image.new("RGB", size)]) for size in _TRIALS]
         self._prompt = {name: value for name, value in trials[0].items() if name != _PIXELS}
-        self._alone = len({_describe(trial) for trial in trials}) == 1 and trials[0][_PIXELS].ndim == 4
+        one_picture = trials[0][_PIXELS].ndim == 4 and len(trials[0][_PIXELS]) == 1  # and not several tiles
+        self._alone = one_picture and len({_describe(trial) for trial in trials}) == 1
 
     def prepare(self, image: Image.Image) -> PreparedImage:
         """Float32 pixels (3, height, width), normalised, or the image as it is."""
