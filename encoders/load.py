@@ -9,11 +9,13 @@ from pathlib import Path
 
 from encoders.base import DEFAULT_ENCODER, Encoder, EncoderNotFound
 
-_OPENCLIP = "openclip:"
+_LVLM, _OPENCLIP = "lvlm:", "openclip:"
 
 
 def load_encoder(name: str, device: str = "auto") -> Encoder:
-    """Load "tiny" (embedded), a folder or hub name of a Fwd2Bot checkpoint, or "openclip:ARCH/PRETRAINED".
+    """Load "tiny" (embedded), a Fwd2Bot checkpoint, "lvlm:NAME" or "openclip:ARCH/PRETRAINED".
+
+    A checkpoint is a folder or a hub name; NAME is one of any LVLM that transformers knows (see `families`).
 
     device: "cpu", "cuda", one GPU such as "cuda:1", or "auto" (a GPU where there is one). Raises
     EncoderNotFound, EncoderDamaged and MissingDependency.
@@ -24,6 +26,11 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
             from encoders.openclip import OpenClipEncoder
 
             return OpenClipEncoder.load(name, name.removeprefix(_OPENCLIP), place)
+        if name.startswith(_LVLM):
+            _quieten_transformers()
+            from encoders.lvlm import LvlmEncoder
+
+            return LvlmEncoder.load(name, name.removeprefix(_LVLM), place)
         folder = find_checkpoint(name)
         _quieten_transformers()
         from encoders.fwd2bot.encoder import Fwd2BotEncoder
@@ -72,7 +79,7 @@ def _check_checkpoint(name: str, folder: Path) -> Path:
     if not (folder / "fwd2bot.json").is_file():
         raise EncoderNotFound(
             f"{name!r} is no model: give {DEFAULT_ENCODER!r}, a folder or hub name that holds fwd2bot.json, "
-            f"or {_OPENCLIP}ARCH/PRETRAINED"
+            f"{_LVLM}NAME or {_OPENCLIP}ARCH/PRETRAINED"
         )
     return folder
 
