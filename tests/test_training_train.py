@@ -15,7 +15,8 @@ from encoders.fwd2bot.model import AdapterSettings
 from tests.tiny_models import LVLM
 from training.data import Step
 from training.settings import BatchSettings, TrainingSettings, read_settings
-from training.train import Trainer, main, train
+from training.train import main, train
+from training.trainer import Trainer
 
 CONFIG = Path(__file__).parent.parent / "training" / "configs" / "tiny.toml"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}

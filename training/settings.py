@@ -63,7 +63,7 @@ class TrainingSettings:
     `training.grad_cache`), the time is a forward more.
     gradient_checkpointing: keep one activation a layer, and compute the others again in the backward.
     compiled: have torch.compile fuse each layer of the LLM, which asks for a C++ compiler.
-    augmentation: None leaves pictures to the LVLM's own processor.
+    workers: processes that make steps ready.
     augmentation: None leaves pictures to the LVLM's own processor.
     """
 
@@ -79,6 +79,7 @@ class TrainingSettings:
     validate_every: int
     checkpoint_seconds: float
     compiled: bool
+    workers: int
     sources: dict[str, SourceSettings]
     validation: ValidationSettings
     lvlm: LvlmSettings | BaseSettings

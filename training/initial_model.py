@@ -1,0 +1,89 @@
+"""The model that a run starts with: a small one from nothing, or adapters on a pretrained one."""
+
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from benchmarks.scenes import describe_scene, make_scene, questions, unique_caption
+from encoders.base import DatasetError
+from encoders.fwd2bot.adapters import NONE
+from encoders.fwd2bot.inputs import InputBuilder
+from encoders.fwd2bot.model import Fwd2Bot
+from encoders.fwd2bot.pretrained import load_lvlm
+from training.losses import WordLoss
+from training.lvlm import make_lvlm, make_processor, train_tokenizer
+from training.packing import mark_words
+from training.settings import BaseSettings, LvlmSettings, TrainingSettings
+from training.sources.open import Sources, read_all_captions
+
+_TOKENIZER_SCENES = 3000
+_COUNTED_CAPTIONS = 10_000
+
+
+class InitialModel(NamedTuple):
+    """A model, what writes its inputs, and the loss on the words of captions where one is asked for."""
+
+    model: Fwd2Bot
+    builder: InputBuilder
+    words: WordLoss | None
+
+    @property
+    def processor(self) -> ProcessorMixin:
+        """The LVLM's processor."""
+        return self.builder.processor
+
+
+def make_initial_model(settings: TrainingSettings, sources: Sources, device: torch.device) -> InitialModel:
+    """Build the model of step 0; the same settings and sources give the same weights."""
+    if isinstance(settings.lvlm, BaseSettings):
+        return _adapt_pretrained(settings, settings.lvlm, device)
+    return _start_from_nothing(settings, settings.lvlm, list(read_all_captions(sources)))
+
+
+def _start_from_nothing(settings: TrainingSettings, shape: LvlmSettings, captions: list[str]) -> InitialModel:
+    texts = _tokenizer_texts(captions, settings)
+    processor = make_processor(train_tokenizer(texts, shape.vocabulary), shape)
+    builder = InputBuilder(processor, settings.prompts, settings.summary_tokens)
+    frequencies = _count_words(builder, captions, settings.seed)
+    torch.manual_seed(settings.seed)
+    lvlm = make_lvlm(builder.tokenizer, shape)
+    model = Fwd2Bot(lvlm, settings.summary_tokens, settings.adapters)
+    model.requires_grad_(True)  # nothing is pretrained, so nothing is frozen
+    lvlm.model.vision_tower.to(memory_format=torch.channels_last)
+    return InitialModel(model, builder, WordLoss(shape.width, frequencies))
+
+
+def _adapt_pretrained(settings: TrainingSettings, base: BaseSettings, device: torch.device) -> InitialModel:
+    """Frozen weights are held in bfloat16 on a GPU; what is trained, in float32."""
+    if settings.word_weight or any(batch.tower_only for batch in settings.batches):
+        raise DatasetError(
+            f"{base.base} sees already: set word_weight = 0, and leave out batches with tower_only"
+        )
+    frozen = device.type == "cuda" and settings.adapters.mode != NONE
+    dtype = torch.bfloat16 if frozen else torch.float32
+    lvlm, processor = load_lvlm(base.base, str(device), dtype, base.quantize)
+    torch.manual_seed(settings.seed)
+    model = Fwd2Bot(lvlm, settings.summary_tokens, settings.adapters)
+    return InitialModel(model, InputBuilder(processor, settings.prompts, settings.summary_tokens), None)
+
+
+def _tokenizer_texts(captions: Sequence[str], settings: TrainingSettings) -> Iterator[str]:
+    """Captions, with the prompts and the scenes' own words often enough to become tokens of their own."""
+    yield from captions
+    prompts = settings.prompts
+    for index in range(_TOKENIZER_SCENES):
+        scene = make_scene(settings.seed, index)
+        yield from describe_scene(scene, Random(index))
+        yield from (f"{question} {answer}" for question, answer in questions(scene))
+        yield from (prompts.image, prompts.text, prompts.caption)
+
+
+def _count_words(builder: InputBuilder, captions: Sequence[str], seed: int) -> Tensor:
+    """The share of texts that hold each word, over captions and drawn scenes."""
+    scenes = [unique_caption(make_scene(seed, index)) for index in range(_TOKENIZER_SCENES)]
+    texts = [*captions[-_COUNTED_CAPTIONS:], *scenes]
+    return mark_words(builder, texts).float().mean(dim=0)

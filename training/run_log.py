@@ -1,0 +1,110 @@
+"""How a run goes on: a JSON line for each step, a line on stderr every few seconds, and TensorBoard."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Protocol
+
+from training.trainer import StepReport
+
+LOG_FILE = "log.jsonl"
+_SECONDS = 10
+
+
+class Scalars(Protocol):
+    """The part of TensorBoard's writer that is used."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Plot one value."""
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+
+
+class RunLog:
+    """The log of one run, of which a resumed run drops what came after its state."""
+
+    def __init__(self, run: Path, step: int, total: int) -> None:
+        """step: the last one that counts. total: of the whole run."""
+        self.path, self.total = run / LOG_FILE, total
+        _drop_lines_after(self.path, step)
+        self.scalars = _open_tensorboard(run, step)
+        self._start()
+
+    def add(self, step: int, report: StepReport) -> None:
+        """Write one step; shows the mean of some seconds of steps."""
+        values = {**report.losses, "temperature": report.temperature, "rate": report.rate}
+        self._write(step, {**values, "images": report.images, "tokens": report.tokens})
+        self._reports.append(report)
+        seconds = time.monotonic() - self._since
+        if seconds >= _SECONDS or step == self.total:
+            self._show(step, seconds)
+            self._start()
+
+    def note(self, step: int, measures: dict[str, float]) -> None:
+        """Write what a validation found."""
+        self._write(step, measures)
+        tell(_phrase({"step": step, **measures}))
+        self._start()  # its time is not that of steps
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.scalars:
+            for name, value in values.items():
+                self.scalars.add_scalar(name, value, step)
+
+    def _show(self, step: int, seconds: float) -> None:
+        steps = len(self._reports)
+        names = dict.fromkeys(name for report in self._reports for name in report.losses)
+        means = {name: _mean([r.losses[name] for r in self._reports if name in r.losses]) for name in names}
+        speed = {
+            "temperature": self._reports[-1].temperature,
+            "rate": self._reports[-1].rate,
+            "images/s": sum(report.images for report in self._reports) / seconds,
+            "tokens/s": sum(report.tokens for report in self._reports) / seconds,
+            "minutes left": (self.total - step) * seconds / steps / 60,
+        }
+        tell(_phrase({"step": step, **means, **speed}))
+        if self.scalars:
+            self.scalars.add_scalar("images/s", speed["images/s"], step)
+            self.scalars.add_scalar("tokens/s", speed["tokens/s"], step)
+            self.scalars.flush()
+
+    def _start(self) -> None:
+        self._reports: list[StepReport] = []
+        self._since = time.monotonic()
+
+
+def tell(line: str) -> None:
+    """One line on stderr, now."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _phrase(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.5g}" for name, value in values.items())
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """A killed run may have logged steps that its state does not know, and half a line."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _open_tensorboard(run: Path, step: int) -> Scalars | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # an extra: [train]
+        return None
+    writer: Scalars = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+    return writer

@@ -1,0 +1,132 @@
+"""What a run leaves on disk: the state it goes on from, and the model in checkpoints of its own.
+
+    RUN/state.pt    step, trained weights, optimizer, settings: all that a resumed run needs
+    RUN/model/      the newest model, a checkpoint for `fwd2bot index --model RUN/model`
+    RUN/best/       the one that found most in a validation
+
+Each replaces the one before it in one move, once it is whole.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from encoders.base import DatasetError, Fwd2BotError
+from encoders.fwd2bot.checkpoint import OWN_BASE, Checkpoint, save_checkpoint
+from training.settings import BaseSettings, TrainingSettings, write_settings
+from training.trainer import Trainer
+
+STATE_FILE = "state.pt"
+
+
+def save_state(trainer: Trainer, path: Path) -> None:
+    """Write all that a resumed run needs; a kill or a full disk in the middle leaves the state before.
+
+    Nothing random is in it: what is drawn depends on seed, step and rank alone.
+    """
+    state = {
+        "step": trainer.step,
+        "best": trainer.best,
+        "model": _find_trained(trainer),
+        "contrastive": trainer.contrastive.state_dict(),
+        "words": trainer.words.state_dict() if trainer.words else None,
+        "optimizer": trainer.optimizer.state_dict(),
+        "settings": write_settings(trainer.settings),
+    }
+    temporary = path.with_suffix(".tmp")
+    with _keep_whole(path, temporary), temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_state(trainer: Trainer, path: Path) -> list[str]:
+    """Go on from a written state; returns the names of settings that changed since.
+
+    Raises DatasetError where the state is of another model.
+    """
+    state = _read_state(path, trainer.ranks.device)
+    now = write_settings(trainer.settings)
+    changed = [name for name, value in now.items() if state["settings"].get(name) != value]
+    try:
+        _load_trained(trainer, state["model"])
+        trainer.contrastive.load_state_dict(state["contrastive"])
+        if trainer.words:
+            trainer.words.load_state_dict(state["words"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{path} is the state of another model (these settings differ: {', '.join(changed)}): "
+            "choose another --run, or the settings it was made with"
+        ) from error
+    trainer.step, trainer.best = state["step"], state.get("best", 0.0)
+    return changed
+
+
+def save_model(folder: Path, checkpoint: Checkpoint, settings: TrainingSettings) -> None:
+    """Write a checkpoint in the place of the one before; a pretrained base by its name."""
+    base = _name_base(settings.lvlm.base) if isinstance(settings.lvlm, BaseSettings) else OWN_BASE
+    temporary, before = (folder.with_name(f"{folder.name}.{word}") for word in ("new", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
+    with _keep_whole(folder, temporary):
+        save_checkpoint(temporary, checkpoint, base)
+    if folder.exists():
+        folder.rename(before)
+    temporary.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+    except (EOFError, OSError, RuntimeError, UnpicklingError) as error:
+        raise DatasetError(f"{path} is no state of a run: remove it to start anew") from error
+    return state
+
+
+def _find_trained(trainer: Trainer) -> dict[str, Tensor]:
+    """What training changes: trained weights, each once, and running statistics."""
+    model = trainer.model
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    changing = trained | {name for name, _ in model.named_buffers()}
+    return {name: value for name, value in model.state_dict().items() if name in changing}
+
+
+def _load_trained(trainer: Trainer, values: dict[str, Tensor]) -> None:
+    """Older states hold shared weights under all their names: here each is read under its first."""
+    wanted = _find_trained(trainer)
+    trainer.model.load_state_dict({name: values[name] for name in wanted}, strict=False)
+
+
+@contextmanager
+def _keep_whole(path: Path, temporary: Path) -> Iterator[None]:
+    """Turn a failed write into one sentence, and remove what was written."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        _remove(temporary)
+        reason = str(error).splitlines()[0]
+        raise Fwd2BotError(
+            f"{path} could not be written ({reason}): make room and start again; what was there is whole"
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _name_base(base: str) -> str:
+    return str(Path(base).resolve()) if Path(base).is_dir() else base

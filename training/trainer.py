@@ -1,0 +1,189 @@
+"""The step that moves a model: all its losses over the batch of all ranks, and one update."""
+
+from random import Random
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from encoders.base import DatasetError, TrainingDiverged
+from encoders.fwd2bot.model import Fwd2Bot, JointOutput
+from training.data import Step
+from training.distributed import Ranks
+from training.grad_cache import Chunk, Embeddings, accumulate_gradients, split_step
+from training.losses import ContrastiveLoss, SigmoidLoss, WordLoss
+from training.settings import OptimizerSettings, TrainingSettings
+
+_LOSSES = {"infonce": ContrastiveLoss, "sigmoid": SigmoidLoss}
+
+
+class StepReport(NamedTuple):
+    """What a step did: its losses, by name; how many images and LLM tokens it read, on all ranks."""
+
+    losses: dict[str, float]
+    temperature: float
+    rate: float
+    images: int
+    tokens: int
+
+
+class Trainer:
+    """Model, losses and optimizer of one run, and how far it got.
+
+    best: the highest recall@10 (per cent) that a validation has found.
+    """
+
+    def __init__(
+        self, settings: TrainingSettings, model: Fwd2Bot, words: WordLoss | None, ranks: Ranks
+    ) -> None:
+        """words: None where no loss asks for the words of captions."""
+        self.settings, self.ranks = settings, ranks
+        self.model = model.to(ranks.device)
+        self.contrastive = _LOSSES[settings.contrastive_loss]().to(ranks.device)
+        self.words = words.to(ranks.device) if words else None
+        self._require_exact_gradients()
+        if settings.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if settings.compiled:
+            model.compile_layers()
+        self.optimizer = torch.optim.AdamW(
+            self._group_parameters(), settings.optimizer.learning_rate, fused=True
+        )
+        self.step, self.best = 0, 0.0
+
+    def train_step(self, batch: Step) -> StepReport:
+        """Forward, backward and update; a loss that is not finite stops the run before it."""
+        rate = schedule_rate(self.settings.optimizer, self.step, self.settings.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._start_training()
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = batch.to(self.ranks.device)
+        losses = self._run_tower(batch) if batch.tower_only else self._run_both_passes(batch)
+        # The losses' own parameters have the gradient of the whole batch already, on every rank.
+        self.ranks.add_gradients(self.model.parameters())
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.gradient_norm)
+        self.optimizer.step()
+        self.step += 1
+        shown = {name: value.item() for name, value in losses.items()}
+        images, tokens = self.ranks.add(self._count(batch)).tolist()
+        return StepReport(shown, self.contrastive.temperature, rate, images, tokens)
+
+    def _run_both_passes(self, batch: Step) -> dict[str, Tensor]:
+        """Both losses of the paper and, where they have a weight, those of the tower's own."""
+        settings, losses = self.settings, dict[str, Tensor]()
+
+        def measure(rows: Embeddings) -> Tensor:
+            losses.update(self._compare(rows, batch))
+            return self._weigh(losses, batch)
+
+        matched = settings.contrastive_weight or settings.feature_weight
+        step = Chunk(
+            batch.sources,
+            batch.targets if matched else [],
+            batch.answers if settings.answer_weight else [],
+        )
+        image_token = self.model.lvlm.config.image_token_id
+        seed = Random(f"{settings.seed} {self.step} {self.ranks.rank}").getrandbits(60)
+        chunks = split_step(step, settings.chunk_size, image_token)
+        answer = accumulate_gradients(
+            self._forward, chunks, measure, settings.answer_weight, self.ranks, seed
+        )
+        if settings.answer_weight:
+            losses["answer"] = answer
+            self._weigh(losses, batch)
+        return losses
+
+    def _forward(self, chunk: Chunk) -> JointOutput:
+        with torch.autocast(self.ranks.device.type, torch.bfloat16):
+            output: JointOutput = self.model(*chunk)
+        return output
+
+    def _compare(self, rows: Embeddings, batch: Step) -> dict[str, Tensor]:
+        """The losses on embeddings, over the rows of all ranks."""
+        settings, gather = self.settings, self.ranks.gather
+        ids, paired, losses = batch.source_ids, batch.paired, dict[str, Tensor]()
+        targets, target_ids = gather(rows.targets), gather(batch.target_ids[: len(rows.targets)])
+        if settings.contrastive_weight and len(targets):
+            sources, source_ids = gather(rows.sources[paired]), gather(ids[paired])
+            losses["contrastive"] = self.contrastive(sources, targets, source_ids, target_ids)
+        images, shown = gather(rows.images), paired[: len(rows.images)]
+        if settings.feature_weight and len(targets) and len(images):
+            features = gather(normalize(rows.images[shown], dim=-1))
+            image_ids = gather(ids[: len(rows.images)][shown])
+            losses["feature"] = self.contrastive(features, targets, image_ids, target_ids)
+        if settings.word_weight and self.words and len(images):
+            losses["word"] = self.words(images, gather(batch.words))
+        return losses
+
+    def _run_tower(self, batch: Step) -> dict[str, Tensor]:
+        """The LLM is not run at all."""
+        assert self.words is not None  # made for every run with such a batch
+        (inputs,) = batch.sources
+        with torch.autocast(self.ranks.device.type, torch.bfloat16):
+            images = self.model.average_features(self.model.image_features(inputs), inputs)
+        losses = {"word": self.words(self.ranks.gather(images.float()), self.ranks.gather(batch.words))}
+        self._weigh(losses, batch).backward()
+        return losses
+
+    def _weigh(self, losses: dict[str, Tensor], batch: Step) -> Tensor:
+        """The weighted sum; raises TrainingDiverged where it is not finite."""
+        weighted = [getattr(self.settings, f"{name}_weight") * value for name, value in losses.items()]
+        loss = torch.stack(weighted or [torch.zeros(())]).sum()
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss is {loss.item()} at step {self.step}, where the source ids are "
+                f"{self.ranks.gather(batch.source_ids).tolist()}: look at these, or lower the learning rate"
+            )
+        return loss
+
+    def _count(self, batch: Step) -> Tensor:
+        """Images and LLM tokens of a step, summary tokens too."""
+        passes = [*batch.sources, *batch.targets, *(part.inputs for part in batch.answers)]
+        tokens = 0 if batch.tower_only else sum(int(inputs["attention_mask"].sum()) for inputs in passes)
+        summaries = 0 if batch.tower_only else len(batch.source_ids) + len(batch.target_ids)
+        images = sum(len(inputs["input_ids"]) for inputs in batch.sources if "pixel_values" in inputs)
+        read = tokens + summaries * self.model.summary_shape[0]
+        return torch.tensor([images, read], device=self.ranks.device)
+
+    def _start_training(self) -> None:
+        """Training mode, but for what has running statistics and is frozen."""
+        self.model.train()
+        for module in _find_batch_norms(self.model):
+            module.train(any(parameter.requires_grad for parameter in module.parameters()))
+
+    def _require_exact_gradients(self) -> None:
+        trained = any(
+            parameter.requires_grad
+            for module in _find_batch_norms(self.model)
+            for parameter in module.parameters()
+        )
+        if trained and (self.settings.chunk_size or self.ranks.count > 1):
+            raise DatasetError(
+                "A tower with batch normalisation is trained on whole batches in one process: set "
+                f"chunk_size = 0, which is {self.settings.chunk_size}, and start 1 process, not "
+                f"{self.ranks.count}"
+            )
+
+    def _group_parameters(self) -> list[dict[str, Any]]:
+        losses = [self.contrastive, *([self.words] if self.words else [])]
+        parameters = [each for module in [self.model, *losses] for each in module.parameters()]
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+        others = [parameter for parameter in trained if parameter.ndim < 2]
+        return [
+            {"params": matrices, "weight_decay": self.settings.optimizer.weight_decay},
+            {"params": others, "weight_decay": 0.0},  # norms, biases and the temperature
+        ]
+
+
+def schedule_rate(settings: OptimizerSettings, step: int, total: int) -> float:
+    """Warm up, stay, cool down: the learning rate at a step."""
+    rising = (step + 1) / max(settings.warmup_steps, 1)
+    falling = (total - step) / max(settings.cooldown_steps, 1)
+    return settings.learning_rate * min(1.0, rising, falling)
+
+
+def _find_batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
