@@ -31,6 +31,7 @@ class FaultyDisk:
         self.fatal = fatal
         self.mode = mode
         self.refused = 0
+        self.writes: set[int] = set()
 
     def fails(self) -> bool:
         """Count one operation; whether it is doomed."""
@@ -39,7 +40,9 @@ class FaultyDisk:
 
     def write(self, write: Callable[[Any], int], data: Any) -> int:
         """Write, or fail as the mode says."""
-        if not self.fails():
+        fails = self.fails()
+        self.writes.add(self.count)
+        if not fails:
             return write(data)
         if self.mode == "full":
             self.refused += 1

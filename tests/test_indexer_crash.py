@@ -37,7 +37,7 @@ def small_commits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    return draw_photos(tmp_path / "photos", 10)
+    return draw_photos(tmp_path / "photos", 7)
 
 
 def draw_photos(root: Path, count: int) -> Path:
@@ -73,7 +73,7 @@ def die_everywhere(
         act(prepare())
     assert disk.count >= 8  # a part, a manifest: each written, flushed, renamed, and its folder flushed
     for fatal in range(1, disk.count + 1):
-        for mode in ("kill", "half"):
+        for mode in ("kill", "half") if fatal in disk.writes else ("kill",):
             index = prepare()
             with install_disk(FaultyDisk(fatal, mode)), pytest.raises(Killed):
                 act(index)
@@ -94,7 +94,7 @@ def test_a_build_may_die_at_any_operation(photos: Path, tmp_path: Path) -> None:
         lost = encoder.embedded - known
         assert 0 <= lost <= 3 * BATCH  # the batch being written, and two on their way through the model
         encoder.embedded = 0
-        assert build_index(photos, index, encoder, SETTINGS).embedded == encoder.embedded == 10 - known
+        assert build_index(photos, index, encoder, SETTINGS).embedded == encoder.embedded == 7 - known
         check_whole(index, photos)
 
     die_everywhere(prepare, lambda index: build_index(photos, index, encoder, SETTINGS), check)
@@ -107,7 +107,7 @@ def worn(photos: Path, tmp_path: Path) -> Path:
     build_index(photos, index, FakeEncoder(), SETTINGS)
     paint(photos / "01.png", "red", size=(99, 9))
     (photos / "04.png").rename(photos / "moved.png")
-    (photos / "09.png").unlink()
+    (photos / "06.png").unlink()
     build_index(photos, index, FakeEncoder(), SETTINGS)
     return index
 
@@ -144,7 +144,7 @@ def test_a_merge_may_die_at_any_operation(photos: Path, tmp_path: Path) -> None:
 
     def check(index: Path) -> None:
         known = check_readable(index)
-        assert merge_index(index, part).added == 13 - known
+        assert merge_index(index, part).added == 10 - known
         check_whole(index, photos)
 
     die_everywhere(make_copies(main, tmp_path / "copy"), lambda index: merge_index(index, part), check)
@@ -185,7 +185,7 @@ def test_a_disk_that_fills_up_leaves_the_index_as_it_was(
                 assert "No space left" in str(error)
             else:
                 assert not full.refused
-        assert 9 <= check_readable(index) <= 10
+        assert 6 <= check_readable(index) <= 7
         assert not list(index.rglob("*.tmp"))
         acts[act](index)
         assert list(audit_index(index)) == []
