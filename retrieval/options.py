@@ -24,7 +24,10 @@ TokensOption = Annotated[
     Literal["int8", "float16", "none"] | None,
     typer.Option(help="How summary tokens are kept, for caption and ask; int8 for a new index."),
 ]
-DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model computes.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Where the model computes: auto, cpu, cuda (all GPUs) or cuda:N (one)."),
+]
 BatchOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Images the model reads at once; else what fits.")
 ]
