@@ -33,11 +33,13 @@ def read_newest_rows(index_dir: Path, manifest: Manifest, columns: Sequence[str]
 
 def _mark_last(values: pa.ChunkedArray) -> NDArray[np.bool_]:
     """True at the last place of each value."""
-    codes = pc.dictionary_encode(values.combine_chunks())
-    last = np.zeros(len(codes.dictionary), np.int64)
-    last[codes.indices.to_numpy()] = np.arange(len(values))  # of several places, numpy keeps the last
     marks = np.zeros(len(values), bool)
-    marks[last] = True
+    chunks = values.dictionary_encode().chunks  # which share one dictionary
+    if chunks:
+        last = np.zeros(len(chunks[0].dictionary), np.int64)
+        codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+        last[codes] = np.arange(len(codes))  # of several places, numpy keeps the last
+        marks[last] = True
     return marks
 
 
