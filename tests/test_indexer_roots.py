@@ -1,0 +1,96 @@
+"""Where images come from besides a folder, and where an index cannot go."""
+
+import errno
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from indexer.build import BuildReport, BuildSettings
+from indexer.build import build as build_index
+from indexer.manifest import locate_root, read_manifest
+from indexer.merge import merge_index
+from indexer.table import EmbeddingTable
+from retrieval.search import Searcher
+from tests.conftest import FakeEncoder, paint, run
+
+Install = Callable[[FakeEncoder], None]
+
+
+@pytest.fixture
+def bucket(gallery: Path) -> Iterator[str]:
+    """The gallery in the memory of fsspec."""
+    memory = fsspec.filesystem("memory")
+    for path in gallery.rglob("*.png"):
+        memory.pipe(f"/photos/{path.relative_to(gallery).as_posix()}", path.read_bytes())
+    yield "memory://photos"
+    memory.rm("/photos", recursive=True)
+
+
+def test_a_url_is_indexed_and_followed_by_its_digests(
+    bucket: str, tmp_path: Path, encoder: FakeEncoder, installed_encoder: Install
+) -> None:
+    installed_encoder(encoder)
+    index = tmp_path / "index"
+    assert build_index(bucket, index, encoder) == BuildReport(8, 0, 0, 0, 0)
+    assert build_index(f"{bucket}/", index, encoder) == BuildReport(0, 0, 8, 0, 0)
+    fsspec.filesystem("memory").mv("/photos/below", "/photos/moved", recursive=True)
+    assert build_index(bucket, index, encoder) == BuildReport(0, 4, 4, 4, 0)
+    assert locate_root(read_manifest(index), index) == bucket
+    assert Searcher.open(index).search("green")[0].path == "moved/green.png"
+    assert run("search", "--paths", "-k", "1", "--index", str(index), "green").stdout == (
+        "memory://photos/moved/green.png\n"
+    )
+    for name in ("green.png", "memory://photos/moved/green.png"):
+        assert run("caption", "--index", str(index), name).stdout == "something green\n"
+
+
+def test_a_url_below_a_url_can_be_merged(bucket: str, tmp_path: Path, encoder: FakeEncoder) -> None:
+    build_index(bucket, tmp_path / "all", encoder, BuildSettings(exclude=("below",)))
+    build_index(f"{bucket}/below", tmp_path / "below", encoder)
+    assert merge_index(tmp_path / "all", tmp_path / "below").added == 4
+    assert "below/green.png" in EmbeddingTable.open(tmp_path / "all").paths
+
+
+def test_links_that_leave_the_folder_are_followed_only_when_asked(here: Path, tmp_path: Path) -> None:
+    paint(tmp_path / "outside/far.png", "red", size=(9, 9))
+    (here / "link").symlink_to(tmp_path / "outside")
+    assert json.loads(run("index", ".", "--json").stdout)["embedded"] == 8
+    assert json.loads(run("index", ".", "--json", "--follow-links").stdout)["embedded"] == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB, where the tests may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_full_leaves_the_index_as_it_was(
+    gallery: Path, small_disk: Path, encoder: FakeEncoder
+) -> None:
+    index = small_disk / "index"
+    build_index(gallery, index, encoder)
+    before = EmbeddingTable.open(index).to_arrow()
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(1024))
+    for number in range(8):
+        paint(gallery / f"new{number}.png", "red", size=(9, 9 + number))
+    with pytest.raises(OSError, match="No space left") as failure:
+        build_index(gallery, index, encoder)
+    assert failure.value.errno == errno.ENOSPC
+    assert EmbeddingTable.open(index).to_arrow().equals(before)
+    ballast.unlink()
+    assert build_index(gallery, index, encoder) == BuildReport(8, 0, 8, 0, 0)
