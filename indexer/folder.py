@@ -120,9 +120,9 @@ class _FolderWalk:
             reason = f"the archive cannot be read to its end ({listing.damage})"
             self.found.unreadable.append((stored, reason))
         if listing.refused:
-            others = f" and {len(listing.refused) - 1:,} others" if len(listing.refused) > 1 else ""
+            more = f" and {len(listing.refused) - 1:,} more" if len(listing.refused) > 1 else ""
             reason = (
-                f"{listing.refused[0]}{others} in it left out: links, devices or names that lead out of it"
+                f"left out of it: {listing.refused[0]}{more}, as links, devices or names that lead elsewhere"
             )
             self.found.refused.append((stored, reason))
 
@@ -139,6 +139,6 @@ class _FolderWalk:
     def _report_links(self) -> None:
         if self._leading_out:
             others = len(self._leading_out) - 1
-            more = f", nor are {others:,} other links" if others else ""
+            more = f", nor are {others:,} more" if others else ""
             reason = f"the link leads out of the folder and is not followed{more} (--follow-links)"
             self.found.refused.append((self._leading_out[0], reason))

@@ -92,7 +92,7 @@ def test_links_that_lead_out_are_named_once_and_followed_only_when_asked(tmp_pat
     (refused,) = found.refused
     assert refused == (
         "file.jpg",
-        "the link leads out of the folder and is not followed, nor are 1 other links (--follow-links)",
+        "the link leads out of the folder and is not followed, nor are 1 more (--follow-links)",
     )
     followed = open_source(root).find(follow_links=True)
     assert [file.path for file in followed.files] == [
