@@ -1,6 +1,8 @@
 """A small made-up data set and its settings, for the tests of what training reads."""
 
+import io
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,15 @@ from training.data_settings import (
     CaptionGroupSettings,
     DrawnSettings,
     KarpathySettings,
+    ShardSettings,
     SourceSettings,
 )
 from training.lvlm import make_processor, train_tokenizer
+from training.sources.base import Source
 from training.sources.open import open_sources
 
 PHOTOS = 7
+SHARDS = ShardSettings("webdataset", "*.tar", True, True)
 GROUPS = 5
 AUGMENTATION = AugmentationSettings(0.4, 0.4, 0.5)
 MIXED = {"photos": 4, "scenes": 2, "families": 8, "groups": 1}
@@ -86,3 +91,22 @@ def make_dataset(
 
 def read_texts(dataset: StepDataset, ids: Any) -> list[str]:
     return dataset.builder.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def open_one(settings: SourceSettings, folder: Path) -> Source:
+    source: Any = open_sources({"one": settings}, folder)["one"]
+    return source
+
+
+def encode_picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (9, 7)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, kind)
+    return stream.getvalue()
+
+
+def write_shard(path: Path, *members: tuple[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
