@@ -1,6 +1,10 @@
 """Nearest neighbours: exact and approximate, built from a stream, changed in place, kept in a file."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -8,14 +12,12 @@ import numpy as np
 import pytest
 
 from encoders.base import IndexDamaged
-from indexer import faiss_recipe
+from indexer import faiss_gpu, faiss_recipe, faiss_search
 from indexer.faiss_file import load_faiss, save_faiss
 from indexer.faiss_index import FaissIndex, VectorBlocks, build_faiss, read_faiss_ids, update_faiss
 from indexer.faiss_recipe import count_lists, count_probes, is_outgrown
 from indexer.faiss_search import search_faiss
 from tests.conftest import to_unit
-
-KINDS = ["exact", "lists"]
 
 
 @pytest.fixture
@@ -143,3 +145,119 @@ def test_more_results_than_the_probed_lists_hold_are_found_in_others() -> None:
     vectors, ids = clustered_units(3000), np.arange(3000, dtype=np.int64)
     (hits,) = search_faiss(build(vectors, ids), vectors[:1].astype(np.float32), 3000)
     assert sorted(image_id for image_id, _ in hits) == ids.tolist()
+
+
+LOAD_MUTANTS = """
+import resource, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+
+from encoders.base import IndexDamaged
+from indexer.durable import digest_file
+from indexer.faiss_file import load_faiss
+from indexer.faiss_index import read_faiss_ids
+from indexer.faiss_search import search_faiss
+from indexer.manifest import FaissRecord
+
+path, rows, trained = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+whole = path.read_bytes()
+places = [place for place in range(len(whole) - 8) if place % (2 if place < 200 else 499) == 0]
+refused = opened = 0
+limit = 1 << 30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def load(content, mapped):
+    path.write_bytes(content)
+    record = FaissRecord(path.name, len(content), digest_file(path), rows, rows, trained)
+    index = load_faiss(path.parent, record, 8, mapped)
+    search_faiss(index, np.ones((2, 8), np.float32), 5)
+    read_faiss_ids(index)
+
+
+load(whole, mapped=True)
+for place in places:
+    for value in (0, (1 << 31) + 7, (1 << 64) - 1):
+        try:
+            load(whole[:place] + value.to_bytes(8, "little") + whole[place + 8 :], mapped=value % 2 == 0)
+            opened += 1
+        except IndexDamaged as error:
+            assert len(str(error).splitlines()) == 1, error
+            refused += 1
+    try:
+        load(whole[:place], mapped=place % 2 == 0)
+        raise SystemExit(f"cut at {place}, it was opened")
+    except IndexDamaged:
+        pass
+print(refused, opened)
+"""
+
+
+@pytest.mark.usefixtures("few_are_exact")
+@pytest.mark.parametrize("count", [50, 1100])
+def test_a_crafted_file_is_refused_or_searched_and_takes_no_memory(tmp_path: Path, count: int) -> None:
+    """With a manifest that fits it: in a process of its own, because what fails here is the process."""
+    index = build(random_units(count, 8), np.arange(count))
+    record = save_faiss(index, tmp_path / "index-000001.faiss", next_id=count)
+    arguments = [str(Path(__file__).parents[1]), str(tmp_path / record.name), str(count), str(record.trained)]
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_MUTANTS, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    refused, opened = map(int, done.stdout.split())
+    assert refused > 100 and opened > 50
+
+
+@pytest.mark.usefixtures("few_are_exact")
+@pytest.mark.parametrize("count", [50, 1100])
+def test_a_file_of_other_measures_than_the_manifest_says_is_refused(tmp_path: Path, count: int) -> None:
+    index = build(random_units(count, 8), np.arange(count))
+    record = save_faiss(index, tmp_path / "index-000001.faiss", next_id=count)
+    assert load_faiss(tmp_path, record, 8).count == count
+    for wrong, dim in (
+        (record, 16),
+        (replace(record, rows=count + 1), 8),
+        (replace(record, trained=0 if record.trained else 9), 8),
+    ):
+        with pytest.raises(IndexDamaged, match="run `fwd2bot index DIR` to build it again") as caught:
+            load_faiss(tmp_path, wrong, dim)
+        assert "\n" not in str(caught.value)
+
+
+def test_another_index_of_faiss_is_refused(tmp_path: Path) -> None:
+    other = faiss.IndexFlatIP(8)
+    other.add(random_units(20, 8))
+    record = save_faiss(FaissIndex(other, trained=0), tmp_path / "index-000001.faiss", next_id=20)
+    with pytest.raises(IndexDamaged, match="IxM2"):
+        load_faiss(tmp_path, record, 8)
+
+
+def test_many_queries_at_once_find_what_each_finds_alone() -> None:
+    index = build(random_units(3000, 16), np.arange(3000))
+    queries = random_units(faiss_search.BLAS_QUERIES, 16, seed=1)
+    alone = [search_faiss(index, query[None], 10)[0] for query in queries]
+    assert list_ids(search_faiss(index, queries, 10)) == list_ids(alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not faiss.get_num_gpus(), reason="no GPU")
+@pytest.mark.usefixtures("few_are_exact")
+@pytest.mark.parametrize("count", [900, 5000])
+def test_the_gpu_finds_what_the_cpu_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    vectors, ids = clustered_units(count), np.arange(count, dtype=np.int64) * 3
+    record = save_faiss(build(vectors, ids), tmp_path / "index-000001.faiss", next_id=9)
+    index = load_faiss(tmp_path, record, 32)
+    queries = random_units(faiss_gpu.GPU_QUERIES, 32, seed=1)
+    on_gpu = search_faiss(index, queries, 10)
+    assert index.gpu is not None
+    monkeypatch.setattr(faiss_gpu, "has_gpu", lambda: False)
+    on_cpu = search_faiss(load_faiss(tmp_path, record, 32), queries, 10)
+    for ours, theirs in zip(on_gpu, on_cpu, strict=True):
+        assert np.allclose([score for _, score in ours], [score for _, score in theirs], atol=1e-4)
+    same = [ours == theirs for ours, theirs in zip(list_ids(on_gpu), list_ids(on_cpu), strict=True)]
+    assert np.mean(same) > 0.98  # two scores nearer than the rounding of a sum may change places
