@@ -5,6 +5,8 @@ from typing import Any
 
 from encoders.base import MissingDependency
 
+BLAS_THRESHOLD = 24 * 256  # queries x dimensions from which one matrix product is faster; faiss says 128,000
+
 
 def require_faiss() -> None:
     """Raise MissingDependency without faiss: at the start of a run, not after hours of embedding."""
@@ -19,6 +21,8 @@ def import_faiss() -> Any:
     require_faiss()
     import faiss
 
+    tuned = min(faiss.cvar.distance_compute_blas_threshold, BLAS_THRESHOLD)
+    faiss.cvar.distance_compute_blas_threshold = tuned
     return faiss
 
 

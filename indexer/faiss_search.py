@@ -13,9 +13,7 @@ from .faiss_library import import_faiss
 from .faiss_recipe import count_probes
 
 MOST_TIES = GPU_MOST_RESULTS
-BLAS_QUERIES = (
-    16  # from so many on, decoding all vectors for one matrix product is faster than a scan for each
-)
+BLAS_QUERIES = 24  # from so many on, one matrix product is faster than a scan for each
 ROWS_PER_PRODUCT = 8192
 
 Found = tuple[FloatArray, NDArray[np.int64]]  # scores and ids, both (n, k), best first; -1 is no id
