@@ -89,7 +89,7 @@ def open_member(archive: Path, name: str) -> BinaryIO:
 _listing_lock = threading.Lock()
 
 
-@lru_cache(maxsize=8)  # files are read in the order of their paths, so archive by archive
+@lru_cache(maxsize=4)  # files are read in the order of their paths, so archive by archive
 def _list_archive(archive: Path, size: int, mtime_ns: int) -> Listing:
     listing = Listing()
     with _CautiousFile(archive) as stream:
@@ -98,9 +98,7 @@ def _list_archive(archive: Path, size: int, mtime_ns: int) -> Listing:
                 _list_zip(stream, listing)
             else:
                 _list_tar(stream, listing)
-        except (
-            Exception
-        ) as error:  # both modules raise anything on bad bytes: struct.error, RecursionError ...
+        except Exception as error:  # both modules raise anything: struct.error, RecursionError ...
             listing.damage = describe_error(error)
     return listing
 

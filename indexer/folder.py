@@ -10,7 +10,7 @@ from encoders.base import NothingToIndex
 
 from .archives import ARCHIVE_EXTENSIONS, find_archive, list_archive, open_member
 from .images import FoundImages, Selection, describe_error, is_image_name, make_image_file
-from .paths import escape_path, unescape_path
+from .paths import escape_path, show_path, unescape_path
 
 
 class FolderSource:
@@ -121,9 +121,8 @@ class _FolderWalk:
             self.found.unreadable.append((stored, reason))
         if listing.refused:
             more = f" and {len(listing.refused) - 1:,} more" if len(listing.refused) > 1 else ""
-            reason = (
-                f"left out of it: {listing.refused[0]}{more}, as links, devices or names that lead elsewhere"
-            )
+            first = show_path(listing.refused[0])
+            reason = f"left out of it: {first}{more}, as links, devices or names that lead elsewhere"
             self.found.refused.append((stored, reason))
 
     def _leads_out(self, entry: os.DirEntry[str], path: str) -> bool:

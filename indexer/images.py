@@ -27,6 +27,7 @@ EXTENSIONS = (
 # Every worker may hold as much: a member of an archive, or an object of a bucket, is read whole.
 MAX_FILE_BYTES = 512 << 20
 _LARGEST = 2**63 - 1
+_LONGEST_REASON = 300
 
 
 class ImageFile(NamedTuple):
@@ -99,12 +100,13 @@ def is_image_name(name: str) -> bool:
 
 
 def describe_error(error: Exception) -> str:
-    """Say in one line what is wrong with a file."""
+    """Say in one line of printable characters, and not a long one, what is wrong with a file."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    words = "".join(letter if letter.isprintable() else " " for letter in str(error)).split()
+    return " ".join(words)[:_LONGEST_REASON] or type(error).__name__
 
 
 def describe_size(size: int) -> str:

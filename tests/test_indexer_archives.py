@@ -99,6 +99,12 @@ def test_names_that_lead_out_are_refused_in_one_line(tmp_path: Path, suffix: str
     assert found.refused == [(f"a.{suffix}", reason)]
 
 
+def test_a_refused_name_is_shown_as_one_printable_line(tmp_path: Path) -> None:
+    pack_tar(tmp_path / "a.tar", {"../\x1b[2J\n\udcff.png": b"x"})
+    ((_, reason),) = open_source(tmp_path).find().refused
+    assert r"../\x1b[2J\x0a\xff.png, as links" in reason
+
+
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
 def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes) -> None:
     (tmp_path / "secret.png").write_bytes(draw_bytes())

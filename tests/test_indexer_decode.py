@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from benchmarks.fuzz_files import draw_picture, make_dng, make_exif, make_files
 from indexer.decode import decode_image, quiet_pillow, read_photo
-from indexer.images import MAX_FILE_BYTES, ImageFile
+from indexer.images import MAX_FILE_BYTES, ImageFile, describe_error
 from indexer.raw import open_view
 from indexer.sources import open_source
 from tests.pictures import SIZE, UNDO, assert_upright, draw_corner, read, read_pixels, turn
@@ -282,3 +282,17 @@ def test_a_known_digest_stops_a_file_before_it_is_decoded(tmp_path: Path) -> Non
     photo = read_photo(source, file, SIZE, 200.0, known={digest})
     assert photo == (file, digest, 0, 0, None, "", False, True, photo.metadata)
     assert not read_photo(source, file, SIZE, 200.0, known={"another"}).known
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("two\nlines \x1b[31m\udcff and\u2028more"), "two lines [31m and more"),
+        (ValueError("x" * 5000), "x" * 300),
+        (MemoryError(), "MemoryError"),
+        (PermissionError(13, "Permission denied", "/secret"), "Permission denied"),
+        (UnidentifiedImageError("<_io.BytesIO object>"), "not an image of a known format"),
+    ],
+)
+def test_a_reason_is_a_line_that_can_be_stored_and_shown(error: Exception, reason: str) -> None:
+    assert describe_error(error) == reason
