@@ -13,8 +13,11 @@ import pytest
 
 from encoders.base import MissingDependency, NothingToIndex
 from indexer import remote
+from indexer.build import build
 from indexer.remote import read_stamp
 from indexer.sources import is_url, open_source
+from indexer.table import EmbeddingTable
+from tests.conftest import FakeEncoder
 from tests.pictures import draw_corner, read_all
 
 
@@ -91,6 +94,15 @@ def test_a_url_holds_the_images_that_its_folder_would(url: str, tmp_path: Path) 
         if photo.image is not None:
             assert photo.image.tobytes() == here[path].image.tobytes()
     assert [path for path, photo in there.items() if photo.error] == ["bad.jpg", "empty.png"]
+
+
+def test_a_url_is_indexed_like_a_folder_and_only_once(url: str, tmp_path: Path, encoder: FakeEncoder) -> None:
+    report = build(url, tmp_path / "index", encoder)
+    assert (report.embedded + report.copied, report.skipped) == (4, 2)
+    paths = ["a.png", "below/b.JPG", "below/deep/ö [1].png", "trash/d.png"]
+    assert sorted(EmbeddingTable.open(tmp_path / "index").paths) == paths
+    before = encoder.embedded
+    assert build(url, tmp_path / "index", encoder).reused == 4 and encoder.embedded == before
 
 
 def test_exclusion_prunes_what_is_listed(url: str) -> None:
