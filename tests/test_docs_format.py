@@ -1,6 +1,7 @@
-"""What docs/index-format.md shows can be done is done."""
+"""What docs/index-format.md and docs/python.md show can be done is done."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from indexer.table import EmbeddingTable
 from tests.conftest import FakeEncoder, build, paint
 
 DOCUMENT = Path(__file__).parents[1] / "docs/index-format.md"
-BLOCKS = dict(re.findall(r"```python (\w+)\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL))
+PYTHON = DOCUMENT.with_name("python.md")
+BLOCKS = {
+    name: code
+    for document in (DOCUMENT, PYTHON)
+    for name, code in re.findall(
+        r"```python (\w+)\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL
+    )
+}
 
 
 @pytest.fixture
@@ -65,3 +73,17 @@ def test_every_column_and_key_is_explained(table: EmbeddingTable) -> None:
     explained = set(re.findall(r"`(\w+)`", text))
     assert set(build_schema(manifest).names) <= explained
     assert set(vars(manifest)) | set(vars(manifest.parts[0])) | set(vars(manifest.faiss)) <= explained
+
+
+def test_a_program_can_build_observe_and_search(
+    gallery: Path,
+    encoder: FakeEncoder,
+    installed_encoder: Callable[[FakeEncoder], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed_encoder(encoder)
+    gallery.rename(gallery.with_name("photos"))
+    monkeypatch.chdir(gallery.parent)
+    scope = run_blocks("build", "observe", "search")
+    assert scope["report"].reused == 8 and scope["counter"].left == 0
+    assert len(scope["hits"]) == 5 and len(scope["vectors"]) == len(scope["columns"]) == 8

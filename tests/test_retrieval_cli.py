@@ -190,6 +190,7 @@ def test_compact_and_merge_end_with_their_numbers(indexed: Path) -> None:
         (("merge", "below", "."), "no index at below"),
         (("index", "absent"), "is not a folder"),
         (("index", ".", "--model", "other"), "embed all images anew"),
+        (("index", ".", "--model", "other"), "`--index PATH` to keep both"),
         (("index", ".", "--tokens", "float16"), "keeps tokens as int8"),
         (("search", " "), "no words"),
         (("search", "red", "--index", "below"), "no index at below"),
