@@ -1,0 +1,128 @@
+"""What a race against rclip needs: an environment for each side, and a CLIP model of random weights."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from encoders.base import Fwd2BotError
+
+Installs = Sequence[Sequence[str]]  # the arguments of each `pip install`
+
+_OPEN_CLIP = (
+    "open_clip_torch==3.3.0",
+    "torchvision==0.28.0",
+    "timm==1.0.31",
+    "ftfy==6.3.1",
+    "wcwidth==0.9.4",
+)
+_EXPORT = ("onnx==1.23.2", "protobuf==7.36.2", "ml_dtypes")
+OURS: Installs = (
+    ("-c", "constraints.txt", "-e", ".[cpu]"),
+    ("--no-deps", *_OPEN_CLIP, *_EXPORT),
+)
+RCLIP_3: Installs = (("rclip==3.3.0",),)
+# It pins a build of PyTorch that is on no package index, so it is given the one that we are tested with.
+RCLIP_2: Installs = (
+    (
+        "-c",
+        "constraints.txt",
+        "torch",
+        "numpy",
+        "pillow<13",
+        "requests",
+        "tqdm",
+        "safetensors",
+        "huggingface_hub",
+    ),
+    ("--no-deps", "rclip==2.1.6", "rawpy", "pillow-heif<2", *_OPEN_CLIP),
+)
+
+# torchvision's wheels are built for CUDA: beside a CPU build of PyTorch they want these two to import.
+_DECLARE = """
+import runpy, sys
+try:
+    import torch
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+except (ImportError, RuntimeError):
+    pass
+"""
+_RUN_MODULE = """
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+# Into the hub's cache for open_clip; as ONNX files, under rclip 3's own names, into rclip's data folder.
+_MAKE_WEIGHTS = """
+import shutil
+from pathlib import Path
+import open_clip
+from safetensors.torch import save_file
+
+hub, data, architecture, pretrained = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+torch.manual_seed(0)
+model = open_clip.create_model(architecture).eval()
+repository = open_clip.pretrained.get_pretrained_cfg(architecture, pretrained)["hf_hub"].strip("/")
+cache = hub / "hub" / ("models--" + repository.replace("/", "--"))
+revision = "0" * 40
+(cache / "refs").mkdir(parents=True)
+(cache / "refs" / "main").write_text(revision)
+(cache / "snapshots" / revision).mkdir(parents=True)
+tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+save_file(tensors, cache / "snapshots" / revision / "open_clip_model.safetensors")
+
+class Half(torch.nn.Module):
+    def __init__(self, encode):
+        super().__init__()
+        self.model, self.encode = model, encode
+
+    def forward(self, input):
+        return self.encode(input)
+
+folder = data / f"{architecture}-{pretrained}"
+folder.mkdir(parents=True)
+side = model.visual.image_size[0]
+for name, encode, example in (
+    ("visual", model.encode_image, torch.zeros(2, 3, side, side)),
+    ("textual", model.encode_text, torch.zeros(2, 77, dtype=torch.long)),
+):
+    torch.onnx.export(
+        Half(encode), (example,), str(folder / f"{name}.onnx"), dynamo=False,
+        input_names=["input"], output_names=["output"], dynamic_axes={"input": {0: "images"}},
+    )
+(data / "tokenizer").mkdir()
+shutil.copy(Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz"), data / "tokenizer")
+"""
+
+
+def make_environment(folder: Path, installs: Installs) -> Path:
+    """The Python of an environment that holds what the installs say, made where it is not complete yet."""
+    python, complete = folder / "bin" / "python", folder / ".complete"
+    if not complete.exists():
+        _run([sys.executable, "-m", "venv", str(folder)])
+        for arguments in installs:
+            _run([str(python), "-m", "pip", "install", "--quiet", *arguments])
+        complete.touch()
+    return python
+
+
+def write_random_weights(python: Path, hub: Path, data: Path, architecture: str, pretrained: str) -> None:
+    """Write one model of random weights where open_clip and where rclip 3 look for downloads."""
+    complete = data / ".complete"
+    if not complete.exists():
+        code = _DECLARE + _MAKE_WEIGHTS
+        _run([str(python), "-c", code, str(hub), str(data), architecture, pretrained])
+        complete.touch()
+
+
+def module_command(python: Path, module: str, *arguments: str) -> list[str]:
+    """The command line of a module that may import torchvision."""
+    return [str(python), "-c", _DECLARE + _RUN_MODULE, module, *arguments]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [str(done.returncode)]
+        raise Fwd2BotError(f"{' '.join(command[:4])} ... failed: {said[-1]}")
