@@ -1,5 +1,6 @@
 """Each family of LVLMs against stock transformers, written out by hand, and against itself."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from encoders.base import EncoderDamaged, EncoderMismatch, EncoderNotFound, Miss
 from encoders.fwd2bot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from encoders.fwd2bot.families import FAMILIES, find_family, find_family_of_processor
 from encoders.fwd2bot.inputs import InputBuilder
-from encoders.fwd2bot.model import Fwd2Bot
+from encoders.fwd2bot.model import Fwd2Bot, pool
 from encoders.fwd2bot.pretrained import load_lvlm
 from tests.tiny_families import DYNAMIC, NAMES, TinyLvlm, make_lvlm_of
 from tests.tiny_models import SUMMARIES
@@ -142,6 +143,17 @@ def test_images_of_many_sizes_have_their_own_numbers_of_tokens_in_one_batch(
     assert len(features) == sum(counts)
     for mean, part in zip(means, features.split(counts), strict=True):
         close(mean, part.mean(dim=0))
+
+
+@torch.no_grad()
+def test_half_precision_as_on_a_gpu_gives_nearly_the_same_embeddings(tiny: TinyLvlm) -> None:
+    half, full = (
+        Fwd2Bot(copy.deepcopy(tiny.model).to(dtype), SUMMARIES) for dtype in (torch.bfloat16, torch.float32)
+    )
+    half.summary_tokens.copy_(full.summary_tokens)
+    for inputs in (tiny.builder.images(PICTURES), tiny.builder.texts(QUESTIONS)):
+        ours, theirs = (pool(model.eval().compress(inputs)) for model in (half, full))
+        assert (ours * theirs).sum(dim=1).min() > 0.99
 
 
 @torch.no_grad()
