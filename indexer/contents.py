@@ -1,6 +1,6 @@
 """What the index has read already, by digest: the same bytes under another name are not embedded again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 
@@ -30,6 +30,7 @@ class KnownContents:
         self._digests, self._ids = _sort_digests(digests, ids)
         self._recent: dict[str, int] = {}
         self._claimed: set[str] = set()
+        self._hopeless: set[str] = set()
         self._lock = Lock()
 
     @classmethod
@@ -46,6 +47,8 @@ class KnownContents:
         """Whether these bytes are known, or another thread is reading them."""
         assert isinstance(digest, str)
         with self._lock:
+            if digest in self._hopeless:
+                return False
             if digest in self._claimed or self._find(digest) is not None:
                 return True
             self._claimed.add(digest)
@@ -68,6 +71,11 @@ class KnownContents:
                     np.concatenate([self._digests, digests_added]), np.concatenate([self._ids, ids])
                 )
                 self._recent = {}
+
+    def give_up(self, digests: Iterable[str]) -> None:
+        """Let nobody wait for bytes that cannot be embedded: each file that has them fails on its own."""
+        with self._lock:
+            self._hopeless.update(digests)
 
     def _find(self, digest: str) -> int | None:
         if digest in self._recent:

@@ -53,6 +53,7 @@ class BatchRecorder:
         failed = [photo for photo in photos if photo.error]
         for photo in failed:
             self._observer.skip(photo.file.path, photo.error)
+        self._contents.give_up(photo.digest for photo in failed)
         self.skipped += len(failed)
         unsettled_before = len(self._unsettled)
         self._copy([*self._unsettled, *(photo for photo in photos if photo.known)])

@@ -157,6 +157,14 @@ def test_the_first_to_ask_for_new_bytes_reads_them() -> None:
     assert digest in known and known.find(digest) == 7
 
 
+def test_nobody_waits_for_bytes_that_cannot_be_embedded() -> None:
+    known = KnownContents(np.zeros((0, 2), np.uint64), np.zeros(0, np.int64))
+    digest = "0123456789abcdef" * 2
+    assert digest not in known
+    known.give_up([digest])
+    assert digest not in known and digest not in known
+
+
 def test_the_newest_row_of_a_path_wins(gallery: Path, encoder: FakeEncoder) -> None:
     build(gallery, encoder)
     for number in range(5):
