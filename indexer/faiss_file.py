@@ -3,7 +3,10 @@
 A file from elsewhere comes with a manifest from elsewhere, so its digest proves nothing: see faiss_layout.py.
 """
 
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+
+import numpy as np
 
 from encoders.base import IndexDamaged
 
@@ -31,11 +34,12 @@ def load_faiss(index_dir: Path, record: FaissRecord, dim: int, mapped: bool = Tr
     path = index_dir / record.name
     try:
         _check_to_open(path, record, dim)
-        # IO_FLAG_MMAP is silently ignored for flat indices. Adding to a mapped index aborts the process.
-        cpu = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+        if mapped:
+            return _map_index(path, record)
+        # Adding to a mapped index aborts the process.
+        return FaissIndex(faiss.read_index(str(path)), record.trained)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         raise IndexDamaged(f"{path} is damaged ({_first_line(error)}): {REMEDY}") from None
-    return FaissIndex(cpu, record.trained)
 
 
 def is_faiss_sound(index_dir: Path, manifest: Manifest) -> bool:
@@ -57,6 +61,15 @@ def check_faiss_file(path: Path, record: FaissRecord, thorough: bool) -> None:
         raise ValueError(f"{size} bytes where the manifest says {record.size}")
     if thorough and digest_file(path) != record.digest:
         raise ValueError("its bytes are not those the manifest knows")
+
+
+def _map_index(path: Path, record: FaissRecord) -> FaissIndex:
+    """Let faiss read in pages mapped here and not by faiss, so that they can be given back."""
+    faiss = import_faiss()
+    with path.open("rb") as stream:
+        pages = mmap(stream.fileno(), 0, access=ACCESS_READ)
+    reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(np.frombuffer(pages, np.uint8)), len(pages))
+    return FaissIndex(faiss.read_index(reader), record.trained, pages=pages)
 
 
 def _check_to_open(path: Path, record: FaissRecord, dim: int) -> None:

@@ -4,6 +4,7 @@ Vectors come as a stream, so that ten million need not fit the memory; a few go 
 faiss_recipe.py for its kinds, faiss_search.py for queries and faiss_file.py for the file.
 """
 
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from .faiss_recipe import (
 )
 
 ROWS_PER_ADD = 65_536
+MOST_TOUCHED = 1 << 30  # bytes
 REMEDY = "run `fwd2bot index DIR` to build it again from the parts"
 
 # Opens the stream of ids (n,) and vectors (n, dim), block by block; it can be read more than once.
@@ -35,17 +37,31 @@ VectorBlocks = Callable[[], Iterator[tuple[NDArray[np.int64], NDArray[np.float16
 class FaissIndex:
     """An index of faiss (which ships no types), and how many vectors it was trained on: 0 where it is exact.
 
-    `gpu` is a copy on the GPU, made when enough queries come at once.
+    `gpu` is a copy there, made when enough queries come at once. `pages` is the file where it is mapped,
+    of which searches have read `touched` bytes since they last gave pages back.
     """
 
     cpu: Any
     trained: int
     gpu: Any = None
+    pages: mmap.mmap | None = None
+    touched: float = 0
 
     @property
     def count(self) -> int:
         """How many vectors are in it."""
         return int(self.cpu.ntotal)
+
+    def give_back_pages(self, share: float) -> None:
+        """After a search that has read this share of the file: keep no more than MOST_TOUCHED resident."""
+        if self.pages is None or not hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
+            return
+        self.touched += share * len(self.pages)
+        if self.touched > MOST_TOUCHED:
+            self.pages.madvise(
+                mmap.MADV_DONTNEED
+            )  # the system keeps them while nothing else needs the memory
+            self.touched = 0
 
 
 def build_faiss(blocks: VectorBlocks, count: int, dim: int) -> FaissIndex:

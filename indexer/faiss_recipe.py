@@ -18,6 +18,7 @@ GROWTH_BEFORE_TRAINING = 4
 TRAINING_ROWS_PER_LIST = 40
 ITERATIONS = 5  # ten gained nothing
 ASSIGNER_PROBES = 32
+EXTREME_SHARE = 0.0005  # at each end
 PROBED_SHARE_OF_ROOT = 0.5
 LEAST_PROBES = 16
 
@@ -65,7 +66,9 @@ def train_lists(sample: FloatArray, lists: int) -> Any:
     means.train(sample, create_assigner(dim, lists))
     index = faiss.index_factory(dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.quantizer.add(faiss.vector_to_array(means.centroids).reshape(lists, dim))
-    index.train(sample)  # the centres are there: what is left is the range of each value
+    # The centres are there: what is left is the range of each value. Few extreme ones would make it coarse.
+    index.sq.rangestat, index.sq.rangestat_arg = faiss.ScalarQuantizer.RS_quantiles, EXTREME_SHARE
+    index.train(sample)
     index.nprobe = count_probes(lists)
     return index
 

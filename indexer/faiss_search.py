@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from encoders.base import FloatArray
 
 from .faiss_gpu import GPU_MOST_RESULTS, copy_to_gpu, pays_on_gpu
-from .faiss_index import FaissIndex
+from .faiss_index import MOST_TOUCHED, FaissIndex
 from .faiss_library import import_faiss
 from .faiss_recipe import count_probes
 
@@ -53,19 +53,34 @@ def _search_enough(index: FaissIndex, queries: FloatArray, k: int) -> Found:
     searched = index.gpu if on_gpu else index.cpu
     if index.trained:
         most = min(index.cpu.nlist, GPU_MOST_RESULTS) if on_gpu else index.cpu.nlist
-        return _search_lists(searched, queries, k, count_probes(index.cpu.nlist), most)
+        return _search_lists(index, searched, queries, k, most)
     if on_gpu or len(queries) < BLAS_QUERIES:
         return searched.search(queries, k)  # type: ignore[no-any-return]
     return _search_products(index.cpu, queries, k)
 
 
-def _search_lists(index: Any, queries: FloatArray, k: int, probes: int, most_probes: int) -> Found:
-    faiss = import_faiss()
+def _search_lists(index: FaissIndex, searched: Any, queries: FloatArray, k: int, most_probes: int) -> Found:
+    probes = min(most_probes, count_probes(index.cpu.nlist))
     while True:
-        scores, ids = index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=probes))
+        scores, ids = _search_probes(index, searched, queries, k, probes)
         if probes == most_probes or not (ids[:, -1] == -1).any():
             return scores, ids
         probes = min(most_probes, 4 * probes)
+
+
+def _search_probes(index: FaissIndex, searched: Any, queries: FloatArray, k: int, probes: int) -> Found:
+    """Search so many lists for each query; in a mapped file, give pages back after so many queries."""
+    parameters = import_faiss().SearchParametersIVF(nprobe=probes)
+    share = probes / index.cpu.nlist  # of the file, for one query
+    size = len(index.pages) if index.pages is not None and searched is index.cpu else 0
+    step = max(1, int(MOST_TOUCHED / (share * size))) if size else len(queries)
+    found = []
+    for start in range(0, len(queries), step):
+        some = queries[start : start + step]
+        found.append(searched.search(some, k, params=parameters))
+        index.give_back_pages(min(1.0, share * len(some)))
+    scores, ids = zip(*found, strict=True)
+    return np.concatenate(scores), np.concatenate(ids)
 
 
 def _search_products(index: Any, queries: FloatArray, k: int) -> Found:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from encoders.base import IndexDamaged
-from indexer import faiss_gpu, faiss_recipe, faiss_search
+from indexer import faiss_gpu, faiss_index, faiss_recipe, faiss_search
 from indexer.faiss_file import load_faiss, save_faiss
 from indexer.faiss_index import FaissIndex, VectorBlocks, build_faiss, read_faiss_ids, update_faiss
 from indexer.faiss_recipe import count_lists, count_probes, is_outgrown
@@ -261,3 +261,19 @@ def test_the_gpu_finds_what_the_cpu_does(tmp_path: Path, monkeypatch: pytest.Mon
         assert np.allclose([score for _, score in ours], [score for _, score in theirs], atol=1e-4)
     same = [ours == theirs for ours, theirs in zip(list_ids(on_gpu), list_ids(on_cpu), strict=True)]
     assert np.mean(same) > 0.98  # two scores nearer than the rounding of a sum may change places
+
+
+@pytest.mark.usefixtures("few_are_exact")
+def test_a_mapped_file_is_given_back_page_by_page_and_found_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, ids = clustered_units(3000), np.arange(3000, dtype=np.int64)
+    record = save_faiss(build(vectors, ids), tmp_path / "index-000001.faiss", next_id=9)
+    queries = random_units(40, 32, seed=1)
+    found = search_faiss(load_faiss(tmp_path, record, 32, mapped=False), queries, 10)
+    limit = record.size // 8
+    for module in (faiss_index, faiss_search):
+        monkeypatch.setattr(module, "MOST_TOUCHED", limit)
+    mapped = load_faiss(tmp_path, record, 32)
+    assert list_ids(search_faiss(mapped, queries, 10)) == list_ids(found)
+    assert mapped.pages is not None and mapped.touched <= limit
