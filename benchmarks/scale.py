@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar, cast
@@ -44,7 +45,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Collection:
-    """Synthetic embeddings: clusters on a sphere whose later dimensions matter less, as learned ones do."""
+    """Synthetic embeddings: clusters on a sphere of which some directions matter more, as of learned ones.
+
+    The directions are not the coordinates, as they are not of learned embeddings either.
+    """
 
     rows: int
     dim: int
@@ -52,14 +56,24 @@ class Collection:
 
     def draw(self, block: int, count: int) -> FloatArray:
         """Unit vectors (count, dim) of one block: the same for the same seed and block."""
-        scales = np.arange(1, self.dim + 1, dtype=np.float32) ** -0.5
-        clusters = max(1, self.rows // _ROWS_PER_CLUSTER)
-        centres = np.random.default_rng([self.seed, 0]).standard_normal((clusters, self.dim), np.float32)
         random = np.random.default_rng([self.seed, 1, block])
-        vectors = centres[random.integers(clusters, size=count)]
+        vectors = self.centres[random.integers(len(self.centres), size=count)]
         vectors += np.float32(_SPREAD) * random.standard_normal((count, self.dim), np.float32)
-        vectors *= scales
+        vectors = vectors @ self.directions
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+    @cached_property
+    def centres(self) -> FloatArray:
+        """Of the clusters (n, dim), before their directions are weighed."""
+        clusters = max(1, self.rows // _ROWS_PER_CLUSTER)
+        return np.random.default_rng([self.seed, 0]).standard_normal((clusters, self.dim), np.float32)
+
+    @cached_property
+    def directions(self) -> FloatArray:
+        """Orthogonal rows (dim, dim), of lengths 1, 1 / sqrt(2), 1 / sqrt(3), ..."""
+        square = np.random.default_rng([self.seed, 2]).standard_normal((self.dim, self.dim))
+        lengths = np.arange(1, self.dim + 1) ** -0.5
+        return np.asarray(np.linalg.qr(square)[0] * lengths[:, None], np.float32)
 
 
 @dataclass(frozen=True)
