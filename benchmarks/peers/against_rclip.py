@@ -100,7 +100,7 @@ def time_ours(course: Course, photos: Path) -> float:
     with TemporaryDirectory(prefix="fwd2bot-race-") as scratch:
         arguments = ("index", ".", "--model", course.model, "--device", "cpu", "--index", scratch)
         return _time_command(
-            module_command(course.ours, "retrieval", *arguments), photos, course, Path(scratch)
+            module_command(course.ours, "retrieval.cli", *arguments), photos, course, Path(scratch)
         )
 
 
