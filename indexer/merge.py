@@ -62,9 +62,10 @@ def create_above(target: Path, one: Path, other: Path) -> None:
         try:
             read_manifest(target)
         except IndexNotFound:
-            manifest = read_manifest(one)
-            roots = [locate_root(manifest, one), locate_root(read_manifest(other), other)]
-            above = relate_root(_find_folder_above(*roots), target)
+            manifest, second = read_manifest(one), read_manifest(other)
+            _require_alike(one, manifest, other, second)
+            folder = _find_folder_above(locate_root(manifest, one), locate_root(second, other))
+            above = relate_root(folder, target)
             empty = replace(manifest, root=above, created=read_clock(), next_id=0, parts=(), faiss=None)
             write_manifest(target, empty)
 

@@ -148,6 +148,9 @@ def test_indexes_of_other_models_or_tokens_do_not_merge(two: tuple[Path, Path], 
     build(gallery / "below", FakeEncoder(name="other", fingerprint="fake-2"), rebuild=True)
     with pytest.raises(EncoderMismatch, match=r"tiny \(fake-1\) and .* other \(fake-2\)"):
         merge_index(*two)
+    with pytest.raises(EncoderMismatch):
+        create_above(gallery / "both", *two)
+    assert not (gallery / "both/manifest.json").exists()
     build(gallery / "below", FakeEncoder(), rebuild=True, tokens="float16")
     with pytest.raises(IndexFailure, match=r"tokens as int8 and .* as float16"):
         merge_index(*two)
