@@ -259,6 +259,8 @@ def test_four_bits_on_a_gpu_leave_both_passes_trainable(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     builder.processor.save_pretrained(tmp_path)
     loaded = load_lvlm(str(tmp_path), "cuda", torch.bfloat16, "4bit")
+    parts = {name for name, part in loaded.model.named_modules() if type(part).__name__ == "Linear4bit"}
+    assert parts and all(name.startswith("model.language_model.") for name in parts)
     fwd2bot = Fwd2Bot(loaded.model, SUMMARIES).to("cuda")
     with torch.autocast("cuda", torch.bfloat16):
         summaries = fwd2bot.compress(builder.images(PICTURES[:2]).to("cuda"))

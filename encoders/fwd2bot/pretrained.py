@@ -20,6 +20,8 @@ from encoders.base import EncoderDamaged, EncoderNotFound, Fwd2BotError, Missing
 from encoders.fwd2bot.families import Family, find_family
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+# Towers, projectors and heads, under the names that the families give them: only the LLM is quantized.
+_KEPT_WHOLE = ["lm_head", r"model\.(vision_tower|vision_model|visual|multi_modal_projector|connector)"]
 
 
 class Lvlm(NamedTuple):
@@ -32,8 +34,8 @@ class Lvlm(NamedTuple):
 def load_lvlm(name: str, device: str, dtype: torch.dtype, quantize: str = "none") -> Lvlm:
     """Load a stock LVLM of a known family from a folder or the hub onto a device.
 
-    quantize: "none", or "4bit" for NF4 weights that compute in bfloat16 (QLoRA), which needs a GPU and
-    bitsandbytes. Raises EncoderNotFound, EncoderDamaged and MissingDependency.
+    quantize: "none", or "4bit" for an LLM of NF4 weights that computes in bfloat16 (QLoRA), which needs a GPU
+    and bitsandbytes. Raises EncoderNotFound, EncoderDamaged and MissingDependency.
     """
     quantization = _read_quantization(quantize, device)
     place = fetch_lvlm(name)
@@ -110,6 +112,7 @@ def _read_quantization(quantize: str, device: str) -> BitsAndBytesConfig | None:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=_KEPT_WHOLE,
     )
 
 
