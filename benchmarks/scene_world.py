@@ -159,11 +159,11 @@ def see_relation(subject: Thing, other: Thing) -> str | None:
     return None
 
 
-def make_scene(seed: int, index: int) -> Scene:
-    """Scene `index` of the series `seed`, the same however many are made."""
+def make_scene(seed: int, index: int, most_things: int = 3) -> Scene:
+    """Scene `index` of the series `seed`, the same however many are made; it holds up to `most_things`."""
     random = Random(f"rendered scene {index} of series {seed}")
     background = _make_background(random)
-    count = random.choices((1, 2, 3), weights=(25, 45, 30))[0]
+    count = min(most_things, random.choices((1, 2, 3), weights=(25, 45, 30))[0])
     shapes = random.sample(SHAPES, count)
     while True:
         things = _place_things(random, shapes, background)

@@ -40,3 +40,11 @@ def test_a_family_is_the_same_each_time_and_of_the_size_asked_for(size: int) -> 
     family = make_family(5, 3, size)
     assert len(family) == size
     assert family == make_family(5, 3, size)
+
+
+@pytest.mark.parametrize("most_things", [1, 2])
+def test_a_family_holds_no_more_things_than_asked_for(most_things: int) -> None:
+    counts = {
+        len(scene.things) for index in range(20) for scene in make_family(5, 10 * index, 4, most_things)
+    }
+    assert counts == set(range(1, most_things + 1))

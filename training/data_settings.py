@@ -81,11 +81,15 @@ class CaptionGroupSettings:
 
 @dataclass(frozen=True)
 class DrawnSettings:
-    """Scenes drawn for one step, or families of four that differ in one thing (`training.families`)."""
+    """Scenes drawn for one step, or families of four that differ in one thing (`training.families`).
+
+    most_things: how many things a scene holds at most, of 3: shapes are learned soonest from things alone.
+    """
 
     kind: Literal["scenes", "families"]
     contrastive: bool
     answer: bool
+    most_things: int = 3
 
 
 SourceSettings = (

@@ -23,12 +23,12 @@ Things = tuple[Thing, ...]
 _TRIES = 12  # a change may find no room, or say nothing new
 
 
-def make_family(seed: int, index: int, size: int) -> list[Scene]:
+def make_family(seed: int, index: int, size: int, most_things: int = 3) -> list[Scene]:
     """Family `index` of the series `seed`: `size` scenes, no two of which fit one description."""
     random = Random(f"family {index} of series {seed}")
-    family = [make_scene(seed, index)]
+    family = [make_scene(seed, index, most_things)]
     while len(family) < size:
-        family.append(_vary(family, random) or make_scene(seed, index + len(family)))
+        family.append(_vary(family, random) or make_scene(seed, index + len(family), most_things))
     return family
 
 

@@ -29,11 +29,12 @@ class DrawnSource:
         self, seed: int, first: int, count: int, random: Random
     ) -> tuple[list[Scene], list[Sample]]:
         """Make `count` scenes, from index `first` on."""
+        most_things = self.settings.most_things
         if self.settings.kind == "scenes":
-            scenes = [make_scene(seed, index) for index in range(first, first + count)]
+            scenes = [make_scene(seed, index, most_things) for index in range(first, first + count)]
             return scenes, [_ask_about_scene(scene, random) for scene in scenes]
         starts = range(first, first + count, FAMILY_SIZE)
-        scenes = [scene for start in starts for scene in make_family(seed, start, FAMILY_SIZE)]
+        scenes = [scene for start in starts for scene in make_family(seed, start, FAMILY_SIZE, most_things)]
         return scenes, [_ask_about_relative(scene, random) for scene in scenes]
 
 
