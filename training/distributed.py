@@ -12,7 +12,7 @@ does not do.
 
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.distributed
@@ -22,7 +22,8 @@ from encoders.base import MissingDependency
 from encoders.load import choose_device
 
 
-class Ranks(NamedTuple):
+@dataclass(frozen=True)
+class Ranks:
     """This process among `count`, and the device it computes on."""
 
     rank: int

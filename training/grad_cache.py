@@ -165,4 +165,4 @@ def _send_back(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) ->
         if gradient is not None and tensor.requires_grad
     ]
     if pairs:
-        torch.autograd.backward(*zip(*pairs, strict=True))
+        torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])

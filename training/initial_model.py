@@ -45,12 +45,11 @@ def make_initial_model(settings: TrainingSettings, sources: Sources, device: tor
 
 
 def _start_from_nothing(settings: TrainingSettings, shape: LvlmSettings, captions: list[str]) -> InitialModel:
-    texts = _tokenizer_texts(captions, settings)
-    processor = make_processor(train_tokenizer(texts, shape.vocabulary), shape)
-    builder = InputBuilder(processor, settings.prompts, settings.summary_tokens)
+    tokenizer = train_tokenizer(_tokenizer_texts(captions, settings), shape.vocabulary)
+    builder = InputBuilder(make_processor(tokenizer, shape), settings.prompts, settings.summary_tokens)
     frequencies = _count_words(builder, captions, settings.seed)
     torch.manual_seed(settings.seed)
-    lvlm = make_lvlm(builder.tokenizer, shape)
+    lvlm = make_lvlm(tokenizer, shape)
     model = Fwd2Bot(lvlm, settings.summary_tokens, settings.adapters)
     model.requires_grad_(True)  # nothing is pretrained, so nothing is frozen
     lvlm.model.vision_tower.to(memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from benchmarks.recall import report_pairs
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, Fwd2Bot, pool
 
-_BATCH = 100
+_BATCH = 32
 
 
 class Validation:

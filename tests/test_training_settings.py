@@ -1,0 +1,58 @@
+"""The shipped recipes, and settings that the command line puts over a file's."""
+
+from pathlib import Path
+
+import pytest
+
+from encoders.base import DatasetError
+from training.settings import BaseSettings, read_settings
+
+CONFIGS = sorted((Path(__file__).parent.parent / "training" / "configs").glob("*.toml"))
+TINY = next(path for path in CONFIGS if path.name == "tiny.toml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_can_be_read_and_adds_up(path: Path) -> None:
+    settings = read_settings(path)
+    optimizer = settings.optimizer
+    assert optimizer.warmup_steps + optimizer.cooldown_steps <= settings.total_steps
+    assert {name for batch in settings.batches for name in batch.counts} == set(settings.sources)
+    if isinstance(settings.lvlm, BaseSettings):  # a tower that sees is trained by the paper's losses alone
+        assert settings.feature_weight == settings.word_weight == 0
+        assert settings.augmentation is None
+        assert f"k{settings.summary_tokens}" in path.stem
+
+
+def test_the_command_line_sets_what_the_file_says_otherwise() -> None:
+    overrides = [
+        "seed=7",
+        "optimizer.learning_rate=3e-4",
+        "contrastive_loss=sigmoid",
+        'lvlm={base = "some/where", quantize = "4bit"}',
+        "sources.photos.splits=['train']",
+    ]
+    settings = read_settings(TINY, overrides)
+    assert (settings.seed, settings.optimizer.learning_rate) == (7, 3e-4)
+    assert settings.contrastive_loss == "sigmoid"
+    assert settings.lvlm == BaseSettings("some/where", "4bit")
+    assert settings.sources["photos"].splits == ("train",)  # type: ignore[union-attr]
+    assert read_settings(TINY).seed == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sead=1", "sead"),
+        ("seed", "sets nothing"),
+        ("seed.of.all=1", "seed is a value"),
+        ("seed=one", "seed must be int"),
+        ("contrastive_loss=triplet", "must be one of infonce, sigmoid, and is 'triplet'"),
+        ("optimizer=3", "optimizer must hold exactly .*learning_rate.*, and holds 3"),
+        ("sources.photos.kind=karpaty", "sources.photos"),
+        ("sources=3", "sources must be a table"),
+        ('lvlm={bass = "x"}', "lvlm must hold exactly"),
+    ],
+)
+def test_a_wrong_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_settings(TINY, [override])
