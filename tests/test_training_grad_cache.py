@@ -18,6 +18,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from encoders.base import DatasetError
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, AdapterSettings, Answers, Fwd2Bot, pool
 from tests.tiny_models import make_builder, make_pictures
@@ -217,6 +218,12 @@ def run_rank(rank: int, port: int, folder: str) -> None:
             saved[f"{kind.__name__} {size}"] = (gradients_of(model, loss), answer.item(), measured[0])
     torch.save(saved, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def test_sharding_is_refused_and_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(DatasetError, match="FSDP cannot shard"):
+        join_ranks()
 
 
 def find_free_port() -> int:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from encoders.base import MissingDependency
+from encoders.base import DatasetError, MissingDependency
 from encoders.load import choose_device
 
 
@@ -36,6 +36,8 @@ class Ranks:
             return rows
         length = torch.tensor([len(rows)], device=rows.device)
         lengths = [int(each) for each in self._gather_equal(length)]
+        if not any(lengths):
+            return rows
         padded = rows.new_zeros(max(lengths), *rows.shape[1:])
         padded[: len(rows)] = rows.detach()
         parts = [part[:each] for part, each in zip(self._gather_equal(padded), lengths, strict=True)]
@@ -72,7 +74,15 @@ class Ranks:
 
 
 def join_ranks() -> Ranks:
-    """Meet the processes that `accelerate launch` started; alone where there is but this one."""
+    """Meet the processes that `accelerate launch` started; alone where there is but this one.
+
+    Raises DatasetError where they are told to shard the model (FSDP), which would be ignored.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise DatasetError(
+            "FSDP cannot shard two module trees over one set of weights: launch with "
+            "training/configs/accelerate_ddp.yaml, and where a GPU is too small set lvlm.quantize=4bit"
+        )
     device = choose_device("auto")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks(0, 1, torch.device(device))

@@ -137,7 +137,8 @@ def _count_flops(settings: TrainingSettings, model: Fwd2Bot, ranks: Ranks) -> in
     trainer = Trainer(plain, model, None, ranks)
     with FlopCounterMode(display=False) as counter:
         trainer.train_step(make_step(model, _COUNTED_ROWS))
-    return counter.get_total_flops()
+    flops: int = counter.get_total_flops()
+    return flops
 
 
 def _read_image_shape(config: PreTrainedConfig) -> tuple[int, int]:
