@@ -12,10 +12,12 @@ from torch import Tensor
 from encoders.base import DatasetError
 from encoders.fwd2bot.model import IGNORED
 from tests.training_data import (
+    AUGMENTATION,
     BATCHES,
     MIXED,
     PHOTOS,
     make_dataset,
+    make_plain_builder,
     make_settings,
     read_texts,
     write_lines,
@@ -24,6 +26,7 @@ from tests.training_data import (
 from training.data import Step, StepDataset
 from training.data_settings import BatchSettings, CaptionGroupSettings, KarpathySettings
 from training.losses import HARD_NEGATIVE
+from training.views import SquareViews
 
 # Of the steps of `BATCHES`: all that is not a pixel, and a weighted mean of the pixels of each picture.
 RECORDED = {
@@ -285,3 +288,10 @@ def test_a_source_that_would_train_nothing_is_refused(folder: Path) -> None:
 def test_squares_in_memory_need_views(folder: Path) -> None:
     with pytest.raises(DatasetError, match="in_memory"):
         make_dataset(folder, augmentation=None)
+
+
+def test_views_need_a_model_that_reads_one_square_size() -> None:
+    builder = make_plain_builder()
+    builder.processor.image_processor.size = {"shortest_edge": 16}
+    with pytest.raises(DatasetError, match=r"leave \[augmentation\] out"):
+        SquareViews(builder, AUGMENTATION)
