@@ -1,6 +1,5 @@
 """A whole training run, minutes made seconds: it learns, it can be killed, and what it leaves can be used."""
 
-import json
 import multiprocessing
 import os
 import resource
@@ -9,27 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from encoders.base import DatasetError, Fwd2BotError
 from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot
 from tests.tiny_models import LVLM, make_builder
+from tests.training_runs import CONFIG, make_base, make_settings, read_log, settle_on, write_colours
 from training import states
-from training.data_settings import KarpathySettings
 from training.distributed import Ranks
 from training.lvlm import make_lvlm
-from training.settings import BaseSettings, BatchSettings, TrainingSettings, read_settings
+from training.settings import TrainingSettings
 from training.states import STATE_FILE, load_state, save_state
 from training.train import main, train
 from training.trainer import Trainer
 
-CONFIG = Path(__file__).parent.parent / "training" / "configs" / "tiny.toml"
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 # Python 3.12 warns of every fork; the loader's worker is forked before the model computes.
@@ -44,45 +39,8 @@ def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen noisy pictures of four colours, in the form of the shipped settings' data."""
-    folder = tmp_path_factory.mktemp("data")
-    images = folder / "flickr8k" / "images"
-    images.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    records = []
-    for number in range(16):
-        colour = list(COLOURS)[number % 4]
-        pixels = np.clip(np.array(COLOURS[colour]) + random.integers(-20, 20, (24, 24, 3)), 0, 255)
-        Image.fromarray(pixels.astype(np.uint8)).save(images / f"{number}.png")
-        sentences = [{"raw": f"a {colour} wall"}, {"raw": f"the wall is {colour}"}]
-        split = "val" if number >= 12 else "train" if number else "restval"
-        records.append({"filename": f"{number}.png", "split": split, "sentences": sentences})
-    (folder / "flickr8k" / "dataset_flickr8k.json").write_text(json.dumps({"images": records}))
-    groups = [{"captions": [f"a {colour} door", f"the door is {colour}"]} for colour in COLOURS]
-    (folder / "flickr30k_text").mkdir()
-    lines = "".join(json.dumps(group) + "\n" for group in groups)
-    (folder / "flickr30k_text" / "captions_train.jsonl").write_text(lines)
-    return folder
-
-
-def make_settings(steps: int) -> TrainingSettings:
-    settings = read_settings(CONFIG)
-    optimizer = replace(settings.optimizer, learning_rate=3e-3, warmup_steps=2, cooldown_steps=2)
-    return replace(
-        settings,
-        lvlm=LVLM,
-        summary_tokens=2,
-        adapters=AdapterSettings(4, 4),
-        optimizer=optimizer,
-        batches=(
-            BatchSettings(1, {"groups": 4}),
-            BatchSettings(1, {"photos": 4, "scenes": 2, "families": 4}, tower_only=True),
-            BatchSettings(steps - 2, {"photos": 4, "scenes": 2, "families": 4, "groups": 1}),
-        ),
-        validate_every=max(3, steps // 2),
-        checkpoint_seconds=0,
-        compiled=False,
-    )
+    """Sixteen pictures of four colours."""
+    return write_colours(tmp_path_factory.mktemp("data"))
 
 
 def make_trainer(**changes: Any) -> Trainer:
@@ -92,10 +50,6 @@ def make_trainer(**changes: Any) -> Trainer:
     torch.manual_seed(0)
     model = Fwd2Bot(make_lvlm(builder.tokenizer, LVLM), settings.summary_tokens, settings.adapters)
     return Trainer(settings, model.requires_grad_(True), None, ALONE)
-
-
-def read_log(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def train_until_killed(settings: TrainingSettings, data: Path, run: Path, step: int) -> None:
@@ -148,33 +102,8 @@ def test_a_run_learns_and_leaves_models_that_can_be_loaded(data: Path, tmp_path:
 
 
 def test_adapters_are_trained_on_a_base_that_stays_as_it_is(data: Path, tmp_path: Path) -> None:
-    builder, base = make_builder(), tmp_path / "base"
-    sizes = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = CLIPVisionConfig(image_size=16, patch_size=8, hidden_size=24, **sizes)
-    text = LlamaConfig(vocab_size=len(builder.tokenizer), hidden_size=32, **sizes)
-    image_token = builder.tokenizer.convert_tokens_to_ids("<image>")
-    lvlm = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, image_seq_length=4)
-    )
-    lvlm.save_pretrained(base)
-    builder.processor.vision_feature_select_strategy = "default"
-    builder.processor.num_additional_image_tokens = 1
-    builder.processor.save_pretrained(base)
-    settings = make_settings(4)
-    photos = settings.sources["photos"]
-    assert isinstance(photos, KarpathySettings)
-    settings = replace(
-        settings,
-        lvlm=BaseSettings(str(base), "none"),
-        sources={"photos": replace(photos, in_memory=False)},
-        batches=(BatchSettings(4, {"photos": 5}),),
-        augmentation=None,
-        feature_weight=0.0,
-        word_weight=0.0,
-        contrastive_loss="sigmoid",
-        chunk_size=2,
-        gradient_checkpointing=True,
-    )
+    lvlm = make_base(tmp_path / "base")
+    settings = settle_on(tmp_path / "base", make_settings(4), rows=5)
     train(settings, data, tmp_path / "run")
     assert set(read_log(tmp_path / "run")[0]) >= {"contrastive", "answer", "temperature", "tokens"}
     written = torch.load(tmp_path / "run" / STATE_FILE, weights_only=True)["model"]

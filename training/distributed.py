@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from encoders.base import DatasetError, MissingDependency
+from encoders.base import MissingDependency
 from encoders.load import choose_device
 
 
@@ -51,6 +51,13 @@ class Ranks:
             torch.distributed.all_reduce(total)
         return total
 
+    def most(self, value: Tensor) -> Tensor:
+        """The largest of all ranks, element by element."""
+        largest = value.detach().clone()
+        if self.count > 1:
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return largest
+
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make each gradient the sum over all ranks; a parameter that no rank used keeps none."""
         if self.count == 1:
@@ -74,15 +81,7 @@ class Ranks:
 
 
 def join_ranks() -> Ranks:
-    """Meet the processes that `accelerate launch` started; alone where there is but this one.
-
-    Raises DatasetError where they are told to shard the model (FSDP), which would be ignored.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise DatasetError(
-            "FSDP cannot shard two module trees over one set of weights: launch with "
-            "training/configs/accelerate_ddp.yaml, and where a GPU is too small set lvlm.quantize=4bit"
-        )
+    """Meet the processes that `accelerate launch` started; alone where there is but this one."""
     device = choose_device("auto")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks(0, 1, torch.device(device))

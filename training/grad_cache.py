@@ -23,11 +23,15 @@ from training.distributed import Ranks
 
 
 class Chunk(NamedTuple):
-    """What is in memory at once: a part of a step, or all of it. Answers are about its own sources."""
+    """What is in memory at once: a part of a step, or all of it. Answers are about its own sources.
+
+    idle: no rows of the step are in it (see `training.sharding`).
+    """
 
     sources: Sequence[BatchEncoding]
     targets: Sequence[BatchEncoding]
     answers: Sequence[Answers]
+    idle: bool = False
 
 
 class Embeddings(NamedTuple):
@@ -58,7 +62,7 @@ def accumulate_gradients(
             _forward_seeded(forward, chunk if at_once else chunk._replace(answers=[]), seed + number)
             for number, chunk in enumerate(chunks)
         ]
-    embedded = [_embed(output) for output in outputs]
+    embedded = [_embed(output, chunk) for output, chunk in zip(outputs, chunks, strict=True)]
     whole = Embeddings(*(torch.cat(parts).detach().requires_grad_() for parts in zip(*embedded, strict=True)))
     loss = embedding_loss(whole)
     if loss.requires_grad:
@@ -71,7 +75,7 @@ def accumulate_gradients(
         share = count_tokens(chunk) / tokens
         answered += output.answer_loss.detach() * share
         _send_back(
-            [*_embed(output), output.answer_loss],
+            [*_embed(output, chunk), output.answer_loss],
             [*(next(gradient) for gradient in gradients), answer_weight * share],
         )
     return ranks.add(answered)
@@ -147,8 +151,9 @@ def _forward_seeded(forward: Callable[[Chunk], JointOutput], chunk: Chunk, seed:
     return forward(chunk)
 
 
-def _embed(output: JointOutput) -> Embeddings:
-    return Embeddings(pool(output.sources), pool(output.targets), output.images.float())
+def _embed(output: JointOutput, chunk: Chunk) -> Embeddings:
+    rows = Embeddings(pool(output.sources), pool(output.targets), output.images.float())
+    return Embeddings(*(part[:0] for part in rows)) if chunk.idle else rows
 
 
 def _split_gradient(rows: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor | None]:

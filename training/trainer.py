@@ -14,6 +14,7 @@ from training.distributed import Ranks
 from training.grad_cache import Chunk, Embeddings, accumulate_gradients, split_step
 from training.losses import ContrastiveLoss, SigmoidLoss, WordLoss
 from training.settings import OptimizerSettings, TrainingSettings
+from training.sharding import align_chunks, require_shards_fit, shard_frozen_weights, wants_shards
 
 _LOSSES = {"infonce": ContrastiveLoss, "sigmoid": SigmoidLoss}
 
@@ -47,6 +48,10 @@ class Trainer:
             model.enable_gradient_checkpointing()
         if settings.compiled:
             model.compile_layers()
+        self.sharded = wants_shards(ranks)
+        if self.sharded:
+            require_shards_fit(settings)
+            shard_frozen_weights(model, ranks)
         self.optimizer = torch.optim.AdamW(
             self._group_parameters(), settings.optimizer.learning_rate, fused=True
         )
@@ -87,6 +92,8 @@ class Trainer:
         image_token = self.model.lvlm.config.image_token_id
         seed = Random(f"{settings.seed} {self.step} {self.ranks.rank}").getrandbits(60)
         chunks = split_step(step, settings.chunk_size, image_token)
+        if self.sharded:
+            chunks = align_chunks(chunks, settings.summary_tokens, image_token, self.ranks)
         answer = accumulate_gradients(
             self._forward, chunks, measure, settings.answer_weight, self.ranks, seed
         )
@@ -97,7 +104,7 @@ class Trainer:
 
     def _forward(self, chunk: Chunk) -> JointOutput:
         with torch.autocast(self.ranks.device.type, torch.bfloat16):
-            output: JointOutput = self.model(*chunk)
+            output: JointOutput = self.model(chunk.sources, chunk.targets, chunk.answers)
         return output
 
     def _compare(self, rows: Embeddings, batch: Step) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ class Validation:
     def __init__(self, images: Sequence[CaptionedImage], builder: InputBuilder) -> None:
         self.images, self.builder = images, builder
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference tensors could not be trained on, where weights are gathered for a while
     def measure(self, model: Fwd2Bot) -> dict[str, float]:
         """Recall in per cent and nats a token, by name."""
         model.eval()

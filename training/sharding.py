@@ -1,0 +1,89 @@
+r"""The frozen weights of the LLM's layers in shares, one on each rank, for an LLM too large for a GPU (FSDP).
+
+    accelerate launch --config_file training/configs/accelerate_fsdp.yaml \
+        -m training.train training/configs/llava-1.5-7b-k16.toml --data DIR --run runs/llava
+
+A layer is gathered when it runs and let go after. Adapters, small beside it, stay whole on every rank, so
+gradients, optimizer, states and checkpoints are those of a run without shares. The two adapted trees are
+sharded apart, which costs each rank its share twice. Ranks gather together or wait for ever, so all must run
+the same layers in the same order: `align_chunks` sees to that.
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import BatchEncoding
+
+from encoders.base import DatasetError
+from encoders.fwd2bot.adapters import NONE, find_base_model
+from encoders.fwd2bot.model import IGNORED, Answers, Fwd2Bot
+from training.distributed import Ranks
+from training.grad_cache import Chunk, take_rows
+from training.settings import BaseSettings, TrainingSettings
+
+
+def wants_shards(ranks: Ranks) -> bool:
+    """Whether `accelerate launch` was told to shard the model."""
+    return ranks.count > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def require_shards_fit(settings: TrainingSettings) -> None:
+    """Raise DatasetError where there is nothing frozen to shard, or ranks could not keep step."""
+    lvlm = settings.lvlm
+    frozen = isinstance(lvlm, BaseSettings) and settings.adapters.mode != NONE
+    if not frozen or (isinstance(lvlm, BaseSettings) and lvlm.quantize != "none"):
+        raise DatasetError(
+            "FSDP shares out frozen weights in full precision: set lvlm.base, lvlm.quantize=none and "
+            "adapters, or launch with training/configs/accelerate_ddp.yaml"
+        )
+    if not settings.chunk_size:
+        raise DatasetError("FSDP needs chunks, which is how ranks keep step: set chunk_size, which is 0")
+
+
+def shard_frozen_weights(model: Fwd2Bot, ranks: Ranks) -> None:
+    """Leave on this rank its share of each layer's frozen weights."""
+    # The layers of the tree without adapters never run, and would keep the whole weights alive.
+    model.lvlm.get_decoder().layers = nn.ModuleList()
+    mesh = init_device_mesh(ranks.device.type, (ranks.count,))
+    trees = [model.compressor, *([model.generator] if model.generator is not model.compressor else [])]
+    for tree in trees:
+        for layer in find_base_model(tree).get_decoder().layers:
+            trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
+            # Said, as a layer that is wrapped alone would by default stay gathered.
+            fully_shard(layer, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
+
+
+def align_chunks(chunks: Sequence[Chunk], placeholders: int, image_token: int, ranks: Ranks) -> list[Chunk]:
+    """The same kinds of chunks in the same order on every rank; what is added for that teaches nothing.
+
+    placeholders: k, the places of summary tokens in a question.
+    """
+    first = (chunks[0].sources or chunks[0].targets)[0]
+    row = [take_rows(first, range(1), image_token)]
+    sources = _lengthen([chunk for chunk in chunks if chunk.sources], Chunk(row, [], [], idle=True), ranks)
+    targets = _lengthen([chunk for chunk in chunks if chunk.targets], Chunk([], row, [], idle=True), ranks)
+    asked = ranks.most(torch.tensor([len(chunk.answers) for chunk in sources], device=ranks.device))
+    silence = _say_nothing(placeholders, image_token, ranks.device)
+    answering = [
+        chunk._replace(answers=chunk.answers or [silence]) if ask else chunk
+        for chunk, ask in zip(sources, asked.tolist(), strict=True)
+    ]
+    return answering + targets
+
+
+def _say_nothing(placeholders: int, image_token: int, device: torch.device) -> Answers:
+    """A question about the first source, to which no answer is learned."""
+    ids = torch.full((1, placeholders + 1), image_token, device=device)
+    ids[:, -1] = 0  # the id of any word
+    inputs = BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    first = torch.zeros(1, dtype=torch.long, device=device)
+    return Answers(first, inputs, torch.full_like(ids, IGNORED))
+
+
+def _lengthen(chunks: list[Chunk], idle: Chunk, ranks: Ranks) -> list[Chunk]:
+    longest = int(ranks.most(torch.tensor(len(chunks), device=ranks.device)))
+    return chunks + [idle] * (longest - len(chunks))
