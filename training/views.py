@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -59,6 +60,7 @@ class SquareViews:
 
 def _stack(pictures: Sequence[Image.Image], side: int) -> Tensor:
     """Squares: float32 (n, 3, side, side) in [0, 1]."""
-    squares = [torch.from_numpy(square_picture(picture, side).copy()) for picture in pictures]
-    stacked = torch.stack(squares) if squares else torch.empty((0, side, side, 3), dtype=torch.uint8)
+    if not pictures:
+        return torch.empty((0, 3, side, side))
+    stacked = torch.from_numpy(np.stack([square_picture(picture, side) for picture in pictures]))
     return stacked.permute(0, 3, 1, 2).float() / 255
