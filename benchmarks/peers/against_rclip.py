@@ -109,7 +109,7 @@ def time_theirs(course: Course, photos: Path) -> float:
     with TemporaryDirectory(prefix="fwd2bot-race-") as scratch:
         for kept in course.data.iterdir():
             (Path(scratch) / kept.name).symlink_to(kept)
-        command = module_command(course.theirs, "rclip", "--filepath-only", "--top", "1", "a photo")
+        command = module_command(course.theirs, "rclip.main", "--filepath-only", "--top", "1", "a photo")
         return _time_command(command, photos, course, Path(scratch))
 
 

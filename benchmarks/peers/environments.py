@@ -23,19 +23,10 @@ OURS: Installs = (
 )
 RCLIP_3: Installs = (("rclip==3.3.0",),)
 # It pins a build of PyTorch that is on no package index, so it is given the one that we are tested with.
+_UNDER_RCLIP_2 = ("torch==2.13.0", "numpy<2.2", "pillow<13", "requests", "tqdm", "regex", "safetensors")
 RCLIP_2: Installs = (
-    (
-        "-c",
-        "constraints.txt",
-        "torch",
-        "numpy",
-        "pillow<13",
-        "requests",
-        "tqdm",
-        "safetensors",
-        "huggingface_hub",
-    ),
-    ("--no-deps", "rclip==2.1.6", "rawpy", "pillow-heif<2", *_OPEN_CLIP),
+    (*_UNDER_RCLIP_2, "huggingface_hub", "rawpy", "pillow-heif<2"),
+    ("--no-deps", "rclip==2.1.6", *_OPEN_CLIP),
 )
 
 # torchvision's wheels are built for CUDA: beside a CPU build of PyTorch they want these two to import.
