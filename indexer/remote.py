@@ -6,7 +6,7 @@ from datetime import datetime
 from io import BytesIO
 from typing import Any, BinaryIO
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import xxhash
 
 from encoders.base import MissingDependency, NothingToIndex

@@ -26,7 +26,7 @@ TokensOption = Annotated[
 ]
 DeviceOption = Annotated[
     str,
-    typer.Option(metavar="NAME", help="Where the model computes: auto, cpu, cuda (all GPUs) or cuda:N (one)."),
+    typer.Option(metavar="NAME", help="Where the model computes: auto, cpu, cuda (all GPUs), or cuda:N."),
 ]
 BatchOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Images the model reads at once; else what fits.")
