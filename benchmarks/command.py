@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.datasets import CaptionedImage, keep_present, parse_karpathy
+from benchmarks.datasets import CaptionedImage, keep_present, name_split, parse_dataset
 from encoders.base import DEFAULT_ENCODER, Encoder, Fwd2BotError
 
 _VERSIONED = ("fwd2bot", "torch", "transformers", "numpy", "pillow", "faiss-cpu", "faiss-gpu")
@@ -44,9 +44,14 @@ class SplitRecord:
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `read_split` reads."""
-    parser.add_argument("--dataset", type=Path, required=True, help="annotations in Karpathy's form")
-    parser.add_argument("--images", type=Path, required=True, help="the folder of the photos")
-    parser.add_argument("--split", default="test")
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        required=True,
+        help="a .json of Karpathy or NoCaps, a table (.csv, .tsv, .jsonl, .parquet), or .tar shards",
+    )
+    parser.add_argument("--images", type=Path, help="the folder of the photos (default: where --dataset is)")
+    parser.add_argument("--split", help='or "all" (default: test, where there are splits)')
     parser.add_argument(
         "--allow-missing", action="store_true", help="go on without photos that are not there"
     )
@@ -54,11 +59,12 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
 
 def read_split(options: argparse.Namespace) -> tuple[list[CaptionedImage], SplitRecord]:
     """Read the split the options name, and what there is to say of it."""
-    described = parse_karpathy(options.dataset, options.images, [options.split])
-    images = keep_present(described, options.images, options.allow_missing)
+    images_dir = options.images or options.dataset.parent
+    described = parse_dataset(options.dataset, images_dir, options.split)
+    images = keep_present(described, images_dir, options.allow_missing)
     return images, SplitRecord(
         dataset=options.dataset.name,
-        split=options.split,
+        split=options.split or name_split(described),
         images=len(images),
         captions=sum(len(image.captions) for image in images),
         missing=len(described) - len(images),

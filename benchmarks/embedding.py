@@ -8,8 +8,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.readers.base import open_photo
 from encoders.base import DatasetError, Encoder, FloatArray, ImageEmbeddings, TalkingEncoder
-from indexer.decode import decode_image
+from indexer.decode import open_picture
+from indexer.images import describe_error
+from indexer.pixels import decode_upright
 
 _IMAGE_BATCH = 32
 _TEXT_BATCH = 128
@@ -20,11 +23,13 @@ def decode_pictures(paths: Iterable[Path], image_size: int) -> Iterator[Image.Im
     """Decode files as the index does, so that a benchmark sees what the index sees."""
     for path in paths:
         try:
-            yield decode_image(path, image_size)
-        except OSError as error:
+            with open_photo(path) as stream, open_picture(stream) as image:
+                small, _ = decode_upright(image, image_size)
+        except Exception as error:  # decoders raise anything on bad bytes
             raise DatasetError(
-                f"{path} cannot be decoded ({error}): put a sound file in its place."
+                f"{path} cannot be decoded ({describe_error(error)}): put a sound file in its place."
             ) from error
+        yield small
 
 
 def embed_images(encoder: Encoder, images: Iterable[Image.Image], count: int) -> Iterator[ImageEmbeddings]:

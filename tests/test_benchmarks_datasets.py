@@ -1,11 +1,19 @@
 """Annotation files: what is read, and what is refused in which words."""
 
+import csv
 import json
+import tarfile
+from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from benchmarks.datasets import CaptionedImage, read_caption_groups, read_karpathy
+from benchmarks.datasets import CaptionedImage, keep_present, name_split, parse_dataset, read_karpathy
+from benchmarks.embedding import decode_pictures
+from benchmarks.readers.base import is_there
 from encoders.base import DatasetError
 
 
@@ -114,17 +122,169 @@ def test_a_file_that_is_not_there_is_one_plain_error(tmp_path: Path) -> None:
         read_karpathy(tmp_path / "none.json", tmp_path, ["test"])
 
 
-def test_caption_groups_are_read_line_by_line(tmp_path: Path) -> None:
-    path = tmp_path / "captions.jsonl"
-    path.write_text('{"image": "1.jpg", "captions": ["A dog.", " "]}\n{"captions": ["B.", "C."]}\n')
-    assert read_caption_groups(path) == [("A dog.",), ("B.", "C.")]
+def write_text(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_nocaps(folder: Path) -> Path:
+    images = [
+        {"id": 7, "file_name": "b.jpg", "domain": "out-domain", "coco_url": "https://example.org/b.jpg"},
+        {"id": 3, "file_name": "a.jpg", "domain": "in-domain", "open_images_id": "a"},
+    ]
+    texts = [(3, "A dog."), (7, "A cat."), (3, "A hound.")]
+    annotations = [{"image_id": image, "id": number, "caption": t} for number, (image, t) in enumerate(texts)]
+    record = {"licenses": [], "info": {}, "images": images, "annotations": annotations}
+    return write_text(folder / "nocaps_val_4500_captions.json", json.dumps(record))
+
+
+def test_nocaps_captions_are_those_of_their_image_and_its_domains_are_splits(tmp_path: Path) -> None:
+    path = write_nocaps(tmp_path)
+    assert parse_dataset(path, tmp_path, None) == [
+        CaptionedImage(tmp_path / "b.jpg", ("A cat.",), "out-domain"),
+        CaptionedImage(tmp_path / "a.jpg", ("A dog.", "A hound."), "in-domain"),
+    ]
+    assert [image.path.name for image in parse_dataset(path, tmp_path, "in-domain")] == ["a.jpg"]
+    with pytest.raises(DatasetError, match=r"no split test: it has in-domain \(1\), out-domain \(1\)"):
+        parse_dataset(path, tmp_path, "test")
+
+
+ROWS = [("a.jpg", "A dog.", "val"), ("b.jpg", 'A "cat", red', "test"), ("a.jpg", "A hound.", "val")]
+
+
+def write_table(folder: Path, suffix: str, columns: tuple[str, ...] = ("image", "caption", "split")) -> Path:
+    path = folder / f"captions{suffix}"
+    records = [dict(zip(columns, row, strict=False)) for row in ROWS]
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    elif suffix == ".jsonl":
+        write_text(path, "".join(f"{json.dumps(record)}\n" for record in records))
+    else:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, columns, delimiter="\t" if suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(records)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_table_gives_the_same_images_in_whichever_form_it_comes(tmp_path: Path, suffix: str) -> None:
+    path = write_table(tmp_path, suffix)
+    assert parse_dataset(path, tmp_path, "all") == [
+        CaptionedImage(tmp_path / "a.jpg", ("A dog.", "A hound."), "val"),
+        CaptionedImage(tmp_path / "b.jpg", ('A "cat", red',), "test"),
+    ]
+    assert [image.split for image in parse_dataset(path, tmp_path, None)] == ["test"]
+    plain = parse_dataset(write_table(tmp_path, suffix, ("filepath", "title")), tmp_path, None)
+    assert [image.split for image in plain] == ["", ""]
+    assert name_split(plain) == "all"
+
+
+def test_a_list_of_captions_in_a_cell_is_as_many_rows(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "t.jsonl", '{"image": "a.jpg", "captions": ["A dog.", " "]}\n\n')
+    assert parse_dataset(path, tmp_path, None)[0].captions == ("A dog.",)
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "3", '{"captions": "A dog."}', '{"captions": [1]}', '{"captions": []}']
+    ("text", "message"),
+    [
+        (
+            '{"picture": "a.jpg", "caption": "A."}',
+            "line 1 of .* has no column image or .* but picture, caption",
+        ),
+        ('{"image": "a.jpg", "words": "A."}', "has no column caption or"),
+        ('{"image": 3, "caption": "A."}', "no path of an image"),
+        ('{"image": {"bytes": ""}, "caption": "A."}', "no path of an image"),
+        ('{"image": "a.jpg", "caption": 3}', "no text in its column"),
+        ('{"image": "../a.jpg", "caption": "A."}', "not a plain path"),
+        ('{"image": "a.jpg", "caption": " "}', "no caption with words"),
+        ("3", "line 1 of .* is not of the form"),
+        ("", "holds no rows"),
+    ],
 )
-def test_a_line_of_another_form_is_named_by_its_number(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "captions.jsonl"
-    path.write_text(f'{{"captions": ["A."]}}\n{line}\n')
-    with pytest.raises(DatasetError, match="line 2"):
-        read_caption_groups(path)
+def test_a_table_of_another_form_is_one_plain_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        parse_dataset(write_text(tmp_path / "t.jsonl", text), tmp_path, None)
+
+
+def test_a_table_that_is_none_is_one_plain_error(tmp_path: Path) -> None:
+    for suffix in (".parquet", ".csv"):
+        with pytest.raises(DatasetError, match="no annotation file"):
+            parse_dataset(tmp_path / f"none{suffix}", tmp_path, None)
+    with pytest.raises(DatasetError, match="as a Parquet table"):
+        parse_dataset(write_text(tmp_path / "t.parquet", "PAR1"), tmp_path, None)
+    with pytest.raises(DatasetError, match="of no known form"):
+        parse_dataset(write_text(tmp_path / "t.xlsx", ""), tmp_path, None)
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, BytesIO(content))
+    return path
+
+
+def draw_png(colour: str) -> bytes:
+    stream = BytesIO()
+    Image.new("RGB", (8, 8), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_shards_give_photos_that_are_read_where_they_are(tmp_path: Path) -> None:
+    write_shard(
+        tmp_path / "1.tar",
+        {
+            "0.png": draw_png("red"),
+            "0.json": b'{"caption": "Red."}',
+            "1.txt": b"Blue.\nA blue one.\n",
+            "1.png": draw_png("blue"),
+            "lonely.png": draw_png("green"),
+        },
+    )
+    write_shard(tmp_path / "2.tar", {"0.cls": b"1", "0.png": draw_png("lime"), "0.txt": b"Lime."})
+    images = parse_dataset(tmp_path, tmp_path, None)
+    assert [(image.path, image.captions) for image in images] == [
+        (tmp_path / "1.tar" / "0.png", ("Red.",)),
+        (tmp_path / "1.tar" / "1.png", ("Blue.", "A blue one.")),
+        (tmp_path / "2.tar" / "0.png", ("Lime.",)),
+    ]
+    assert keep_present(images, tmp_path, allow_missing=False) == images
+    pictures = decode_pictures([image.path for image in images], 8)
+    assert [picture.getpixel((0, 0)) for picture in pictures] == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
+    assert parse_dataset(tmp_path / "2.tar", tmp_path, None) == images[2:]
+    assert not is_there(tmp_path / "1.tar" / "9.png")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"0.png": b"", "0.json": b'{"url": ""}'}, "is not of the form"),
+        ({"0.png": b"", "0.json": b"{"}, "is not JSON"),
+        ({"0.png": b"", "0.txt": b"\xff"}, "is not text"),
+        ({"0.png": b"", "0.txt": b" \n"}, "no caption with words"),
+        ({"0.png": b""}, "a picture beside its caption"),
+    ],
+)
+def test_a_shard_of_another_form_is_one_plain_error(
+    tmp_path: Path, members: dict[str, bytes], message: str
+) -> None:
+    with pytest.raises(DatasetError, match=message):
+        parse_dataset(write_shard(tmp_path / "s.tar", members), tmp_path, None)
+
+
+def test_a_shard_that_ends_too_early_is_refused_and_not_scored_in_part(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "s.tar", {"0.txt": b"A.", "0.png": draw_png("red")})
+    shard.write_bytes(b"\1" * 512 + shard.read_bytes()[512:])
+    with pytest.raises(DatasetError, match="damaged"):
+        parse_dataset(shard, tmp_path, None)
+    with pytest.raises(DatasetError, match=r"no \.tar shard"):
+        parse_dataset(tmp_path / "none.tar", tmp_path, None)
+
+
+def test_a_photo_of_karpathys_form_may_lie_in_an_archive(tmp_path: Path) -> None:
+    write_shard(tmp_path / "photos.tar", {"a.png": draw_png("red")})
+    path = write_annotations(tmp_path, make_record("a.png", "test", "A."), make_record("b.png", "test", "B."))
+    images = read_karpathy(path, tmp_path / "photos.tar", ["test"], allow_missing=True)
+    assert [image.path.name for image in images] == ["a.png"]
