@@ -1,10 +1,15 @@
-"""How well one side of pairs is found from the other: hit@K and ranks, in blocks, with numpy alone.
+"""How well one side of pairs is found from the other: hit@K, recall@K, ranks and mAP, with numpy alone.
 
-hit@K is the share of queries with *at least one* positive among the K items of highest score. Papers on
+hit@K: the share of queries with *at least one* positive among the K items of highest score. Papers on
 image-text retrieval, and CLIP_benchmark (`image_retrieval_recall@K`, `text_retrieval_recall@K`), print this
-number as "Recall@K". Recall in the word's own meaning, the share of a query's positives found, equals it from
-text to image, where a caption has one image, and is smaller from image to text, where an image has five
-captions: it is not computed here. A tie goes to the item of lower index, as in a stable sort.
+number as "Recall@K".
+recall@K: the share of a query's positives that are among the K items of highest score, averaged over queries.
+It is hit@K from text to image, where a caption has one image, and smaller from image to text, where an image
+has five captions.
+mAP: the mean over queries of average precision, which is the mean over a query's positives of the share of
+positives among all items down to that one.
+
+A tie goes to the item of lower index, as in a stable sort. Intervals are of 95 %, by bootstrap over queries.
 """
 
 from collections.abc import Sequence
@@ -13,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.intervals import Interval, bootstrap_means
 from encoders.base import DatasetError, EncoderError, FloatArray
 
 IntArray = NDArray[np.int64]
@@ -20,17 +26,26 @@ IntArray = NDArray[np.int64]
 CUTOFFS = (1, 5, 10)
 # Scores held at once: 64 MiB of float32, whatever the size of the gallery.
 _BLOCK_SCORES = 1 << 24
+NO_RANK = 0  # the rank of a positive that is not there, or was not found
 
 
 @dataclass(frozen=True)
 class RecallReport:
-    """Hits by cutoff beside what guessing gives, as shares of all queries; ranks count from 1."""
+    """One direction, by cutoff where that matters, as shares of one; ranks count from 1.
+
+    chance: what hit@K is for items in random order. median_rank and mean_average_precision are None where
+    only the first items of each ranking were looked at.
+    """
 
     queries: int
     items: int
     hits: dict[int, float]
+    hit_intervals: dict[int, Interval]
+    recalls: dict[int, float]
+    recall_intervals: dict[int, Interval]
     chance: dict[int, float]
-    median_rank: float
+    median_rank: float | None
+    mean_average_precision: float | None
 
 
 @dataclass(frozen=True)
@@ -64,20 +79,57 @@ def report_recall(
     cutoffs: Sequence[int] = CUTOFFS,
 ) -> RecallReport:
     """Measure one direction; an item is a positive of a query where their groups are equal."""
-    ranks = rank_first_positives(queries, items, query_groups, item_groups)
-    positives = count_positives(query_groups, item_groups)
+    ranks = rank_positives(queries, items, query_groups, item_groups)
+    return report_ranks(ranks, count_positives(query_groups, item_groups), len(items), cutoffs)
+
+
+def report_ranks(
+    ranks: IntArray,
+    positives: IntArray,
+    items: int,
+    cutoffs: Sequence[int] = CUTOFFS,
+    complete: bool = True,
+) -> RecallReport:
+    """Sum up the ranks (queries, most positives), NO_RANK or from 1, of each query's so many positives.
+
+    complete: whether every positive was found; if not, some may have NO_RANK, and cutoffs must be small
+    enough that such a one is surely below.
+    """
+    shares = [count_within(ranks, cutoff) / positives for cutoff in cutoffs]
+    hits = [(share > 0).astype(np.float64) for share in shares]
+    intervals = bootstrap_means(np.stack([*hits, *shares], axis=1))
     return RecallReport(
-        queries=len(queries),
-        items=len(items),
-        hits={cutoff: hit_rate(ranks, cutoff) for cutoff in cutoffs},
-        chance={cutoff: chance_hit_rate(positives, len(items), cutoff) for cutoff in cutoffs},
-        median_rank=float(np.median(ranks)),
+        queries=len(ranks),
+        items=items,
+        hits={cutoff: float(hit.mean()) for cutoff, hit in zip(cutoffs, hits, strict=True)},
+        hit_intervals=dict(zip(cutoffs, intervals, strict=False)),
+        recalls={cutoff: float(share.mean()) for cutoff, share in zip(cutoffs, shares, strict=True)},
+        recall_intervals=dict(zip(cutoffs, intervals[len(cutoffs) :], strict=True)),
+        chance={cutoff: chance_hit_rate(positives, items, cutoff) for cutoff in cutoffs},
+        median_rank=float(np.median(take_first_ranks(ranks))) if complete else None,
+        mean_average_precision=float(average_precision(ranks).mean()) if complete else None,
     )
 
 
-def hit_rate(ranks: IntArray, cutoff: int) -> float:
-    """The share of queries whose first positive is among the first `cutoff` items."""
-    return float(np.mean(ranks <= cutoff))
+def count_within(ranks: IntArray, cutoff: int) -> IntArray:
+    """How many positives of each query are among the first `cutoff` items: int64 (queries,)."""
+    found: IntArray = ((ranks != NO_RANK) & (ranks <= cutoff)).sum(axis=1)
+    return found
+
+
+def take_first_ranks(ranks: IntArray) -> IntArray:
+    """The rank of each query's first positive, given those of all: int64 (queries,)."""
+    first: IntArray = np.where(ranks == NO_RANK, np.iinfo(np.int64).max, ranks).min(axis=1)
+    return first
+
+
+def average_precision(ranks: IntArray) -> NDArray[np.float64]:
+    """The mean over a query's positives of the share of positives down to each: float64 (queries,)."""
+    ordered = np.sort(np.where(ranks == NO_RANK, np.iinfo(np.int64).max, ranks), axis=1)
+    precisions = np.arange(1, ranks.shape[1] + 1) / ordered
+    found = ordered < np.iinfo(np.int64).max
+    means: NDArray[np.float64] = np.where(found, precisions, 0.0).sum(axis=1) / found.sum(axis=1)
+    return means
 
 
 def chance_hit_rate(positives: IntArray, items: int, cutoff: int) -> float:
@@ -97,22 +149,41 @@ def rank_first_positives(
     queries: FloatArray, items: FloatArray, query_groups: IntArray, item_groups: IntArray
 ) -> IntArray:
     """The rank, from 1, of each query's first positive by inner product: int64 (queries,)."""
+    return take_first_ranks(rank_positives(queries, items, query_groups, item_groups))
+
+
+def rank_positives(
+    queries: FloatArray, items: FloatArray, query_groups: IntArray, item_groups: IntArray
+) -> IntArray:
+    """The ranks, from 1, of all positives by inner product: int64 (queries, most), the rest NO_RANK."""
     _check_sides(queries, items, query_groups, item_groups)
+    places = _find_positives(query_groups, item_groups)
     rows = max(1, _BLOCK_SCORES // len(items))
     blocks = [
-        _rank_block(queries[start : start + rows] @ items.T, query_groups[start : start + rows], item_groups)
+        _rank_block(queries[start : start + rows] @ items.T, places[start : start + rows])
         for start in range(0, len(queries), rows)
     ]
     return np.concatenate(blocks)
 
 
-def _rank_block(scores: FloatArray, query_groups: IntArray, item_groups: IntArray) -> IntArray:
-    positive = query_groups[:, None] == item_groups[None, :]
-    best = np.where(positive, scores, -np.inf).max(axis=1, keepdims=True)
-    tied = scores == best
-    first = np.argmax(tied & positive, axis=1)
-    tied_before = tied & (np.arange(len(item_groups)) < first[:, None])
-    ranks: IntArray = 1 + (scores > best).sum(axis=1) + tied_before.sum(axis=1)
+def _find_positives(query_groups: IntArray, item_groups: IntArray) -> IntArray:
+    """The places of each query's positives among the items: int64 (queries, most), the rest -1."""
+    order = np.argsort(item_groups, kind="stable")
+    starts = np.searchsorted(item_groups[order], query_groups)
+    counts = count_positives(query_groups, item_groups)
+    offsets = np.arange(counts.max())
+    places = order[np.minimum(starts[:, None] + offsets, len(order) - 1)]
+    return np.where(offsets < counts[:, None], places, -1)
+
+
+def _rank_block(scores: FloatArray, places: IntArray) -> IntArray:
+    """Ranks of the items at `places` (queries, most) by scores (queries, items)."""
+    ranks = np.full(places.shape, NO_RANK, np.int64)
+    items = np.arange(scores.shape[1])
+    for column, place in enumerate(places.T):
+        own = np.take_along_axis(scores, np.maximum(place, 0)[:, None], axis=1)
+        before = (scores > own) | ((scores == own) & (items < place[:, None]))
+        ranks[:, column] = np.where(place >= 0, 1 + before.sum(axis=1), NO_RANK)
     return ranks
 
 
