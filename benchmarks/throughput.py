@@ -128,13 +128,13 @@ def measure_bottleneck(images: Path, encoder: Encoder, batch_size: int | None) -
         seconds = time.perf_counter() - start
     busy, total = sum(lane.busy_seconds for lane in timed.opened), len(timed.opened) * seconds
     return Bottleneck(
-        images=report.embedded,
+        images=report.indexed,
         batch_size=size,
         lanes=len(timed.opened),
         bare=bare,
         bare_lanes=bare_lanes,
-        whole=report.embedded / seconds,
-        share=report.embedded / seconds / max(bare, bare_lanes),
+        whole=report.indexed / seconds,
+        share=report.indexed / seconds / max(bare, bare_lanes),
         utilisation=busy / total,
         waited_seconds=total - busy,
         decode=decode,

@@ -56,14 +56,14 @@ class BuildSettings:
 
 
 class BuildReport(NamedTuple):
-    """What a run did: embedded + copied + reused + skipped are the images now in the folder.
+    """What a run did: indexed + copied + reused + skipped are the images now in the folder.
 
-    embedded: read by the model. copied: moved, restored or duplicate files, whose bytes the index had read
+    indexed: read by the model. copied: moved, restored or duplicate files, whose bytes the index had read
     already. reused: files that have not changed. removed: files that are gone. skipped: files that cannot be
     read.
     """
 
-    embedded: int
+    indexed: int
     copied: int
     reused: int
     removed: int

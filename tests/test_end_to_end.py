@@ -70,8 +70,8 @@ def test_a_deleted_picture_is_still_described_and_still_answers(gallery: Gallery
 
 def test_a_second_run_reads_nothing_again(gallery: Gallery) -> None:
     again = json.loads(call_fwd2bot(gallery.folder.parent, "index", "gallery", "--json"))
-    assert (gallery.report["embedded"], gallery.report["reused"]) == (COUNT, 0)
-    assert (again["embedded"], again["reused"]) == (0, COUNT)
+    assert (gallery.report["indexed"], gallery.report["reused"]) == (COUNT, 0)
+    assert (again["indexed"], again["reused"]) == (0, COUNT)
 
 
 def test_a_folder_without_an_index_is_one_plain_sentence(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def refuse_to_load() -> FakeEncoder:
 
 
 def test_every_image_gets_the_embedding_of_the_encoder(gallery: Path, encoder: FakeEncoder) -> None:
-    assert build(gallery, encoder) == BuildReport(embedded=8, copied=0, reused=0, removed=0, skipped=0)
+    assert build(gallery, encoder) == BuildReport(indexed=8, copied=0, reused=0, removed=0, skipped=0)
     table = open_table(gallery)
     expected_paths = sorted(str(path.relative_to(gallery)) for path in gallery.rglob("*.png"))
     assert table.paths == expected_paths
@@ -50,7 +50,7 @@ def test_a_run_embeds_only_what_changed(gallery: Path, encoder: FakeEncoder) -> 
     (gallery / "blue.png").unlink()
     (gallery / "below/yellow.png").rename(gallery / "moved.png")
     encoder.embedded = 0
-    assert build(gallery, encoder) == BuildReport(embedded=1, copied=2, reused=5, removed=2, skipped=0)
+    assert build(gallery, encoder) == BuildReport(indexed=1, copied=2, reused=5, removed=2, skipped=0)
     assert encoder.embedded == 1
     table = open_table(gallery)
     assert "blue.png" not in table.paths and "below/yellow.png" not in table.paths
@@ -107,7 +107,7 @@ def test_a_model_that_gives_no_number_skips_the_image(gallery: Path, encoder: Fa
         return ImageEmbeddings(vectors, summaries)
 
     encoder.encode_images = spoil
-    assert build(gallery, encoder) == BuildReport(embedded=5, copied=0, reused=0, removed=0, skipped=3)
+    assert build(gallery, encoder) == BuildReport(indexed=5, copied=0, reused=0, removed=0, skipped=3)
     assert np.isfinite(open_table(gallery).vectors).all()
 
 

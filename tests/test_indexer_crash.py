@@ -94,7 +94,7 @@ def test_a_build_may_die_at_any_operation(photos: Path, tmp_path: Path) -> None:
         lost = encoder.embedded - known
         assert 0 <= lost <= 3 * BATCH  # the batch being written, and two on their way through the model
         encoder.embedded = 0
-        assert build_index(photos, index, encoder, SETTINGS).embedded == encoder.embedded == 7 - known
+        assert build_index(photos, index, encoder, SETTINGS).indexed == encoder.embedded == 7 - known
         check_whole(index, photos)
 
     die_everywhere(prepare, lambda index: build_index(photos, index, encoder, SETTINGS), check)
@@ -244,6 +244,6 @@ def test_fifty_kills_at_random_moments_lose_nothing_but_the_batches_in_hand(
         known = check_readable(index)
         assert log.stat().st_size - known <= 3 * BATCH
         report = build_index(photos, index, FakeEncoder(), SETTINGS)
-        assert (report.embedded, report.reused) == (32 - known, known)
+        assert (report.indexed, report.reused) == (32 - known, known)
         check_whole(index, photos)
     assert cut_short > 25

@@ -23,7 +23,7 @@ def test_a_renamed_folder_is_copied_to_the_bit(gallery: Path, encoder: FakeEncod
     before = open_table(gallery).to_arrow()
     (gallery / "below").rename(gallery / "renamed")
     encoder.embedded = 0
-    assert build(gallery, encoder) == BuildReport(embedded=0, copied=4, reused=4, removed=4, skipped=0)
+    assert build(gallery, encoder) == BuildReport(indexed=0, copied=4, reused=4, removed=4, skipped=0)
     assert encoder.embedded == 0
     after = open_table(gallery).to_arrow()
     rows = {Path(row["path"]).name: row for row in after.to_pylist()}

@@ -98,7 +98,7 @@ def test_a_url_holds_the_images_that_its_folder_would(url: str, tmp_path: Path) 
 
 def test_a_url_is_indexed_like_a_folder_and_only_once(url: str, tmp_path: Path, encoder: FakeEncoder) -> None:
     report = build(url, tmp_path / "index", encoder)
-    assert (report.embedded + report.copied, report.skipped) == (4, 2)
+    assert (report.indexed + report.copied, report.skipped) == (4, 2)
     paths = ["a.png", "below/b.JPG", "below/deep/ö [1].png", "trash/d.png"]
     assert sorted(EmbeddingTable.open(tmp_path / "index").paths) == paths
     before = encoder.embedded

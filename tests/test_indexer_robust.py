@@ -32,7 +32,7 @@ def test_two_writers_cannot_work_at_once(gallery: Path, encoder: FakeEncoder) ->
         pytest.raises(IndexLocked, match=f"process {os.getpid()} on .* since"),
     ):
         build(gallery, encoder)
-    assert build(gallery, encoder).embedded == 8
+    assert build(gallery, encoder).indexed == 8
 
 
 def test_a_missing_faiss_is_said_before_anything_is_embedded(

@@ -59,8 +59,8 @@ def test_a_url_below_a_url_can_be_merged(bucket: str, tmp_path: Path, encoder: F
 def test_links_that_leave_the_folder_are_followed_only_when_asked(here: Path, tmp_path: Path) -> None:
     paint(tmp_path / "outside/far.png", "red", size=(9, 9))
     (here / "link").symlink_to(tmp_path / "outside")
-    assert json.loads(run("index", ".", "--json").stdout)["embedded"] == 8
-    assert json.loads(run("index", ".", "--json", "--follow-links").stdout)["embedded"] == 1
+    assert json.loads(run("index", ".", "--json").stdout)["indexed"] == 8
+    assert json.loads(run("index", ".", "--json", "--follow-links").stdout)["indexed"] == 1
 
 
 @pytest.fixture

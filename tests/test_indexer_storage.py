@@ -85,7 +85,7 @@ def test_a_damaged_manifest_can_be_rebuilt_over(index_dir: Path, encoder: FakeEn
     (index_dir / "manifest.json").write_bytes(b"{")
     with pytest.raises(IndexDamaged):
         build_index(index_dir.parent, index_dir, encoder)
-    assert build_index(index_dir.parent, index_dir, encoder, BuildSettings(rebuild=True)).embedded == 8
+    assert build_index(index_dir.parent, index_dir, encoder, BuildSettings(rebuild=True)).indexed == 8
     assert len(EmbeddingTable.open(index_dir)) == 8
 
 

@@ -21,9 +21,9 @@ def test_a_watched_folder_is_followed_until_ctrl_c(here: Path) -> None:
     process = start(here, "index", ".", "--watch", "--json")
     assert isinstance(process.stdout, io.BufferedReader)
     reports = iter(json.loads(line) for line in process.stdout)
-    assert next(reports)["embedded"] == 8
+    assert next(reports)["indexed"] == 8
     paint(here / "new/red.png", "red", size=(9, 9))
-    assert next(reports) == {"embedded": 1, "copied": 0, "reused": 8, "removed": 0, "skipped": 0}
+    assert next(reports) == {"indexed": 1, "copied": 0, "reused": 8, "removed": 0, "skipped": 0}
     (here / "new").rename(here / "newer")
     (here / "blue.png").unlink()
     report = next(reports)
@@ -55,7 +55,7 @@ def watch_for(
 
 
 def test_a_rebuild_is_made_once(gallery: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [report.embedded for report in watch_for(monkeypatch, 3, gallery)] == [8, 0, 0]
+    assert [report.indexed for report in watch_for(monkeypatch, 3, gallery)] == [8, 0, 0]
 
 
 @pytest.mark.parametrize("error", [IndexLocked("busy"), NothingToIndex("no image")])

@@ -35,9 +35,9 @@ def test_index_ends_with_its_numbers_on_stderr(here: Path) -> None:
     result = run("index", ".")
     assert result.exit_code == 0 and result.stdout == ""
     assert "skipped bad\\x0aname.png: the file is empty\n" in result.stderr
-    assert result.stderr.endswith("embedded 8, copied 0, reused 0, removed 0, skipped 1\n")
+    assert result.stderr.endswith("indexed 8, copied 0, reused 0, removed 0, skipped 1\n")
     result = run("index", ".", "--json")
-    assert json.loads(result.stdout) == {"embedded": 0, "copied": 0, "reused": 8, "removed": 0, "skipped": 1}
+    assert json.loads(result.stdout) == {"indexed": 0, "copied": 0, "reused": 8, "removed": 0, "skipped": 1}
 
 
 def test_a_dry_run_lists_steps_and_changes_nothing(here: Path) -> None:
@@ -168,7 +168,7 @@ def test_verify_repairs_what_it_can(indexed: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     result = run("verify", "--repair")
     assert result.exit_code == 0 and "dropped 8 rows: run `fwd2bot index`" in result.stderr
-    assert run("index", ".").stderr.startswith("embedded 8, ")
+    assert run("index", ".").stderr.startswith("indexed 8, ")
     assert run("verify").exit_code == 0
 
 

@@ -95,7 +95,7 @@ def test_a_damaged_faiss_file_is_built_again_by_the_next_run(index_dir: Path, en
     path.write_bytes(content)
     with pytest.raises(IndexDamaged, match="run `fwd2bot index DIR`"):
         Searcher.open(index_dir)
-    assert build_index(index_dir.parent, index_dir, encoder).embedded == 0
+    assert build_index(index_dir.parent, index_dir, encoder).indexed == 0
     assert len(Searcher.open(index_dir).search("red", 8)) == 8
 
 
