@@ -214,16 +214,17 @@ def read_memory(field: str) -> float:
 
 def measure_scale(index_dir: Path, collection: Collection) -> ScaleResult:
     """Write, build and search, each in a fresh process."""
-    writing = _run_alone(write_parts, index_dir, collection)
+    writing = run_alone(write_parts, index_dir, collection)
     print(f"written in {writing.seconds:,.0f} s", file=sys.stderr)
-    building = _run_alone(build_neighbours, index_dir)
+    building = run_alone(build_neighbours, index_dir)
     print(f"built in {building.seconds:,.0f} s", file=sys.stderr)
-    searching = _run_alone(search_neighbours, index_dir, collection)
-    recall = _run_alone(measure_recall, index_dir, collection)
+    searching = run_alone(search_neighbours, index_dir, collection)
+    recall = run_alone(measure_recall, index_dir, collection)
     return ScaleResult(collection, writing, building, searching, recall)
 
 
-def _run_alone(step: Callable[..., Result], *arguments: object) -> Result:
+def run_alone(step: Callable[..., Result], *arguments: object) -> Result:
+    """Run a step in a process of its own, which is gone with all its memory when it returns."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(step, *arguments).result()
 
