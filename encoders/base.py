@@ -152,8 +152,19 @@ class TalkingEncoder(Encoder, Protocol):
     def caption(self, summaries: FloatArray) -> list[str]:
         """Describe each image from its summary tokens (n, k, width) alone."""
 
-    def answer(self, summaries: FloatArray, question: str) -> list[str]:
-        """Answer one question about each image from its summary tokens (n, k, width) alone."""
+    def answer(self, summaries: FloatArray, question: str | Sequence[str]) -> list[str]:
+        """Answer from summary tokens (n, k, width) alone: one question about each image, or one for each."""
 
     def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
         """Mean log-likelihood a token (nats), of texts[i] as the caption of summaries[i]: float32 (n,)."""
+
+
+@runtime_checkable
+class SeeingEncoder(Encoder, Protocol):
+    """An encoder whose LVLM can be asked about the pixels themselves, uncompressed."""
+
+    def caption_images(self, images: Sequence[Image.Image]) -> list[str]:
+        """Describe each image."""
+
+    def answer_images(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        """Answer questions[i] about images[i]."""

@@ -24,6 +24,7 @@ from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.preparation import ImagePreparer
 from encoders.fwd2bot.pretrained import Lvlm, fetch_lvlm, load_lvlm
 from encoders.fwd2bot.prompts import Prompts
+from encoders.fwd2bot.seeing import answer_from_pixels
 from encoders.load import load_encoder
 
 ONE_WORD = Prompts(
@@ -91,6 +92,14 @@ class LvlmEncoder:
         parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
         rows = [self._read_last(self.builder.texts(part).to(self.device)) for part in parts]
         return np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32)
+
+    def caption_images(self, images: Sequence[Image.Image]) -> list[str]:
+        """The LVLM itself, without adapters, over the pixels under the caption prompt."""
+        return self.answer_images(images, [Prompts().caption] * len(images))
+
+    def answer_images(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        """The LVLM itself, without adapters, over the pixels: greedily, up to 48 tokens."""
+        return answer_from_pixels(self.model, self.builder, images, questions)
 
     @torch.inference_mode()
     def _read_last(self, inputs: BatchEncoding) -> FloatArray:

@@ -19,11 +19,12 @@ from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, pool
 from encoders.fwd2bot.preparation import ImagePreparer
 from encoders.fwd2bot.pretrained import MODEL_FILES
+from encoders.fwd2bot.seeing import LONGEST_ANSWER, answer_from_pixels
 from encoders.load import load_encoder
 
 _TEXTS_AT_ONCE = 128
 # Without the last, a small model that has lost the thread goes round in circles.
-_DECODING = {"max_new_tokens": 48, "do_sample": False, "no_repeat_ngram_size": 3}
+_DECODING = {"max_new_tokens": LONGEST_ANSWER, "do_sample": False, "no_repeat_ngram_size": 3}
 _CHUNK = 1 << 22
 
 
@@ -102,9 +103,10 @@ class Fwd2BotEncoder:
         return self.answer(summaries, self.builder.prompts.caption)
 
     @torch.inference_mode()
-    def answer(self, summaries: FloatArray, question: str) -> list[str]:
+    def answer(self, summaries: FloatArray, question: str | Sequence[str]) -> list[str]:
         """Pass 2, greedily, up to 48 tokens; no three tokens in a row come twice."""
-        inputs = self.builder.questions([question] * len(summaries)).to(self.model.device)
+        questions = [question] * len(summaries) if isinstance(question, str) else question
+        inputs = self.builder.questions(questions).to(self.model.device)
         with warnings.catch_warnings():
             # Only new tokens count as said, which is what is wanted: the prompt is no part of the answer.
             warnings.filterwarnings("ignore", "Passing `no_repeat_ngram_size`", UserWarning)
@@ -119,6 +121,14 @@ class Fwd2BotEncoder:
         labels = labels.to(self.model.device)
         losses = self.model.token_losses(self._to_tensor(summaries), inputs.to(self.model.device), labels)
         return _to_numpy(-losses.sum(dim=1) / (labels[:, 1:] != IGNORED).sum(dim=1))
+
+    def caption_images(self, images: Sequence[Image.Image]) -> list[str]:
+        """The LVLM itself, without adapters, over the pixels under the caption prompt."""
+        return self.answer_images(images, [self.builder.prompts.caption] * len(images))
+
+    def answer_images(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        """The LVLM itself, without adapters, over the pixels: greedily, up to 48 tokens."""
+        return answer_from_pixels(self.model.lvlm, self.builder, images, questions)
 
     def _to_tensor(self, summaries: FloatArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(summaries)).to(self.model.device)

@@ -41,15 +41,22 @@ class InputBuilder:
 
     def images(self, images: Sequence[Image.Image]) -> BatchEncoding:
         """Pass 1 over images: input_ids, attention_mask (batch, length) and what the vision tower reads."""
-        prompt = self.frames.fill_image(self.prompts.image)
+        return self._show(images, [self.prompts.image] * len(images))
+
+    def image_questions(self, images: Sequence[Image.Image], questions: Sequence[str]) -> BatchEncoding:
+        """The LVLM's own prompts, up to where its answers about the images themselves begin."""
+        return self._show(images, [self._clean(question) for question in questions])
+
+    def _show(self, images: Sequence[Image.Image], instructions: Sequence[str]) -> BatchEncoding:
+        prompts = [self.frames.fill_image(instruction) for instruction in instructions]
         inputs: BatchEncoding = self.processor(
             # One list an image: SmolVLM would take a flat one for the images of one prompt.
             images=[[image] for image in images],
-            text=[prompt] * len(images),
+            text=prompts,
             return_tensors="pt",
             padding=True,
             padding_side="left",
-            add_special_tokens=self._wants_special_tokens(prompt),
+            add_special_tokens=self._wants_special_tokens(self.frames.image),
         )
         return inputs
 

@@ -1,0 +1,24 @@
+"""What a stock LVLM says of the pixels themselves: the bar for answers from summary tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from encoders.fwd2bot.inputs import InputBuilder
+
+LONGEST_ANSWER = 48  # tokens
+
+
+@torch.inference_mode()
+def answer_from_pixels(
+    lvlm: Any, builder: InputBuilder, images: Sequence[Image.Image], questions: Sequence[str]
+) -> list[str]:
+    """Answer questions[i] about images[i], greedily, by the LVLM without any adapter."""
+    inputs = builder.image_questions(images, questions).to(lvlm.device)
+    read = {name: each.to(lvlm.dtype) if each.is_floating_point() else each for name, each in inputs.items()}
+    ids = lvlm.generate(**read, max_new_tokens=LONGEST_ANSWER, do_sample=False)
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    answers: list[str] = builder.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [answer.strip() for answer in answers]

@@ -1,0 +1,66 @@
+"""Answers from pixels against a greedy loop over the stock model's own forward; a question for each image."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from encoders.base import SeeingEncoder
+from encoders.fwd2bot.encoder import Fwd2BotEncoder
+from encoders.fwd2bot.seeing import LONGEST_ANSWER
+from encoders.load import load_encoder
+from tests.tiny_families import TinyLvlm, make_lvlm_of
+from tests.tiny_models import make_pictures
+
+QUESTIONS = ["what is it?", "a red dog in the snow what is it?", "two cats?"]
+
+
+def answer_by_hand(tiny: TinyLvlm, picture: Image.Image, question: str) -> str:
+    """One token at a time, without a cache and without padding."""
+    inputs = tiny.builder.processor(
+        text=[tiny.builder.frames.fill_image(question)], images=[[picture]], return_tensors="pt"
+    )
+    ids = inputs["input_ids"]
+    start, end = ids.shape[1], tiny.builder.tokenizer.eos_token_id
+    while ids.shape[1] - start < LONGEST_ANSWER and (ids.shape[1] == start or ids[0, -1] != end):
+        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad():
+            ids = torch.cat([ids, tiny.model(**inputs).logits[:, -1:].argmax(dim=-1)], dim=1)
+    return tiny.builder.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
+
+
+def test_answers_from_pixels_are_the_stock_models_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tiny = make_lvlm_of("llava")
+    tiny.model.save_pretrained(tmp_path)
+    tiny.builder.processor.save_pretrained(tmp_path)
+    encoder = load_encoder(f"lvlm:{tmp_path}", "cpu")
+    assert isinstance(encoder, SeeingEncoder)
+    pictures = make_pictures()
+    by_hand = [answer_by_hand(tiny, *pair) for pair in zip(pictures, QUESTIONS, strict=True)]
+    assert len(set(by_hand)) > 1
+    assert encoder.answer_images(pictures, QUESTIONS) == by_hand
+    assert encoder.caption_images(pictures[:1]) == [answer_by_hand(tiny, pictures[0], "Describe the image.")]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Fwd2BotEncoder:
+    return load_encoder("tiny", "cpu")  # type: ignore[return-value]
+
+
+def test_each_image_may_have_a_question_of_its_own(encoder: Fwd2BotEncoder) -> None:
+    summaries = encoder.encode_images(make_pictures()).summaries
+    assert summaries is not None
+    alone = [encoder.answer(summaries[row : row + 1], question)[0] for row, question in enumerate(QUESTIONS)]
+    assert encoder.answer(summaries, QUESTIONS) == alone
+
+
+def test_a_checkpoint_answers_from_pixels_by_its_lvlm_without_adapters(encoder: Fwd2BotEncoder) -> None:
+    pictures = make_pictures()
+    tiny = TinyLvlm(encoder.model.lvlm, encoder.builder)
+    assert isinstance(encoder, SeeingEncoder)
+    assert encoder.answer_images(pictures[:1], QUESTIONS[:1]) == [
+        answer_by_hand(tiny, pictures[0], QUESTIONS[0])
+    ]
+    assert encoder.caption_images(pictures) == encoder.answer_images(pictures, ["Describe the image."] * 3)
