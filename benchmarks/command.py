@@ -16,7 +16,10 @@ from typing import Any
 from benchmarks.datasets import CaptionedImage, keep_present, name_split, parse_dataset
 from encoders.base import DEFAULT_ENCODER, Encoder, Fwd2BotError
 
-_VERSIONED = ("fwd2bot", "torch", "transformers", "numpy", "pillow", "faiss-cpu", "faiss-gpu")
+_VERSIONED = (
+    *("fwd2bot", "torch", "transformers", "numpy", "pillow", "pyarrow", "faiss-cpu", "faiss-gpu"),
+    *("hnswlib", "usearch", "lancedb", "open_clip_torch", "sentence-transformers"),
+)
 
 
 def make_parser(module: str, description: str | None) -> argparse.ArgumentParser:
@@ -42,12 +45,12 @@ class SplitRecord:
     missing: int
 
 
-def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+def add_dataset_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the options that `read_split` reads."""
     parser.add_argument(
         "--dataset",
         type=Path,
-        required=True,
+        required=required,
         help="a .json of Karpathy or NoCaps, a table (.csv, .tsv, .jsonl, .parquet), or .tar shards",
     )
     parser.add_argument("--images", type=Path, help="the folder of the photos (default: where --dataset is)")
