@@ -13,12 +13,11 @@ docs/training.md.
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from benchmarks.datasets import read_karpathy
 from encoders.base import Fwd2BotError
 from encoders.fwd2bot.checkpoint import Checkpoint
 from training.data import Step, StepDataset
@@ -29,7 +28,7 @@ from training.settings import TrainingSettings, read_settings
 from training.sources.open import open_sources
 from training.states import STATE_FILE, load_state, save_model, save_state
 from training.trainer import Trainer
-from training.validate import Validation
+from training.validate import Validation, read_held_out
 
 _STEPS_AHEAD = 4  # that each worker makes ready
 
@@ -41,28 +40,28 @@ def train(settings: TrainingSettings, data: Path, run: Path) -> None:
     sources = open_sources(settings.sources, data)
     model, builder, words = make_initial_model(settings, sources, ranks.device)
     trainer = Trainer(settings, model, words, ranks)
+    held_out = read_held_out(settings.validation, data, settings.validation.split)
+    dataset = StepDataset(
+        sources, builder, settings.batches, settings.augmentation, settings.seed, ranks.rank, ranks.count
+    )
+    checkpoint = Checkpoint(model, builder.processor, settings.prompts)
+    validation = Validation(held_out, builder)
+    run_steps(trainer, dataset, run, lambda log: _judge(trainer, validation, checkpoint, log, run))
+
+
+def run_steps(
+    trainer: Trainer, dataset: StepDataset, run: Path, judge: Callable[[RunLog | None], None]
+) -> None:
+    """Take all steps, from the last state on; every rank computes the same, the first alone writes.
+
+    judge: called every so many steps and after the last, with the log of the first rank.
+    """
+    settings, total = trainer.settings, trainer.settings.total_steps
     if (run / STATE_FILE).exists():
         changed = load_state(trainer, run / STATE_FILE)
         tell(
             f"resumed at step {trainer.step}" + (f"; changed since: {', '.join(changed)}" if changed else "")
         )
-    held_out = read_karpathy(
-        data / settings.validation.annotations,
-        data / settings.validation.images,
-        {settings.validation.split},
-    )
-    dataset = StepDataset(
-        sources, builder, settings.batches, settings.augmentation, settings.seed, ranks.rank, ranks.count
-    )
-    checkpoint = Checkpoint(model, builder.processor, settings.prompts)
-    _run_steps(trainer, dataset, Validation(held_out, builder), checkpoint, run)
-
-
-def _run_steps(
-    trainer: Trainer, dataset: StepDataset, validation: Validation, checkpoint: Checkpoint, run: Path
-) -> None:
-    """Every rank computes the same; the first alone writes."""
-    settings, total = trainer.settings, trainer.settings.total_steps
     log = RunLog(run, trainer.step, total) if trainer.ranks.rank == 0 else None
     saved = time.monotonic()
     for batch in _load_steps(dataset, trainer.step, settings.workers):
@@ -70,7 +69,7 @@ def _run_steps(
         if log:
             log.add(trainer.step, report)
         if trainer.step % settings.validate_every == 0 or trainer.step == total:
-            _judge(trainer, validation, checkpoint, log, run)
+            judge(log)
         if log and (time.monotonic() - saved > settings.checkpoint_seconds or trainer.step == total):
             save_state(trainer, run / STATE_FILE)
             saved = time.monotonic()

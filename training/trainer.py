@@ -89,7 +89,7 @@ class Trainer:
             batch.targets if matched else [],
             batch.answers if settings.answer_weight else [],
         )
-        image_token = self.model.lvlm.config.image_token_id
+        image_token = self.model.image_token
         seed = Random(f"{settings.seed} {self.step} {self.ranks.rank}").getrandbits(60)
         chunks = split_step(step, settings.chunk_size, image_token)
         if self.sharded:

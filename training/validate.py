@@ -1,17 +1,32 @@
 """What a run is judged by while it goes on: recall and caption cross-entropy on held-out photos."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from transformers import BatchEncoding
 
-from benchmarks.datasets import CaptionedImage
-from benchmarks.recall import report_pairs
+from benchmarks.datasets import CaptionedImage, read_karpathy
+from benchmarks.recall import PairReport, report_pairs
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, Fwd2Bot, pool
+from training.data_settings import ValidationSettings
 
 _BATCH = 32
+
+
+class Compressor(Protocol):
+    """The part of a model that retrieval needs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong."""
+
+    def compress(self, inputs: BatchEncoding) -> Tensor:
+        """Images or texts to (batch, k, width), whose mean is what is compared."""
 
 
 class Validation:
@@ -19,33 +34,73 @@ class Validation:
 
     def __init__(self, images: Sequence[CaptionedImage], builder: InputBuilder) -> None:
         self.images, self.builder = images, builder
+        self.captions = [image.captions[0] for image in images]
 
     @torch.no_grad()  # inference tensors could not be trained on, where weights are gathered for a while
     def measure(self, model: Fwd2Bot) -> dict[str, float]:
         """Recall in per cent and nats a token, by name."""
         model.eval()
-        vectors, texts, losses, tokens = [], [], 0.0, 0
-        for start in range(0, len(self.images), _BATCH):
-            part = self.images[start : start + _BATCH]
-            captions = [image.captions[0] for image in part]
-            with torch.autocast(model.device.type, torch.bfloat16):
-                summaries = model.compress(
-                    self.builder.images([_open(image) for image in part]).to(model.device)
-                )
-                texts.append(pool(model.compress(self.builder.texts(captions).to(model.device))))
-                inputs, labels = self.builder.answers([self.builder.prompts.caption] * len(part), captions)
-                losses += float(
-                    model.token_losses(summaries, inputs.to(model.device), labels.to(model.device)).sum()
-                )
-            vectors.append(pool(summaries))
-            tokens += int((labels[:, 1:] != IGNORED).sum())
+        summaries = compress_images(model, self.builder, self.images)
+        hits = self._measure_hits(model, summaries)
+        return {**hits, "caption_cross_entropy": self._measure_answers(model, summaries)}
+
+    @torch.no_grad()
+    def measure_recall(self, model: Compressor) -> dict[str, float]:
+        """Recall alone, of a model in evaluation mode."""
+        return self._measure_hits(model, compress_images(model, self.builder, self.images))
+
+    def _measure_hits(self, model: Compressor, summaries: Tensor) -> dict[str, float]:
         report = report_pairs(
-            torch.cat(vectors).cpu().numpy(),
-            torch.cat(texts).cpu().numpy(),
-            np.arange(len(self.images)).tolist(),
+            pool(summaries).cpu().numpy(),
+            embed_texts(model, self.builder, self.captions).cpu().numpy(),
+            list(range(len(self.images))),
         )
-        hits = {f"recall@{cutoff}": 100 * hit for cutoff, hit in report.text_to_image.hits.items()}
-        return {**hits, "caption_cross_entropy": losses / tokens}
+        return {f"recall@{cutoff}": 100 * hit for cutoff, hit in report.text_to_image.hits.items()}
+
+    def _measure_answers(self, model: Fwd2Bot, summaries: Tensor) -> float:
+        losses, tokens = 0.0, 0
+        for start in range(0, len(self.images), _BATCH):
+            captions = self.captions[start : start + _BATCH]
+            inputs, labels = self.builder.answers([self.builder.prompts.caption] * len(captions), captions)
+            inputs, labels = inputs.to(model.device), labels.to(model.device)
+            with torch.autocast(model.device.type, torch.bfloat16):
+                losses += float(model.token_losses(summaries[start : start + _BATCH], inputs, labels).sum())
+            tokens += int((labels[:, 1:] != IGNORED).sum())
+        return losses / tokens
+
+
+@torch.no_grad()
+def report_recall(model: Compressor, builder: InputBuilder, images: Sequence[CaptionedImage]) -> PairReport:
+    """Rank photos and all their captions for each other, as the benchmark does."""
+    return report_pairs(
+        pool(compress_images(model, builder, images)).cpu().numpy(),
+        embed_texts(model, builder, [text for image in images for text in image.captions]).cpu().numpy(),
+        [row for row, image in enumerate(images) for _ in image.captions],
+    )
+
+
+def compress_images(model: Compressor, builder: InputBuilder, images: Sequence[CaptionedImage]) -> Tensor:
+    """Photos to (images, k, width)."""
+    summaries = []
+    for start in range(0, len(images), _BATCH):
+        photos = [_open(image) for image in images[start : start + _BATCH]]
+        with torch.autocast(model.device.type, torch.bfloat16):
+            summaries.append(model.compress(builder.images(photos).to(model.device)))
+    return torch.cat(summaries)
+
+
+def embed_texts(model: Compressor, builder: InputBuilder, texts: Sequence[str]) -> Tensor:
+    """Texts to rows of unit length, float32 (texts, width)."""
+    rows = []
+    for start in range(0, len(texts), _BATCH):
+        with torch.autocast(model.device.type, torch.bfloat16):
+            rows.append(pool(model.compress(builder.texts(texts[start : start + _BATCH]).to(model.device))))
+    return torch.cat(rows)
+
+
+def read_held_out(settings: ValidationSettings, data: Path, split: str) -> list[CaptionedImage]:
+    """The photos of a split of the validation file."""
+    return read_karpathy(data / settings.annotations, data / settings.images, {split})
 
 
 def _open(image: CaptionedImage) -> Image.Image:

@@ -84,6 +84,11 @@ class Fwd2Bot(nn.Module):
         """Where inputs belong."""
         return self.summary_tokens.device
 
+    @property
+    def image_token(self) -> int:
+        """The id of the placeholder of an image token or, in pass 2, of a summary token."""
+        return int(self.lvlm.config.image_token_id)
+
     def compress(self, inputs: BatchEncoding) -> Tensor:
         """Pass 1 over left-padded prompts, with images where there are pixels: H_c, (batch, k, width)."""
         return self._compress(inputs, self._look(inputs) if "pixel_values" in inputs else None)
@@ -110,7 +115,7 @@ class Fwd2Bot(nn.Module):
 
     def place(self, features: Tensor, input_ids: Tensor, embeddings: Tensor) -> Tensor:
         """Put features (n, width) where the prompts hold n image placeholders; raises EncoderMismatch."""
-        mask = input_ids == self.lvlm.config.image_token_id
+        mask = input_ids == self.image_token
         if int(mask.sum()) != features.shape[0]:
             raise EncoderMismatch(
                 f"The prompts hold {int(mask.sum())} places for {features.shape[0]} image or summary tokens: "
@@ -128,7 +133,7 @@ class Fwd2Bot(nn.Module):
         mask = _append(inputs["attention_mask"], count, 1)
         images = {}
         if deep:
-            places = inputs["input_ids"] == self.lvlm.config.image_token_id
+            places = inputs["input_ids"] == self.image_token
             images = {"visual_pos_masks": _append(places, count, 0), "deepstack_visual_embeds": deep}
         hidden = _language_model(self.compressor)(
             inputs_embeds=torch.cat([embeddings, tokens], dim=1),
@@ -209,7 +214,7 @@ class Fwd2Bot(nn.Module):
 
     def average_features(self, features: Tensor, inputs: BatchEncoding) -> Tensor:
         """Mean of each image's features (tokens, width), however many it has: (images, width)."""
-        places = inputs["input_ids"] == self.lvlm.config.image_token_id
+        places = inputs["input_ids"] == self.image_token
         rows = places.nonzero()[:, 0]  # which image each feature belongs to
         sums = features.new_zeros(len(places), features.shape[1]).index_add(0, rows, features)
         means: Tensor = sums / places.sum(dim=1, keepdim=True)

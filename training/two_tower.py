@@ -1,0 +1,225 @@
+r"""Train a CLIP-like model of two towers on the very batches that Fwd2Bot is trained on, to compare the two.
+
+    python -m training.two_tower training/configs/tiny.toml --data DIR --run runs/two_tower
+
+The image tower is the one of the settings file, with the weights it starts from; the text tower is CLIP's
+transformer, with as many layers as the file's LLM, as wide, and with inner layers of such a width that both
+models have the same number of weights. Rows, their order, views, captions, optimizer and schedule are of
+`training.train`, and so are log, states and resuming. The loss is symmetric InfoNCE, with the same positives
+and hard negatives; pairs of texts alone train the text tower. Two towers cannot answer, so there is no answer
+loss, and nor are there losses on words: batches that train Fwd2Bot's tower alone by the words of captions
+are contrastive here, on the same pictures and their captions.
+
+    RUN/result.json   weights of both models, steps, and recall of all captions of the val and test splits
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModelWithProjection
+
+from encoders.base import DatasetError, Fwd2BotError
+from encoders.fwd2bot.inputs import InputBuilder
+from encoders.fwd2bot.model import Answers, Fwd2Bot, JointOutput
+from encoders.fwd2bot.prompts import Prompts
+from training.data import StepDataset
+from training.distributed import join_ranks
+from training.initial_model import make_initial_model
+from training.run_log import RunLog, tell
+from training.settings import LvlmSettings, TrainingSettings, read_settings
+from training.sources.open import open_sources
+from training.train import run_steps
+from training.trainer import Trainer
+from training.validate import Validation, read_held_out, report_recall
+
+RESULT_FILE = "result.json"
+_TEST_SPLIT = "test"
+
+
+class TwoTowers(nn.Module):
+    """An image tower and a text tower, each with a projection to one space.
+
+    It does what a Trainer asks of a Fwd2Bot, as one with a single summary token a row and no answers.
+    """
+
+    def __init__(
+        self, image_tower: nn.Module, image_width: int, text: CLIPTextConfig, image_token: int
+    ) -> None:
+        super().__init__()
+        self.image_token = image_token
+        self.image_tower = image_tower
+        self.image_projection = nn.Linear(image_width, text.hidden_size, bias=False)
+        # Eager, as the LLM's: see `training.lvlm`.
+        self.text_tower: Any = CLIPTextModelWithProjection._from_config(text, attn_implementation="eager")
+
+    @property
+    def summary_shape(self) -> tuple[int, int]:
+        """One vector a row, and its length."""
+        return 1, self.image_projection.out_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong."""
+        return self.image_projection.weight.device
+
+    def compress(self, inputs: BatchEncoding) -> Tensor:
+        """Embed images or left-padded texts: (batch, 1, dim), not yet of unit length."""
+        if "pixel_values" in inputs:
+            pixels = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
+            rows = self.image_projection(self.image_tower(pixels).pooler_output.flatten(1))
+        else:
+            mask = inputs["attention_mask"]
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            rows = self.text_tower(inputs["input_ids"], mask, positions).text_embeds
+        embedded: Tensor = rows[:, None]
+        return embedded
+
+    def forward(
+        self, sources: Sequence[BatchEncoding], targets: Sequence[BatchEncoding], answers: Sequence[Answers]
+    ) -> JointOutput:
+        """Embed a step. answers: none."""
+        none = self.image_projection.weight.new_empty(0, *self.summary_shape)
+        embedded_sources, embedded_targets = (
+            torch.cat([self.compress(inputs) for inputs in side] or [none]) for side in (sources, targets)
+        )
+        return JointOutput(embedded_sources, embedded_targets, none[:, 0], none.sum())
+
+    def compile_layers(self) -> None:
+        """Have torch.compile fuse each layer of the text tower."""
+        for layer in self.text_tower.text_model.encoder.layers:
+            layer.compile(dynamic=True)
+
+
+def make_two_towers(model: Fwd2Bot, shape: LvlmSettings, builder: InputBuilder) -> TwoTowers:
+    """Two towers with as many weights as `model` (to 2 %), which gives its image tower away."""
+
+    def make_text_config(intermediate: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(builder.tokenizer),
+            hidden_size=shape.width,
+            projection_dim=shape.width,
+            intermediate_size=intermediate,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            max_position_embeddings=builder.longest_text + 1,
+            pad_token_id=builder.tokenizer.pad_token_id,
+            bos_token_id=None,
+            eos_token_id=builder.tokenizer.eos_token_id,
+        )
+
+    def make(intermediate: int) -> TwoTowers:
+        text = make_text_config(intermediate)
+        return TwoTowers(model.lvlm.model.vision_tower, shape.tower_widths[-1], text, model.image_token)
+
+    with torch.device("meta"):
+        one, two = count_weights(make(1)), count_weights(make(2))
+    return make(max(1, 1 + round((count_weights(model) - one) / (two - one))))
+
+
+def count_weights(model: nn.Module) -> int:
+    """Weights of a model, each once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings:
+    """What of a settings file concerns two towers: InfoNCE alone, on every row, for a share of the steps."""
+    optimizer = settings.optimizer
+    return replace(
+        settings,
+        contrastive_weight=1.0,
+        contrastive_loss="infonce",
+        answer_weight=0.0,
+        feature_weight=0.0,
+        word_weight=0.0,
+        sources={
+            name: replace(source, contrastive=True, answer=False) for name, source in settings.sources.items()
+        },
+        batches=tuple(
+            replace(batch, steps=round(share * batch.steps), tower_only=False) for batch in settings.batches
+        ),
+        optimizer=replace(
+            optimizer,
+            warmup_steps=round(share * optimizer.warmup_steps),
+            cooldown_steps=round(share * optimizer.cooldown_steps),
+        ),
+    )
+
+
+def train_two_towers(settings: TrainingSettings, data: Path, run: Path, share: float = 1.0) -> dict[str, Any]:
+    """Run, or go on with, the training in the folder `run`; returns what result.json says."""
+    if not isinstance(settings.lvlm, LvlmSettings):
+        raise DatasetError("Two towers start from nothing: give settings whose [lvlm] is a shape and no base")
+    run.mkdir(parents=True, exist_ok=True)
+    shape, settings = settings.lvlm, adapt_settings(settings, share)
+    sources = open_sources(settings.sources, data)
+    initial = make_initial_model(settings, sources, torch.device("cpu"))
+    builder = write_plainly(initial.builder)
+    towers = make_two_towers(initial.model, shape, builder)
+    weights = {"fwd2bot": count_weights(initial.model), "two_towers": count_weights(towers)}
+    tell("  ".join(f"weights of {name}: {count:,}" for name, count in weights.items()))
+    dataset = StepDataset(sources, builder, settings.batches, settings.augmentation, settings.seed)
+    _take_steps(settings, towers, dataset, data, run)
+    result = {
+        "weights": weights,
+        "steps": settings.total_steps,
+        "recall": {
+            split: asdict(report_recall(towers, builder, read_held_out(settings.validation, data, split)))
+            for split in (settings.validation.split, _TEST_SPLIT)
+        },
+    }
+    (run / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _take_steps(
+    settings: TrainingSettings, towers: TwoTowers, dataset: StepDataset, data: Path, run: Path
+) -> None:
+    # A trainer without an answer loss asks no more of a Fwd2Bot than two towers can do.
+    trainer = Trainer(settings, cast(Fwd2Bot, towers), None, join_ranks())
+    held_out = read_held_out(settings.validation, data, settings.validation.split)
+    validation = Validation(held_out, dataset.builder)
+
+    def judge(log: RunLog | None) -> None:
+        towers.eval()
+        if log:
+            log.note(trainer.step, validation.measure_recall(towers))
+
+    run_steps(trainer, dataset, run, judge)
+    towers.eval()
+
+
+def write_plainly(builder: InputBuilder) -> InputBuilder:
+    """The same tokenizer without instructions: a text is its words and the end token, which CLIP pools."""
+    end = str(builder.tokenizer.eos_token)
+    return replace(builder, prompts=Prompts("{content}{instruction}", image="", text=end), summary_count=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train two towers as Fwd2Bot is trained, and measure what they find."""
+    parser = argparse.ArgumentParser(prog="python -m training.two_tower", description=main.__doc__)
+    parser.add_argument("settings", type=Path, help="the settings of the Fwd2Bot to be compared with")
+    parser.add_argument("--data", type=Path, required=True, help="as for training.train")
+    parser.add_argument("--run", type=Path, required=True, help="as for training.train")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of each batch's steps, of warm-up and of cool-down (1.0)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        settings = read_settings(options.settings, options.overrides)
+        print(json.dumps(train_two_towers(settings, options.data, options.run, options.share)))
+    except Fwd2BotError as error:
+        tell(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
