@@ -1,17 +1,27 @@
-"""What storing summary tokens costs the language model: cross-entropy of true captions, nats a token.
+"""What a model can say of photos it keeps as summary tokens, beside what it says of the photos themselves.
 
     python -m benchmarks.generation --dataset dataset_flickr8k.json --images DIR --json FILE
+    python -m benchmarks.generation --task pope --dataset coco_pope_random.json --images val2014 --model DIR
 
-The same captions are scored from the tokens as the encoder gave them, as float16 and int8 (as an index stores
-them), and from another photo's tokens: by how much that last figure is higher, the tokens know the image.
+`--task captions` scores captions by `benchmarks.caption_metrics`, and measures the cross-entropy of people's
+captions (nats a token), which another photo's tokens raise by as much as the tokens know of the photo. The
+other tasks ask what `benchmarks.questions` reads, and `benchmarks.answers` judges as their authors do.
+
+All is said from the tokens as the encoder gave them, as float16 and int8 (as an index stores them), and from
+the pixels: by the checkpoint's LVLM without adapters, which reads every image token. The upper bound of
+compression is what the stock LVLM says of them, `--model lvlm:NAME`. Decoding is greedy, up to 48 tokens.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.answers import Report, render_report, score_answers
+from benchmarks.caption_metrics import WORDNET_COMMAND, load_tokenizer, score_captions
 from benchmarks.command import (
     SplitRecord,
     add_dataset_options,
@@ -24,20 +34,83 @@ from benchmarks.command import (
 )
 from benchmarks.datasets import CaptionedImage
 from benchmarks.embedding import decode_pictures, embed_images, match_texts
-from encoders.base import CannotAnswer, DatasetError, Encoder, FloatArray, TalkingEncoder
+from benchmarks.questions import TASKS, Question, Source, keep_answerable, read_questions
+from benchmarks.speaking import (
+    FORMS,
+    answer_about_pictures,
+    caption_pictures,
+    choose_forms,
+    store_summaries,
+)
+from benchmarks.text_table import render_rows
+from encoders.base import CannotAnswer, DatasetError, Encoder, TalkingEncoder
 from encoders.load import load_encoder
-from indexer.quantize import dequantize_summaries, quantize_summaries
 
 _MODULE = "benchmarks.generation"
+_CAPTIONS = "captions"
 
 
 @dataclass(frozen=True)
-class GenerationResult:
-    """Mean cross-entropy over captions by form of the tokens, and its ratio to that of the float tokens."""
+class CaptionFigures:
+    """Scores of `benchmarks.caption_metrics`, with the standard error of CIDEr-D."""
+
+    cider_d: float
+    cider_d_error: float
+    bleu_4: float
+    rouge_l: float
+    meteor: float | None
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """Scores by form; cross-entropy and its ratio to that from float tokens, where there are tokens."""
 
     data: SplitRecord
-    cross_entropy: dict[str, float]
-    ratio: dict[str, float]
+    instruction: str
+    scores: dict[str, CaptionFigures]
+    cross_entropy: dict[str, float] | None
+    ratio: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class AnswerResult:
+    """What was asked, how many photos were missing with their questions, and the scores by form."""
+
+    task: str
+    dataset: str
+    instruction: str
+    questions: int
+    images: int
+    missing: int
+    scores: dict[str, Report]
+
+
+def measure_captions(
+    encoder: Encoder, images: Sequence[CaptionedImage], forms: Sequence[str], instruction: str = ""
+) -> dict[str, CaptionFigures]:
+    """Have every image captioned, under the model's own prompt or an instruction, and score by form."""
+    paths = [image.path for image in images]
+    if instruction:
+        said = answer_about_pictures(encoder, paths, [[instruction]] * len(paths), forms)
+    else:
+        said = caption_pictures(encoder, paths, forms)
+    return {form: _score_captions(captions, images) for form, captions in said.items()}
+
+
+def measure_answers(
+    encoder: Encoder, task: str, questions: Sequence[Question], forms: Sequence[str], instruction: str
+) -> dict[str, Report]:
+    """Ask every question, followed by a line of instruction if there is one, and score the answers."""
+    by_image: dict[Path, list[Question]] = {}
+    for question in questions:
+        by_image.setdefault(question.image, []).append(question)
+    asked = [
+        [f"{each.text}\n{instruction}" if instruction else each.text for each in group]
+        for group in by_image.values()
+    ]
+    ordered = [question for group in by_image.values() for question in group]
+    said = answer_about_pictures(encoder, list(by_image), asked, forms)
+    return {form: score_answers(task, ordered, answers) for form, answers in said.items()}
 
 
 def measure_cross_entropy(encoder: Encoder, images: Sequence[CaptionedImage]) -> dict[str, float]:
@@ -51,18 +124,9 @@ def measure_cross_entropy(encoder: Encoder, images: Sequence[CaptionedImage]) ->
     summaries = np.concatenate([batch for batch in batches if batch is not None])
     rows = [row for row, image in enumerate(images) for _ in image.captions]
     captions = [caption for image in images for caption in image.captions]
+    forms = store_summaries(summaries) | {"another photo's": np.roll(summaries, 1, axis=0)}
     return {
-        form: -float(match_texts(encoder, tokens[rows], captions).mean())
-        for form, tokens in _store_summaries(summaries).items()
-    }
-
-
-def _store_summaries(summaries: FloatArray) -> dict[str, FloatArray]:
-    return {
-        "float": summaries,
-        "float16": summaries.astype(np.float16).astype(np.float32),
-        "int8": dequantize_summaries(*quantize_summaries(summaries)),
-        "another photo's": np.roll(summaries, 1, axis=0),
+        form: -float(match_texts(encoder, tokens[rows], captions).mean()) for form, tokens in forms.items()
     }
 
 
@@ -71,28 +135,95 @@ def compare_forms(cross_entropy: dict[str, float]) -> dict[str, float]:
     return {form: value / cross_entropy["float"] for form, value in cross_entropy.items()}
 
 
-def render_table(result: GenerationResult) -> str:
-    """One line for each form of the tokens."""
-    lines = [f"{'tokens':<18}nats a token   ratio"]
-    for form, value in result.cross_entropy.items():
-        lines += [f"{form:<18}{value:>12.4f}{result.ratio[form]:>8.4f}"]
-    return "\n".join(lines)
+def render_captions(result: CaptionResult) -> str:
+    """Scores times 100, as papers print them; below, cross-entropy."""
+    header = ["from", "CIDEr-D", "+-", "BLEU-4", "ROUGE-L", "METEOR"]
+    rows = [
+        [form, *(_times_hundred(getattr(each, name)) for name in CaptionFigures.__dataclass_fields__)]
+        for form, each in result.scores.items()
+    ]
+    table = render_rows(header, rows)
+    if result.cross_entropy and result.ratio:
+        rows = [
+            [form, f"{value:.4f}", f"{result.ratio[form]:.4f}"]
+            for form, value in result.cross_entropy.items()
+        ]
+        table += "\n\n" + render_rows(["people's captions", "nats a token", "ratio"], rows)
+    return table
+
+
+def render_answers(result: AnswerResult) -> str:
+    """A line for each measure, a column for each form."""
+    columns = [dict(render_report(report)) for report in result.scores.values()]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    return render_rows([result.task, *result.scores], rows)
+
+
+def _score_captions(captions: Sequence[str], images: Sequence[CaptionedImage]) -> CaptionFigures:
+    scores = score_captions(captions, [image.captions for image in images])
+    each = np.array(scores.each_cider_d)
+    error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else 0.0
+    return CaptionFigures(scores.cider_d, error, scores.bleu_4, scores.rouge_l, scores.meteor)
+
+
+def _times_hundred(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.2f}"
+
+
+def _run_captions(encoder: Encoder, options: argparse.Namespace) -> CaptionResult:
+    load_tokenizer()  # which says what is missing before hours of work
+    forms = choose_forms(encoder, options.forms)
+    images, record = read_split(options)
+    cross_entropy = measure_cross_entropy(encoder, images) if isinstance(encoder, TalkingEncoder) else None
+    scores = measure_captions(encoder, images, forms, options.instruction)
+    ratio = cross_entropy and compare_forms(cross_entropy)
+    result = CaptionResult(record, options.instruction, scores, cross_entropy, ratio)
+    print(render_captions(result))
+    if any(each.meteor is None for each in scores.values()):
+        print(f"METEOR needs NLTK's WordNet, which is not here: {WORDNET_COMMAND}", file=sys.stderr)
+    return result
+
+
+def _run_questions(encoder: Encoder, options: argparse.Namespace) -> AnswerResult:
+    forms = choose_forms(encoder, options.forms)
+    folder = options.images or (options.dataset if options.dataset.is_dir() else options.dataset.parent)
+    asked = read_questions(options.task, Source(options.dataset, options.annotations, folder))
+    questions, missing = keep_answerable(asked, folder, options.allow_missing)
+    result = AnswerResult(
+        options.task,
+        options.dataset.name,
+        options.instruction,
+        len(questions),
+        len({question.image for question in questions}),
+        missing,
+        measure_answers(encoder, options.task, questions, forms, options.instruction),
+    )
+    print(f"{result.questions:,} questions about {result.images:,} images ({missing:,} more missing),")
+    print(f"by {encoder.name}\n\n{render_answers(result)}")
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Cross-entropy of true captions given stored summary tokens."""
+    """Captions, and answers to questions, from summary tokens and from pixels."""
     parser = make_parser(_MODULE, main.__doc__)
     add_dataset_options(parser)
+    parser.add_argument("--task", choices=(_CAPTIONS, *TASKS), default=_CAPTIONS, help="(default: captions)")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="the answers of VQAv2, a file of their own"
+    )
+    parser.add_argument(
+        "--forms", nargs="+", choices=FORMS, help="what to speak from (default: all that can be)"
+    )
+    parser.add_argument(
+        "--instruction", default="", help="a line after each question; for captions, what is asked instead"
+    )
     options = parser.parse_args(arguments)
 
     def measure() -> None:
         refuse_overwriting(options.json, options.force)
-        images, record = read_split(options)
         encoder = load_encoder(options.model, device=options.device)
-        cross_entropy = measure_cross_entropy(encoder, images)
-        result = GenerationResult(record, cross_entropy, compare_forms(cross_entropy))
-        print(render_table(result))
-        write_result(options.json, describe_run(_MODULE, arguments, encoder), result)
+        run = _run_captions if options.task == _CAPTIONS else _run_questions
+        write_result(options.json, describe_run(_MODULE, arguments, encoder), run(encoder, options))
 
     return run_command(measure)
 

@@ -1,0 +1,104 @@
+"""What an encoder says of pictures: from its summary tokens in each stored form, and from the pixels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from benchmarks.embedding import decode_pictures
+from encoders.base import CannotAnswer, Encoder, FloatArray, SeeingEncoder, TalkingEncoder
+from indexer.quantize import dequantize_summaries, quantize_summaries
+
+# Summary tokens as the encoder gave them and as an index keeps them.
+TOKEN_FORMS = ("float", "float16", "int8")
+# The image itself, uncompressed, read by the LVLM without adapters: the bar for the others.
+PIXELS = "pixels"
+FORMS = (*TOKEN_FORMS, PIXELS)
+
+_PICTURES_AT_ONCE = 32
+_ANSWERS_AT_ONCE = 64
+
+Answers = dict[str, list[str]]
+Shown = FloatArray | list[Image.Image]
+
+
+def choose_forms(encoder: Encoder, wanted: Sequence[str] | None) -> list[str]:
+    """The forms that are wanted, else all that the encoder can talk from; raises CannotAnswer."""
+    able = [*TOKEN_FORMS] if isinstance(encoder, TalkingEncoder) and encoder.summary_shape else []
+    able += [PIXELS] if isinstance(encoder, SeeingEncoder) else []
+    if not able or not set(wanted or able) <= set(able):
+        raise CannotAnswer(
+            f"{encoder.name} cannot talk about an image from {' or '.join(wanted or FORMS)}: "
+            f"it can from {', '.join(able) or 'nothing'}."
+        )
+    return [form for form in able if form in (wanted or able)]
+
+
+def store_summaries(summaries: FloatArray) -> dict[str, FloatArray]:
+    """Summary tokens (n, k, width) in each of TOKEN_FORMS, as they come out of it again."""
+    return {
+        "float": summaries,
+        "float16": summaries.astype(np.float16).astype(np.float32),
+        "int8": dequantize_summaries(*quantize_summaries(summaries)),
+    }
+
+
+def caption_pictures(encoder: Encoder, paths: Sequence[Path], forms: Sequence[str]) -> Answers:
+    """A caption of each picture, by form, under the model's own prompt."""
+    return _talk(encoder, paths, None, forms)
+
+
+def answer_about_pictures(
+    encoder: Encoder, paths: Sequence[Path], asked: Sequence[Sequence[str]], forms: Sequence[str]
+) -> Answers:
+    """An answer to every question of asked[i] about paths[i], in that order, by form."""
+    return _talk(encoder, paths, asked, forms)
+
+
+def _talk(
+    encoder: Encoder, paths: Sequence[Path], asked: Sequence[Sequence[str]] | None, forms: Sequence[str]
+) -> Answers:
+    """Read each picture once; no more than a batch of them is held."""
+    said: Answers = {form: [] for form in forms}
+    with tqdm(total=len(paths), unit="image", desc="answers", disable=None) as progress:
+        for start in range(0, len(paths), _PICTURES_AT_ONCE):
+            batch = slice(start, start + _PICTURES_AT_ONCE)
+            pictures = list(decode_pictures(paths[batch], encoder.image_size))
+            each = None if asked is None else asked[batch]
+            for form, shown in _show(encoder, pictures, forms).items():
+                said[form] += _say_all(encoder, shown, each)
+            progress.update(len(pictures))
+    return said
+
+
+def _show(encoder: Encoder, pictures: list[Image.Image], forms: Sequence[str]) -> dict[str, Shown]:
+    shown: dict[str, Shown] = {}
+    if set(forms) & set(TOKEN_FORMS):
+        summaries = encoder.encode_images(pictures).summaries
+        assert summaries is not None  # `choose_forms` saw to it
+        shown |= {form: tokens for form, tokens in store_summaries(summaries).items() if form in forms}
+    return shown | ({PIXELS: pictures} if PIXELS in forms else {})
+
+
+def _say_all(encoder: Encoder, shown: Shown, asked: Sequence[Sequence[str]] | None) -> list[str]:
+    """Speak of a batch of pictures, in as many pieces as there are questions for."""
+    if asked is None:
+        return _say(encoder, shown, None)
+    flat = [(row, question) for row, each in enumerate(asked) for question in each]
+    size = encoder.batch_size if isinstance(shown, list) else _ANSWERS_AT_ONCE
+    said = []
+    for start in range(0, len(flat), size):
+        rows = [row for row, _ in flat[start : start + size]]
+        part = [shown[row] for row in rows] if isinstance(shown, list) else shown[rows]
+        said += _say(encoder, part, [question for _, question in flat[start : start + size]])
+    return said
+
+
+def _say(encoder: Encoder, shown: Shown, questions: Sequence[str] | None) -> list[str]:
+    if isinstance(shown, list):
+        assert isinstance(encoder, SeeingEncoder)
+        return encoder.caption_images(shown) if questions is None else encoder.answer_images(shown, questions)
+    assert isinstance(encoder, TalkingEncoder)
+    return encoder.caption(shown) if questions is None else encoder.answer(shown, questions)
