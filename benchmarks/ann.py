@@ -29,7 +29,7 @@ from benchmarks.ann_results import (
     find_defeats,
     render_collection,
 )
-from benchmarks.command import describe_run, refuse_overwriting, run_command, write_result
+from benchmarks.command import describe_run, make_result_parser, refuse_overwriting, run_command, write_result
 from benchmarks.scale import Collection, read_memory, run_alone
 from encoders.base import FloatArray, Fwd2BotError, MissingDependency
 from indexer.manifest import read_manifest
@@ -176,7 +176,7 @@ def choose_kinds(names: Sequence[str]) -> list[Kind]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Recall, speed, size and memory of kinds of nearest-neighbour index."""
-    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}", description=main.__doc__)
+    parser = make_result_parser(_MODULE, main.__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
     parser.add_argument("--dim", type=int, nargs="+", default=[256])
     parser.add_argument("--index", type=Path, metavar="DIR", help="an index folder: its embeddings instead")
@@ -188,8 +188,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="where vectors go (default: a temporary folder)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
-    parser.add_argument("--force", action="store_true", help="replace a result file that is already there")
     options = parser.parse_args(arguments)
 
     def measure() -> None:

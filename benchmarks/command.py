@@ -22,15 +22,21 @@ _VERSIONED = (
 )
 
 
-def make_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options all benchmarks have."""
+def make_result_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of what writes a result."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
+    parser.add_argument("--force", action="store_true", help="replace a result file that is already there")
+    return parser
+
+
+def make_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of what runs a model and writes a result."""
+    parser = make_result_parser(module, description)
     parser.add_argument(
         "--model", default=DEFAULT_ENCODER, help="as in `fwd2bot index --model` (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
-    parser.add_argument("--force", action="store_true", help="replace a result file that is already there")
     return parser
 
 

@@ -7,7 +7,6 @@ it for searching, mapped into memory: each in a process of its own, for a peak o
 against every vector of the parts. Linux only: memory is read from /proc.
 """
 
-import argparse
 import multiprocessing
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from benchmarks.command import describe_run, refuse_overwriting, run_command, write_result
+from benchmarks.command import describe_run, make_result_parser, refuse_overwriting, run_command, write_result
 from encoders.base import Encoder, FloatArray, Fwd2BotError, ImageEmbeddings
 from indexer.columns import FileRow
 from indexer.faiss_search import search_faiss
@@ -252,15 +251,13 @@ def render_result(result: ScaleResult) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time, memory and recall of an index of many synthetic embeddings."""
-    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}", description=main.__doc__)
+    parser = make_result_parser(_MODULE, main.__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="keep the index here (default: a temporary folder)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
-    parser.add_argument("--force", action="store_true", help="replace a result file that is already there")
     options = parser.parse_args(arguments)
 
     def measure() -> None:
