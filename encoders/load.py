@@ -9,13 +9,14 @@ from pathlib import Path
 
 from encoders.base import DEFAULT_ENCODER, Encoder, EncoderNotFound
 
-_LVLM, _OPENCLIP = "lvlm:", "openclip:"
+_LVLM, _OPENCLIP, _SENTENCE = "lvlm:", "openclip:", "st:"
 
 
 def load_encoder(name: str, device: str = "auto") -> Encoder:
-    """Load "tiny" (embedded), a Fwd2Bot checkpoint, "lvlm:NAME" or "openclip:ARCH/PRETRAINED".
+    """Load "tiny" (embedded), a Fwd2Bot checkpoint, "lvlm:NAME", "openclip:ARCH/PRETRAINED" or "st:NAME".
 
-    A checkpoint is a folder or a hub name; NAME is one of any LVLM that transformers knows (see `families`).
+    A checkpoint is a folder or a hub name; NAME is one of any LVLM that transformers knows (see `families`)
+    or, after "st:", of any model of sentence-transformers that reads images.
 
     device: "cpu", "cuda", one GPU such as "cuda:1", or "auto" (a GPU where there is one). Raises
     EncoderNotFound, EncoderDamaged and MissingDependency.
@@ -26,6 +27,11 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
             from encoders.openclip import OpenClipEncoder
 
             return OpenClipEncoder.load(name, name.removeprefix(_OPENCLIP), place)
+        if name.startswith(_SENTENCE):
+            _quieten_transformers()
+            from encoders.sentence import SentenceEncoder
+
+            return SentenceEncoder.load(name, name.removeprefix(_SENTENCE), place)
         if name.startswith(_LVLM):
             _quieten_transformers()
             from encoders.lvlm import LvlmEncoder
@@ -79,7 +85,7 @@ def _check_checkpoint(name: str, folder: Path) -> Path:
     if not (folder / "fwd2bot.json").is_file():
         raise EncoderNotFound(
             f"{name!r} is no model: give {DEFAULT_ENCODER!r}, a folder or hub name that holds fwd2bot.json, "
-            f"{_LVLM}NAME or {_OPENCLIP}ARCH/PRETRAINED"
+            f"{_LVLM}NAME, {_OPENCLIP}ARCH/PRETRAINED or {_SENTENCE}NAME"
         )
     return folder
 

@@ -13,8 +13,9 @@ IndexPlaceOption = Annotated[
     Path | None, typer.Option("--index", metavar="PATH", help="Where the index goes; else DIR/.fwd2bot.")
 ]
 MODEL_HELP = (
-    "tiny, a Fwd2Bot checkpoint (folder or hub name), lvlm:NAME (any LVLM, untrained), or "
-    "openclip:ARCH/PRETRAINED; else the one the index was made with, tiny for a new one."
+    "tiny, a Fwd2Bot checkpoint (folder or hub name), lvlm:NAME (any LVLM, untrained), "
+    "openclip:ARCH/PRETRAINED, or st:NAME (sentence-transformers); "
+    "else the one the index was made with, tiny for a new one."
 )
 FolderArgument = Annotated[
     str, typer.Argument(metavar="DIR", help="The folder of images, or a URL such as s3://bucket/photos.")

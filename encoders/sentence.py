@@ -1,0 +1,152 @@
+"""Any model of sentence-transformers that reads images, behind the `Encoder` protocol: it cannot talk.
+
+CLIP and SigLIP models, Qwen3-VL-Embedding and its like, and a plain LLaVA folder, of which the library takes
+the mean of the last hidden states. Texts are encoded as queries and images as documents, under whatever
+prompts the model has for these.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from encoders.base import (
+    Encoder,
+    EncoderDamaged,
+    EncoderNotFound,
+    FloatArray,
+    ImageEmbeddings,
+    MissingDependency,
+    PreparedImage,
+)
+from encoders.batches import MemoryLimit, find_batch_size
+from encoders.fwd2bot.encoder import hash_folders
+from encoders.fwd2bot.families import find_family_of_processor
+from encoders.fwd2bot.pretrained import fetch_lvlm
+
+_TEXTS_AT_ONCE = 64
+_LIBRARY = "sentence_transformers"
+_QUIETLY = {"convert_to_tensor": True, "show_progress_bar": False}
+
+
+class SentenceEncoder:
+    """A SentenceTransformer that embeds images and texts into one space."""
+
+    summary_shape: tuple[int, int] | None = None
+
+    def __init__(self, name: str, fingerprint: str, model: Any, device: str) -> None:
+        self.name, self.fingerprint, self.device = name, fingerprint, torch.device(device)
+        self.model = model.eval()
+        self._memory = MemoryLimit()
+
+    @classmethod
+    def load(cls, name: str, model_name: str, device: str) -> "SentenceEncoder":
+        """Load a folder or hub name, never code or pickles: float32 on a CPU, bfloat16 on a GPU.
+
+        The fingerprint is of all files, the image processor's backend and the library's version (X.Y). Raises
+        MissingDependency, EncoderNotFound and EncoderDamaged.
+        """
+        try:
+            import sentence_transformers  # type: ignore[import-not-found]
+        except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises RuntimeError
+            raise MissingDependency(
+                f'{name} needs sentence-transformers, and has none ({error}): pip install "fwd2bot[st]"'
+            ) from error
+        logging.getLogger(_LIBRARY).setLevel(logging.ERROR)
+        folder = fetch_lvlm(model_name)
+        _refuse_pickles(name, folder)
+        model = _load_model(name, folder, device)
+        if not model.supports("image") or not model.supports("text"):
+            raise EncoderNotFound(
+                f"{name} reads {' and '.join(model.modalities)}: choose one for text and image"
+            )
+        version = ".".join(sentence_transformers.__version__.split(".")[:2])
+        backend = type(model.processor.image_processor).__name__
+        parts = [folder, *sorted(each for each in folder.iterdir() if each.is_dir())]
+        return cls(name, hash_folders(parts, f"{_LIBRARY} {version} {backend}"), model, device)
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.encode_texts(["a"]).shape[1])
+
+    @cached_property
+    def image_size(self) -> int:
+        """Shorter side, in pixels, of the largest picture that the model is shown."""
+        processor = self.model.processor
+        try:
+            return find_family_of_processor(processor).image_side(processor)
+        except EncoderNotFound:  # no LVLM: a model of two towers, of one size
+            size = processor.image_processor.size
+            return int(size.get("shortest_edge") or min(size["height"], size["width"]))
+
+    @cached_property
+    def batch_size(self) -> int:
+        """See Encoder."""
+        example = Image.new("RGB", (self.image_size, self.image_size))
+        return find_batch_size(self._encode, example, self.device)
+
+    def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
+        """One: its tokenizer may not be asked from two threads at once."""
+        return nullcontext([self])
+
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """Embed RGB images, all of them at once, where the memory holds them."""
+        return self.encode_prepared(images)
+
+    def prepare_image(self, image: Image.Image) -> PreparedImage:
+        """Nothing: the library prepares images with their batch."""
+        return image
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        """Embed images."""
+        return self._memory.encode(self._encode, prepared)
+
+    def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        rows = self.model.encode_document(list(prepared), batch_size=len(prepared), **_QUIETLY)
+        return ImageEmbeddings(_to_unit(rows), None)
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embed texts in batches."""
+        if not texts:
+            return np.empty((0, self.dim), np.float32)
+        return _to_unit(self.model.encode_query(list(texts), batch_size=_TEXTS_AT_ONCE, **_QUIETLY))
+
+
+def _refuse_pickles(name: str, folder: Path) -> None:
+    for weights in folder.rglob("pytorch_model*.bin"):
+        if not any(weights.parent.glob("*.safetensors")):
+            raise EncoderDamaged(f"{name} keeps {weights.name} as a pickle: save it anew as safetensors")
+
+
+def _load_model(name: str, folder: Path, device: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    try:
+        return SentenceTransformer(
+            str(folder),
+            device=device,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True, "dtype": dtype},
+        )
+    except ImportError as error:  # its own sentence names the package
+        raise MissingDependency(f"{name} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
+        raise EncoderDamaged(f"{name} cannot be read ({_first_line(error)}): fetch it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _to_unit(rows: Tensor) -> FloatArray:
+    unit: FloatArray = nn.functional.normalize(rows.float(), dim=-1).cpu().numpy()
+    return unit
