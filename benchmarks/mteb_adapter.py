@@ -1,0 +1,132 @@
+"""Any encoder on the image-text tasks of MTEB and MIEB, by the `mteb` package.
+
+    python -m benchmarks.mteb_adapter --model DIR --tasks Flickr30kT2IRetrieval Flickr30kI2TRetrieval
+
+fetches the tasks' data from the hub. Finished tasks are kept in mteb's own cache (the folder MTEB_CACHE, else
+~/.cache/mteb) under the encoder's fingerprint, so a run that was stopped goes on and other weights start anew.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.command import describe_run, make_parser, refuse_overwriting, run_command, write_result
+from benchmarks.text_table import render_rows
+from encoders.base import DatasetError, Encoder, FloatArray, MissingDependency
+from encoders.load import load_encoder
+
+_MODULE = "benchmarks.mteb_adapter"
+
+Batch = Mapping[str, Sequence[Any]]  # what mteb's loader gives: lists of texts and of images
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A task's own measure, and all it measured by split; see the task's page in mteb."""
+
+    main_score: float
+    scores: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MtebResult:
+    """Scores by task."""
+
+    tasks: dict[str, TaskScore]
+
+
+class MtebEncoder:
+    """An encoder behind mteb's `EncoderProtocol`. Prompts of a task are left out: the encoder has its own."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.mteb_model_meta = _describe(encoder)
+
+    def encode(self, inputs: Iterable[Batch], **_: object) -> FloatArray:
+        """Embed what a loader gives: float32 (n, dim). Of a text with its image, the sum of the two."""
+        return np.concatenate([self._encode_batch(batch) for batch in inputs])
+
+    def similarity(self, one: Any, other: Any) -> Any:
+        """Cosine of each of one (n, dim) with each of the other (m, dim): (n, m)."""
+        from mteb.similarity_functions import cos_sim  # type: ignore[import-not-found]
+
+        return cos_sim(one, other)
+
+    def similarity_pairwise(self, one: Any, other: Any) -> Any:
+        """Cosine of each row with the other's row: (n,)."""
+        from mteb.similarity_functions import pairwise_cos_sim
+
+        return pairwise_cos_sim(one, other)
+
+    def _encode_batch(self, batch: Batch) -> FloatArray:
+        parts = []
+        if "text" in batch:
+            parts.append(self.encoder.encode_texts(list(batch["text"])))
+        if "image" in batch:
+            parts.append(
+                self.encoder.encode_images([image.convert("RGB") for image in batch["image"]]).vectors
+            )
+        if not parts:
+            raise DatasetError(
+                f"A task of {', '.join(batch)} cannot be evaluated: choose one of texts and images."
+            )
+        total: FloatArray = np.sum(parts, axis=0, dtype=np.float32)
+        return total
+
+
+def evaluate_tasks(encoder: Encoder, names: Sequence[str]) -> dict[str, TaskScore]:
+    """Run tasks by name; raises MissingDependency, and DatasetError for a task that mteb does not know."""
+    try:
+        import mteb  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise MissingDependency(f"MTEB's tasks need mteb ({error}): pip install mteb") from error
+    try:
+        tasks = [mteb.get_task(name) for name in names]
+    except KeyError as error:
+        raise DatasetError(f"mteb has no such task: {str(error.args[0]).splitlines()[0]}") from error
+    results = mteb.evaluate(MtebEncoder(encoder), tasks).task_results
+    return {each.task_name: TaskScore(float(each.get_score()), each.scores) for each in results}
+
+
+def render_table(scores: Mapping[str, TaskScore]) -> str:
+    """A line for each task, times 100 as its leaderboard prints it."""
+    rows = [[name, f"{100 * score.main_score:.2f}"] for name, score in scores.items()]
+    return render_rows(["task", "main score"], rows)
+
+
+def _describe(encoder: Encoder) -> Any:
+    from mteb.models.model_meta import ModelMeta, ScoringFunction  # type: ignore[import-not-found]
+
+    # mteb wants an organisation and a name, and makes a folder of them.
+    name = "fwd2bot/" + "".join(sign if sign.isalnum() or sign in "-." else "_" for sign in encoder.name)
+    known = {
+        "name": name,
+        "revision": encoder.fingerprint,
+        "embed_dim": encoder.dim,
+        "similarity_fn_name": ScoringFunction.COSINE,
+        "modalities": ["text", "image"],
+    }
+    return ModelMeta.create_empty(overwrites=known)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tasks of MTEB and MIEB."""
+    parser = make_parser(_MODULE, main.__doc__)
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", required=True, help="names that mteb knows")
+    options = parser.parse_args(arguments)
+
+    def measure() -> None:
+        refuse_overwriting(options.json, options.force)
+        encoder = load_encoder(options.model, device=options.device)
+        scores = evaluate_tasks(encoder, options.tasks)
+        print(render_table(scores))
+        write_result(options.json, describe_run(_MODULE, arguments, encoder), MtebResult(scores))
+
+    return run_command(measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
