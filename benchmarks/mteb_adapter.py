@@ -3,7 +3,7 @@
     python -m benchmarks.mteb_adapter --model DIR --tasks Flickr30kT2IRetrieval Flickr30kI2TRetrieval
 
 fetches the tasks' data from the hub. Finished tasks are kept in mteb's own cache (the folder MTEB_CACHE, else
-~/.cache/mteb) under the encoder's fingerprint, so a run that was stopped goes on and other weights start anew.
+~/.cache/mteb) under the fingerprint, so a run that was stopped goes on, and other weights start anew.
 """
 
 import sys
