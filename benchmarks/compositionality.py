@@ -1,163 +1,190 @@
-"""Whether words are bound to the right things: rendered scenes, found by captions and told from false ones.
+"""Whether words are bound to the right things: captions told from false ones that differ in little.
 
-    python -m benchmarks.compositionality --count 1000 --seed 2 --json out.json
+    python -m benchmarks.compositionality [--count 1000 --seed 2] --json out.json
+    python -m benchmarks.compositionality --form sugarcrepe --dataset DIR --images val2017 --json out.json
 
-Recall counts only captions that are true of one scene of the gallery and of no other. A negative changes one
-thing in the true caption and is false for certain; it is told from the true one where the true one scores
-strictly higher, by cosine with the image and, for an encoder that talks, by likelihood given stored (int8)
-summary tokens.
+The forms are those in which SugarCrepe, SugarCrepe++, Winoground, ARO and VSR are published (see
+benchmarks/readers/), each judged by its own rule (see `benchmarks.judging`); without --dataset, scenes that
+the project draws, found by captions too. Captions are scored by cosine with the image and, for an encoder
+that talks, by likelihood in pass 2 given stored (int8) summary tokens. A tie is wrong. Shares come with
+Wilson's 95 % intervals, with counts, and with what chance gets.
 """
 
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from random import Random
-
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import Path
 
 from benchmarks.command import describe_run, make_parser, refuse_overwriting, run_command, write_result
-from benchmarks.embedding import embed_images, embed_texts, match_texts
-from benchmarks.recall import RecallReport, report_recall
-from benchmarks.scenes import (
-    HardNegative,
-    Scene,
-    describe_fully,
-    draw_scene,
-    find_uniquely_named,
-    hard_negatives,
-    make_scene,
-    unique_caption,
+from benchmarks.composition_scores import (
+    EmbeddedPictures,
+    embed_pictures,
+    score_by_embedding,
+    score_by_likelihood,
 )
-from encoders.base import Encoder, FloatArray, ImageEmbeddings, TalkingEncoder
+from benchmarks.compositions import PARSERS, CompositionRecord, load_picture, read_compositions
+from benchmarks.judging import RULES, SCENES, AccuracyReport, Scores, report_accuracy
+from benchmarks.readers.composition import Composition, Picture
+from benchmarks.scene_compositions import (
+    SceneRecall,
+    draw_picture,
+    make_scene_compositions,
+    measure_scene_recall,
+    name_scenes,
+)
+from benchmarks.text_table import render_rows, show_percent
+from encoders.base import Encoder
 from encoders.load import load_encoder
-from indexer.quantize import dequantize_summaries, quantize_summaries
 
 _MODULE = "benchmarks.compositionality"
-_CUTOFFS = (1, 10)
-_PICTURE_SIZE = 144
-NEGATIVE_CHANCE = 0.5
-
-
-@dataclass(frozen=True)
-class NegativesReport:
-    """The share of negatives told from the true caption, by kind and over all; chance is one half."""
-
-    accuracy: float
-    by_kind: dict[str, float]
-    counts: dict[str, int]
-    chance: float = NEGATIVE_CHANCE
 
 
 @dataclass(frozen=True)
 class CompositionalityResult:
-    """What was measured; `generative` is None for an encoder that cannot talk."""
+    """Accuracy by measure, by each score; `generative` is None for an encoder that cannot talk."""
 
-    scenes: int
-    unique_captions: int
-    recall: RecallReport
-    embedding: NegativesReport
-    generative: NegativesReport | None
+    data: CompositionRecord
+    embedding: dict[str, AccuracyReport]
+    generative: dict[str, AccuracyReport] | None
+    scenes: SceneRecall | None
 
 
-def measure_compositionality(encoder: Encoder, count: int, seed: int) -> CompositionalityResult:
+def measure_scenes(encoder: Encoder, count: int, seed: int) -> CompositionalityResult:
     """Draw scenes 0 to count - 1 of the series `seed` and measure all there is to measure."""
-    scenes = [make_scene(seed, index) for index in range(count)]
-    negatives = [hard_negatives(scene, Random(index)) for index, scene in enumerate(scenes)]
-    captions = [unique_caption(scene) for scene in scenes]
-    images = _embed_scenes(encoder, scenes)
-    texts = embed_texts(encoder, captions)
-    unique = np.array(find_uniquely_named(scenes, [describe_fully(scene) for scene in scenes]), np.int64)
-    return CompositionalityResult(
-        scenes=count,
-        unique_captions=len(unique),
-        recall=report_recall(texts[unique], images.vectors, unique, np.arange(count), _CUTOFFS),
-        embedding=_judge_by_cosine(encoder, images.vectors, texts, negatives),
-        generative=_judge_by_likelihood(encoder, images.summaries, captions, negatives),
-    )
+    scenes = name_scenes(count, seed)
+    compositions = make_scene_compositions(scenes)
+    embedded = embed_pictures(encoder, map(draw_picture, scenes.values()), count)
+    judged = _judge_twice(encoder, SCENES, compositions, list(scenes), embedded)
+    record = CompositionRecord(f"series {seed}", SCENES, len(compositions), count, 0)
+    return CompositionalityResult(record, *judged, measure_scene_recall(encoder, scenes, embedded.vectors))
 
 
-def report_negatives(kinds: Sequence[str], told: NDArray[np.bool_]) -> NegativesReport:
-    """Average over negatives: told[i] says whether the i-th, of kinds[i], scored below its true caption."""
-    by_kind = {kind: told[np.array(kinds) == kind] for kind in sorted(set(kinds))}
-    return NegativesReport(
-        accuracy=float(told.mean()),
-        by_kind={kind: float(each.mean()) for kind, each in by_kind.items()},
-        counts={kind: len(each) for kind, each in by_kind.items()},
+def measure_published(
+    encoder: Encoder, compositions: Sequence[Composition], record: CompositionRecord
+) -> CompositionalityResult:
+    """Measure a set that was read from files."""
+    pictures = list(dict.fromkeys(picture for each in compositions for picture in each.pictures))
+    images = (load_picture(picture, encoder.image_size) for picture in pictures)
+    embedded = embed_pictures(encoder, images, len(pictures))
+    judged = _judge_twice(encoder, record.form, compositions, pictures, embedded)
+    return CompositionalityResult(record, *judged, scenes=None)
+
+
+def _judge_twice(
+    encoder: Encoder,
+    form: str,
+    compositions: Sequence[Composition],
+    pictures: Sequence[Picture],
+    embedded: EmbeddedPictures,
+) -> tuple[dict[str, AccuracyReport], dict[str, AccuracyReport] | None]:
+    """Accuracy by embedding and by likelihood; the i-th of `pictures` is the i-th embedded."""
+    rows = {picture: row for row, picture in enumerate(pictures)}
+    kinds = [each.kind for each in compositions]
+
+    def report(scores: Scores) -> dict[str, AccuracyReport]:
+        judged = RULES[form](compositions, scores)
+        return {measure: report_accuracy(kinds, judgement) for measure, judgement in judged.items()}
+
+    likelihoods = score_by_likelihood(encoder, compositions, rows, embedded.tokens)
+    return (
+        report(score_by_embedding(encoder, compositions, rows, embedded.vectors)),
+        None if likelihoods is None else report(likelihoods),
     )
 
 
 def render_table(result: CompositionalityResult) -> str:
-    """Recall, then accuracy by kind, in percent, chance beside."""
-    recall = result.recall
-    lines = [f"{result.unique_captions:,} captions name one of {result.scenes:,} scenes uniquely"]
+    """Recall of scenes, then accuracy by measure and kind, both scores side by side, in per cent."""
+    lines = [] if result.scenes is None else [*_render_recall(result.scenes), ""]
+    rows = []
+    for measure, report in result.embedding.items():
+        other = (result.generative or {}).get(measure)
+        rows.append(_render_share(f"{measure}, all", report, other, None))
+        if len(report.by_kind) > 1:
+            rows += [_render_share(f"  {kind}", report, other, kind) for kind in report.by_kind]
+            means = [show_percent(report.mean_of_kinds), show_percent(other.mean_of_kinds) if other else "-"]
+            rows.append([f"{measure}, mean of kinds", *means, show_percent(report.chance), ""])
+    header = ["", "by embedding (95 % interval)", "by likelihood (95 % interval)", "chance", "count"]
+    return "\n".join([*lines, render_rows(header, rows)])
+
+
+def _render_recall(scenes: SceneRecall) -> list[str]:
+    recall = scenes.recall
+    lines = [f"{scenes.unique_captions:,} captions name one of {scenes.scenes:,} scenes uniquely"]
     lines += [
-        f"  R@{cutoff:<27}{100 * rate:6.2f}   chance {100 * recall.chance[cutoff]:5.2f}"
-        for cutoff, rate in recall.hits.items()
+        f"  hit@{cutoff:<4}{show_percent(hit):>7}   chance {show_percent(recall.chance[cutoff]):>5}"
+        for cutoff, hit in recall.hits.items()
     ]
-    lines += [f"  median rank {recall.median_rank:>24g}"]
-    for title, report in (("embedding", result.embedding), ("generative", result.generative)):
-        if report is not None:
-            lines += [f"negatives told from the truth, {title} score"]
-            rows = {"all": report.accuracy} | report.by_kind
-            lines += [f"  {kind:<29}{100 * rate:6.2f}   chance 50.00" for kind, rate in rows.items()]
-    return "\n".join(lines)
+    return [*lines, f"  median rank {recall.median_rank:g}"]
 
 
-def _embed_scenes(encoder: Encoder, scenes: Sequence[Scene]) -> ImageEmbeddings:
-    pictures = (draw_scene(scene, _PICTURE_SIZE) for scene in scenes)
-    batches = list(embed_images(encoder, pictures, len(scenes)))
-    summaries = [batch.summaries for batch in batches if batch.summaries is not None]
-    vectors = np.concatenate([batch.vectors for batch in batches])
-    return ImageEmbeddings(vectors, np.concatenate(summaries) if summaries else None)
+def _render_share(
+    title: str, report: AccuracyReport, other: AccuracyReport | None, kind: str | None
+) -> list[str]:
+    cells = []
+    for each in (report, other):
+        if each is None:
+            cells.append("-")
+            continue
+        share = each.accuracy if kind is None else each.by_kind[kind]
+        low, high = each.interval if kind is None else each.intervals[kind]
+        cells.append(f"{show_percent(share)} ({show_percent(low)} to {show_percent(high)})")
+    count = report.count if kind is None else report.counts[kind]
+    return [title, *cells, show_percent(report.chance), f"{count:,}"]
 
 
-def _judge_by_cosine(
-    encoder: Encoder, images: FloatArray, texts: FloatArray, negatives: Sequence[list[HardNegative]]
-) -> NegativesReport:
-    rows, kinds, captions = _flatten(negatives)
-    true_scores = (images * texts).sum(axis=1)[rows]
-    false_scores = (images[rows] * embed_texts(encoder, captions)).sum(axis=1)
-    return report_negatives(kinds, true_scores > false_scores)
-
-
-def _judge_by_likelihood(
-    encoder: Encoder,
-    summaries: FloatArray | None,
-    captions: Sequence[str],
-    negatives: Sequence[list[HardNegative]],
-) -> NegativesReport | None:
-    if summaries is None or not isinstance(encoder, TalkingEncoder):
-        return None
-    stored = dequantize_summaries(*quantize_summaries(summaries))
-    rows, kinds, false_captions = _flatten(negatives)
-    true_scores = match_texts(encoder, stored, captions)[rows]
-    return report_negatives(kinds, true_scores > match_texts(encoder, stored[rows], false_captions))
-
-
-def _flatten(negatives: Sequence[list[HardNegative]]) -> tuple[list[int], list[str], list[str]]:
-    """The row of its scene, the kind and the caption of each negative."""
-    flat = [(row, *negative) for row, each in enumerate(negatives) for negative in each]
-    return [row for row, _, _ in flat], [kind for _, kind, _ in flat], [caption for _, _, caption in flat]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Binding of attributes and relations, on rendered scenes."""
-    parser = make_parser(_MODULE, main.__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="scenes in the gallery")
+def add_options(parser: ArgumentParser) -> None:
+    """Add the options of this benchmark alone."""
+    parser.add_argument(
+        "--form",
+        choices=(SCENES, *PARSERS),
+        default=SCENES,
+        help="the form of --dataset (default: %(default)s)",
+    )
+    parser.add_argument("--dataset", type=Path, help="the set's file, or the folder of its published files")
+    parser.add_argument("--images", type=Path, help="the folder of the photos (default: where --dataset is)")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="go on without photos that are not there"
+    )
+    parser.add_argument("--count", type=int, default=1000, help="scenes to draw")
     parser.add_argument(
         "--seed", type=int, default=2, help="the series of scenes; the embedded model learned from series 1"
     )
+
+
+def measure(options: Namespace, load: Callable[[], Encoder]) -> tuple[Encoder, CompositionalityResult]:
+    """Measure what the options ask for; files are read before a model is loaded."""
+    if options.form == SCENES:
+        encoder = load()
+        return encoder, measure_scenes(encoder, options.count, options.seed)
+    place = options.dataset
+    images_dir = options.images or (place if place.is_dir() else place.parent)
+    compositions, record = read_compositions(options.form, place, images_dir, options.allow_missing)
+    encoder = load()
+    return encoder, measure_published(encoder, compositions, record)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Captions told from false ones that differ in little, on published sets or on rendered scenes."""
+    parser = make_parser(_MODULE, main.__doc__)
+    add_options(parser)
     options = parser.parse_args(arguments)
+    if (options.dataset is None) != (options.form == SCENES):
+        parser.error("--dataset needs the --form of its file, and every form but scenes needs a --dataset")
 
-    def measure() -> None:
+    def run() -> None:
         refuse_overwriting(options.json, options.force)
-        encoder = load_encoder(options.model, device=options.device)
-        result = measure_compositionality(encoder, options.count, options.seed)
+        encoder, result = measure(options, lambda: load_encoder(options.model, device=options.device))
+        data = result.data
+        print(
+            f"{data.dataset}, {data.form}: {data.compositions:,} compositions of {data.pictures:,} pictures"
+        )
+        print(f"({data.missing:,} more missing), by {encoder.name}; per cent\n")
         print(render_table(result))
-        write_result(options.json, describe_run(_MODULE, arguments, encoder, options.seed), result)
+        seed = options.seed if options.form == SCENES else None
+        write_result(options.json, describe_run(_MODULE, arguments, encoder, seed), result)
 
-    return run_command(measure)
+    return run_command(run)
 
 
 if __name__ == "__main__":

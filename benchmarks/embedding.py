@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -59,7 +60,13 @@ def embed_texts(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
     return vectors
 
 
-def match_texts(encoder: TalkingEncoder, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
+class Sliceable(Protocol):
+    """Summary tokens (n, k, width) that are had slice by slice: an array, or what makes one on demand."""
+
+    def __getitem__(self, part: slice, /) -> FloatArray: ...
+
+
+def match_texts(encoder: TalkingEncoder, summaries: Sliceable, texts: Sequence[str]) -> FloatArray:
     """Mean log-likelihood a token of texts[i] given summaries[i]: float32 (n,)."""
     scores = np.empty(len(texts), np.float32)
     with tqdm(total=len(texts), unit="caption", desc="likelihoods", disable=None) as progress:

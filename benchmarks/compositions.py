@@ -1,0 +1,82 @@
+"""The one place where the form of a published compositionality set becomes compositions.
+
+Each form has its reader in benchmarks/readers/ and, under the same name, its rule in `benchmarks.judging`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.readers.aro import parse_aro
+from benchmarks.readers.base import find_missing, open_photo
+from benchmarks.readers.composition import Composition, Picture
+from benchmarks.readers.sugarcrepe import parse_sugarcrepe, parse_sugarcrepe_pp
+from benchmarks.readers.vsr import parse_vsr
+from benchmarks.readers.winoground import parse_winoground
+from encoders.base import DatasetError
+from indexer.decode import open_picture
+from indexer.images import describe_error
+from indexer.pixels import decode_upright
+
+_NO_SHRINKING = 1 << 30  # pixels
+
+
+# Given its file or folder, and the folder of its photos.
+PARSERS: Mapping[str, Callable[[Path, Path], list[Composition]]] = {
+    "sugarcrepe": parse_sugarcrepe,
+    "sugarcrepe++": parse_sugarcrepe_pp,
+    "winoground": parse_winoground,
+    "aro": parse_aro,
+    "vsr": parse_vsr,
+}
+
+
+@dataclass(frozen=True)
+class CompositionRecord:
+    """The set a result is about; compositions with one of the `missing` photos were left out."""
+
+    dataset: str
+    form: str
+    compositions: int
+    pictures: int
+    missing: int
+
+
+def read_compositions(
+    form: str, dataset: Path, images_dir: Path, allow_missing: bool
+) -> tuple[list[Composition], CompositionRecord]:
+    """Read a set of this form, less what lacks a photo if that is allowed, and what there is to say of it."""
+    parsed = PARSERS[form](dataset, images_dir)
+    missing = find_missing(
+        [picture.path for each in parsed for picture in each.pictures], images_dir, allow_missing
+    )
+    kept = [each for each in parsed if not missing & {picture.path for picture in each.pictures}]
+    if not kept:
+        raise DatasetError(f"None of {len(parsed)} compositions in {dataset} has all its photos: add some.")
+    pictures = len({picture for each in kept for picture in each.pictures})
+    return kept, CompositionRecord(dataset.name, form, len(kept), pictures, len(missing))
+
+
+def load_picture(picture: Picture, image_size: int) -> Image.Image:
+    """Decode a picture as the index does, or the part of it that its box cuts out."""
+    try:
+        with open_photo(picture.path) as stream, open_picture(stream) as image:
+            if picture.box is None:
+                return decode_upright(image, image_size)[0]
+            whole = decode_upright(image, _NO_SHRINKING)[0]
+    except Exception as error:  # decoders raise anything on bad bytes
+        raise DatasetError(
+            f"{picture.path} cannot be decoded ({describe_error(error)}): put a sound file in its place."
+        ) from error
+    return _crop(whole, picture)
+
+
+def _crop(whole: Image.Image, picture: Picture) -> Image.Image:
+    assert picture.box is not None
+    left, top, right, bottom = picture.box
+    left, top, right, bottom = max(0, left), max(0, top), min(whole.width, right), min(whole.height, bottom)
+    if left >= right or top >= bottom:
+        raise DatasetError(f"{picture.path} has {whole.size} pixels, and none in the box {picture.box}.")
+    return whole.crop((left, top, right, bottom))
