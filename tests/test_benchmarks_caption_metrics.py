@@ -3,12 +3,16 @@
 import math
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean
 
+import nltk
 import pytest
+from nltk.corpus.reader import WordNetCorpusReader
+from nltk.corpus.util import LazyCorpusLoader
 
-from benchmarks import caption_metrics
 from benchmarks.caption_metrics import load_tokenizer, score_captions
 from encoders.base import DatasetError, MissingDependency
 
@@ -104,19 +108,23 @@ def test_scores_are_those_of_the_papers_written_out() -> None:
     assert 0 < scores.bleu_4 < scores.rouge_l < 1 < scores.cider_d < 10
 
 
-class TinyWordNet:
-    """WordNet, if boats and ships were all there is."""
+def install_wordnet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WordNet, if boats and ships were all there is, on disk as NLTK wants it."""
+    place = folder / "corpora" / "wordnet"
+    place.mkdir(parents=True)
+    parts = [f"{kind}.{part}" for kind in ("index", "data") for part in ("noun", "verb", "adj", "adv")]
+    for name in ("cntlist.rev", "index.sense", "noun.exc", "verb.exc", "adj.exc", "adv.exc", *parts):
+        (place / name).write_text("")
+    (place / "lexnames").write_text("00\tnoun.artifact\t1\n")
+    (place / "data.noun").write_text("00000000 00 n 02 boat 0 ship 0 000 | it floats  \n")
+    (place / "index.noun").write_text("boat n 1 0 1 0 00000000  \nship n 1 0 1 0 00000000  \n")
+    look_for_wordnet([folder], monkeypatch)
 
-    class Lemma:
-        def name(self) -> str:
-            return "ship"
 
-    class Synset:
-        def lemmas(self) -> list["TinyWordNet.Lemma"]:
-            return [TinyWordNet.Lemma()]
-
-    def synsets(self, word: str) -> list["TinyWordNet.Synset"]:
-        return [self.Synset()] if word == "boat" else []
+def look_for_wordnet(folders: Sequence[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have NLTK look for it anew, in these folders alone."""
+    monkeypatch.setattr(nltk.data, "path", [str(folder) for folder in folders])
+    monkeypatch.setattr(nltk.corpus, "wordnet", LazyCorpusLoader("wordnet", WordNetCorpusReader, object()))
 
 
 def compute_meteor(said: list[str], matches: list[tuple[int, int]], wanted: list[str]) -> float:
@@ -127,8 +135,8 @@ def compute_meteor(said: list[str], matches: list[tuple[int, int]], wanted: list
     return mean * (1 - 0.5 * (chunks / len(matches)) ** 3)
 
 
-def test_meteor_knows_stems_and_synonyms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caption_metrics, "load_wordnet", TinyWordNet)
+def test_meteor_knows_stems_and_synonyms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_wordnet(tmp_path, monkeypatch)
     said, wanted = "two men on a boat", "two man sat on a ship"
     expected = compute_meteor(said.split(), [(0, 0), (2, 3), (3, 4), (4, 5)], wanted.split())
     assert score_captions([said], [[wanted, "nothing alike"]]).meteor == pytest.approx(expected)
@@ -139,7 +147,7 @@ def test_meteor_knows_stems_and_synonyms(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_meteor_is_absent_and_not_zero_where_wordnet_was_never_fetched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(caption_metrics, "load_wordnet", lambda: None)
+    look_for_wordnet([], monkeypatch)
     assert score_captions(SAID, WANTED).meteor is None
 
 
