@@ -83,16 +83,15 @@ def _show(encoder: Encoder, pictures: list[Image.Image], forms: Sequence[str]) -
 
 
 def _say_all(encoder: Encoder, shown: Shown, asked: Sequence[Sequence[str]] | None) -> list[str]:
-    """Speak of a batch of pictures, in as many pieces as there are questions for."""
-    if asked is None:
-        return _say(encoder, shown, None)
-    flat = [(row, question) for row, each in enumerate(asked) for question in each]
+    """Speak of a batch of pictures, a piece at a time that the encoder can hold."""
+    rows = [row for row, each in enumerate(asked or [[""]] * len(shown)) for _ in each]
+    questions = None if asked is None else [question for each in asked for question in each]
     size = encoder.batch_size if isinstance(shown, list) else _ANSWERS_AT_ONCE
     said = []
-    for start in range(0, len(flat), size):
-        rows = [row for row, _ in flat[start : start + size]]
-        part = [shown[row] for row in rows] if isinstance(shown, list) else shown[rows]
-        said += _say(encoder, part, [question for _, question in flat[start : start + size]])
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        piece = [shown[row] for row in part] if isinstance(shown, list) else shown[part]
+        said += _say(encoder, piece, questions and questions[start : start + size])
     return said
 
 

@@ -37,7 +37,7 @@ class PoliteEncoder(FakeEncoder):
         return self.answer_images(images, ["caption"] * len(images))
 
     def answer_images(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        assert len(images) <= self.batch_size or "caption" in questions
+        assert len(images) <= self.batch_size
         colours = np.array(list(PALETTE.values()))
         seen = [np.abs(np.asarray(image)[0, 0] - colours).sum(axis=1).argmin() for image in images]
         return self._say([list(PALETTE)[each] for each in seen], questions, "a")
