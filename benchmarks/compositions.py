@@ -9,16 +9,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.embedding import decode_picture
 from benchmarks.readers.aro import parse_aro
-from benchmarks.readers.base import find_missing, open_photo
+from benchmarks.readers.base import find_missing
 from benchmarks.readers.composition import Composition, Picture
 from benchmarks.readers.sugarcrepe import parse_sugarcrepe, parse_sugarcrepe_pp
 from benchmarks.readers.vsr import parse_vsr
 from benchmarks.readers.winoground import parse_winoground
 from encoders.base import DatasetError
-from indexer.decode import open_picture
-from indexer.images import describe_error
-from indexer.pixels import decode_upright
 
 _NO_SHRINKING = 1 << 30  # pixels
 
@@ -60,17 +58,10 @@ def read_compositions(
 
 
 def load_picture(picture: Picture, image_size: int) -> Image.Image:
-    """Decode a picture as the index does, or the part of it that its box cuts out."""
-    try:
-        with open_photo(picture.path) as stream, open_picture(stream) as image:
-            if picture.box is None:
-                return decode_upright(image, image_size)[0]
-            whole = decode_upright(image, _NO_SHRINKING)[0]
-    except Exception as error:  # decoders raise anything on bad bytes
-        raise DatasetError(
-            f"{picture.path} cannot be decoded ({describe_error(error)}): put a sound file in its place."
-        ) from error
-    return _crop(whole, picture)
+    """Decode a picture as the index does, or the part of it that its box cuts out of the whole."""
+    if picture.box is None:
+        return decode_picture(picture.path, image_size)
+    return _crop(decode_picture(picture.path, _NO_SHRINKING), picture)
 
 
 def _crop(whole: Image.Image, picture: Picture) -> Image.Image:

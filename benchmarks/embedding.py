@@ -10,7 +10,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.readers.base import open_photo
-from encoders.base import DatasetError, Encoder, FloatArray, ImageEmbeddings, TalkingEncoder
+from encoders.base import (
+    DatasetError,
+    Encoder,
+    FloatArray,
+    ImageEmbeddings,
+    MissingDependency,
+    TalkingEncoder,
+)
 from indexer.decode import open_picture
 from indexer.images import describe_error
 from indexer.pixels import decode_upright
@@ -22,15 +29,20 @@ _MATCH_BATCH = 64
 
 def decode_pictures(paths: Iterable[Path], image_size: int) -> Iterator[Image.Image]:
     """Decode files as the index does, so that a benchmark sees what the index sees."""
-    for path in paths:
-        try:
-            with open_photo(path) as stream, open_picture(stream) as image:
-                small, _ = decode_upright(image, image_size)
-        except Exception as error:  # decoders raise anything on bad bytes
-            raise DatasetError(
-                f"{path} cannot be decoded ({describe_error(error)}): put a sound file in its place."
-            ) from error
-        yield small
+    return (decode_picture(path, image_size) for path in paths)
+
+
+def decode_picture(path: Path, image_size: int) -> Image.Image:
+    """Decode one file, which may lie in an archive; DatasetError where it cannot be."""
+    try:
+        with open_photo(path) as stream, open_picture(stream) as image:
+            return decode_upright(image, image_size)[0]
+    except MissingDependency:
+        raise
+    except Exception as error:  # decoders raise anything on bad bytes
+        raise DatasetError(
+            f"{path} cannot be decoded ({describe_error(error)}): put a sound file in its place."
+        ) from error
 
 
 def embed_images(encoder: Encoder, images: Iterable[Image.Image], count: int) -> Iterator[ImageEmbeddings]:

@@ -42,11 +42,15 @@ class Captions(NamedTuple):
     image_rows: IntArray
 
 
+def refuse_used_folder(folder: Path | None) -> None:
+    """Raise before hours of work, not after, where an index would be built among other files."""
+    if folder is not None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DatasetError(f"{folder} is not empty, and nothing there is overwritten: name a new folder.")
+
+
 def index_images(encoder: Encoder, images: Sequence[CaptionedImage], folder: Path) -> Path:
     """Index just these images, under their row numbers, in a new folder; returns the index."""
     gallery = folder / "gallery"
-    if folder.exists() and any(folder.iterdir()):
-        raise DatasetError(f"{folder} is not empty, and nothing there is overwritten: name a new folder.")
     gallery.mkdir(parents=True)
     for row, image in enumerate(images):
         _link_photo(image.path, gallery / f"{row:09d}{image.path.suffix.lower()}")

@@ -35,7 +35,7 @@ from benchmarks.embedding import decode_pictures, embed_image_vectors, embed_tex
 from benchmarks.folds import FoldMeans, FoldsReport, report_folds
 from benchmarks.intervals import SEED, Interval
 from benchmarks.recall import CUTOFFS, PairReport, RecallReport, report_pairs
-from benchmarks.stored_forms import Captions, index_images, measure_stored_forms
+from benchmarks.stored_forms import Captions, index_images, measure_stored_forms, refuse_used_folder
 from benchmarks.text_table import render_rows, show_percent
 from encoders.base import Encoder, FloatArray
 from encoders.load import load_encoder
@@ -163,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def measure() -> None:
         refuse_overwriting(options.json, options.force)
+        refuse_used_folder(options.keep_index)
         images, record = read_split(options)
         encoder = load_encoder(options.model, device=options.device)
         result = measure_retrieval(encoder, images, record, options)

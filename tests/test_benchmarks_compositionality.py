@@ -153,3 +153,47 @@ def test_likelihoods_are_those_of_int8_tokens_for_every_pair_of_picture_and_capt
             expected = match_texts(encoder, stored[[rows[picture]] * len(each.captions)], each.captions)
             assert np.array_equal(found, expected)
     assert score_by_likelihood(NoiseEncoder(), compositions, rows, None) is None
+
+
+def write_sets(folder: Path) -> dict[str, Path]:
+    """A set of each form in which colours are said rightly and wrongly."""
+    for colour in ("red", "blue"):
+        paint(folder / f"{colour}.png", colour)
+    box = {"bbox_x": 4, "bbox_y": 4, "bbox_w": 9, "bbox_h": 9}
+    statements = [("red", 1), ("red", 1), ("blue", 0), ("blue", 0)]
+    records: dict[str, list[dict[str, object]]] = {
+        "sugarcrepe++": [
+            {"filename": "red.png", "caption": "red", "caption2": "a red", "negative_caption": "blue"}
+        ],
+        "winoground": [{"image_0": "red", "image_1": "blue", "caption_0": "red", "caption_1": "blue"}],
+        "aro": [{"image_path": "red.png", "true_caption": "red", "false_caption": "blue"} | box],
+        "vsr": [
+            {"image": "red.png", "caption": caption, "label": label, "relation": "is"}
+            for caption, label in statements
+        ],
+    }
+    paths = {}
+    for form, some in records.items():
+        lines = form in ("winoground", "vsr")
+        paths[form] = folder / f"{form}.json"
+        paths[form].write_text("\n".join(map(json.dumps, some)) if lines else json.dumps(some))
+    return paths
+
+
+MEASURES = {
+    "sugarcrepe++": {"image-text (ITT)", "text-only (TOT)"},
+    "winoground": {"text score", "image score", "group score"},
+    "aro": {"accuracy"},
+    "vsr": {"accuracy"},
+}
+
+
+@pytest.mark.parametrize("form", MEASURES)
+def test_every_form_is_judged_by_its_own_measures(tmp_path: Path, run: Run, form: str) -> None:
+    path, out = write_sets(tmp_path)[form], tmp_path / "out.json"
+    assert run(FakeEncoder(), "--form", form, "--dataset", str(path), "--json", str(out)) == 0
+    result = json.loads(out.read_text())["result"]
+    assert set(result["embedding"]) == MEASURES[form]
+    assert set(result["generative"]) == MEASURES[form] - {"text-only (TOT)"}
+    for report in (*result["embedding"].values(), *result["generative"].values()):
+        assert report["accuracy"] == 1.0
