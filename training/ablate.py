@@ -1,0 +1,159 @@
+r"""What does each part of Fwd2Bot give? One thing changed at a time, at the scale of the embedded model.
+
+    python -m training.ablate training/configs/ablations.toml --data DIR --run runs/ablations \
+        --report docs/experiments.md
+
+The protocol follows the paper (arXiv 2503.21757), which adapts a stock LVLM that already captions:
+
+0. The stock LVLM: from the weights of the embedded model's base, LLM and tower are trained as a plain
+   captioner over uncompressed image tokens. Then both are frozen, and what the tower makes of each training
+   photo, in some random views, is kept, so that no variant runs it again.
+1. Each variant: fresh summary tokens and adapters over that LLM, on the same batches in the same order, for
+   as many steps. `training.ablations.variants` lists them; `joint` is what all others are compared with.
+2. Each is measured on the test photos, with standard errors (`training.ablations.measures`). Where a variant
+   is within two of them of `joint`, two more seeds of both are run.
+
+A trial that is done is a JSON in RUN/trials, and is not run again: a command that was stopped goes on, and
+one that has nothing left to do makes the report alone.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+
+from benchmarks.datasets import read_karpathy
+from encoders.base import DatasetError, Fwd2BotError
+from encoders.fwd2bot.checkpoint import load_checkpoint
+from training.ablations.report import is_close, render_report, write_report
+from training.ablations.settings import AblationSettings
+from training.ablations.stock import Stock, prepare_stock
+from training.ablations.trial import Trial, read_trial, run_trial, write_trial
+from training.ablations.variants import JOINT, VARIANTS
+from training.run_log import tell
+from training.sources.karpathy import KarpathySource
+from training.typed_toml import read_toml
+
+_SETTINGS_FILE, _TRIALS = "settings.json", "trials"
+
+
+class Ablation:
+    """The trials of one run's folder: those that are done, and the means to do more."""
+
+    def __init__(self, settings: AblationSettings, data: Path, run: Path) -> None:
+        """Raises DatasetError where the folder is of other settings."""
+        self.settings, self.run = settings, run
+        self.source = KarpathySource(settings.photos, data)
+        photos = settings.photos
+        self.test = read_karpathy(data / photos.annotations, data / photos.images, {settings.test_split})
+        _claim_folder(run, settings)
+        self._stock: Stock | None = None
+
+    def find_trial(self, name: str, seed: int) -> Trial:
+        """The trial of a variant with a seed, run where it has not been."""
+        path = self.run / _TRIALS / f"{name}-{seed}.json"
+        if not path.exists():
+            stock = self._find_stock()
+            trial = run_trial(self.settings, VARIANTS[name], seed, stock, self.source, self.test)
+            path.parent.mkdir(exist_ok=True)
+            write_trial(path, trial)
+            figures = trial.measures.figures.items()
+            tell(f"{path.stem}  " + "  ".join(f"{each} {measure.value:.4g}" for each, measure in figures))
+        return read_trial(path)
+
+    def _find_stock(self) -> Stock:
+        if self._stock is None:
+            folder = Path(self.settings.checkpoint or str(files("encoders.weights")))
+            checkpoint = load_checkpoint(folder, "cpu")
+            self._stock = prepare_stock(self.settings, checkpoint, self.source, self.test, self.run)
+        return self._stock
+
+
+def run_ablations(ablation: Ablation, names: Sequence[str], seeds: int) -> None:
+    """Run some variants, and up to `seeds` trials each of those that are near to `joint`, and of it."""
+    first = ablation.settings.seed
+    trials = {name: [ablation.find_trial(name, first)] for name in names}
+    close = [name for name in names if name != JOINT and JOINT in names and is_close(trials, name)]
+    for name in [JOINT, *close] if close else []:
+        for number in range(1, seeds):
+            ablation.find_trial(name, first + number)
+
+
+def list_trials(run: Path) -> dict[str, list[Trial]]:
+    """All trials that a run's folder holds, by the name of the variant."""
+    found = {name: sorted((run / _TRIALS).glob(f"{name}-*.json")) for name in VARIANTS}
+    return {name: [read_trial(path) for path in paths] for name, paths in found.items() if paths}
+
+
+def _claim_folder(run: Path, settings: AblationSettings) -> None:
+    """Write down the settings, or refuse a folder of others."""
+    path, now = run / _SETTINGS_FILE, json.loads(json.dumps(asdict(settings)))
+    if not path.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in now if before.get(name) != now[name]]
+    except (AttributeError, ValueError) as error:
+        raise DatasetError(f"{path} holds no settings ({error}): choose another --run") from error
+    if changed:
+        raise DatasetError(
+            f"{run} holds the trials of another config (these settings differ: {', '.join(changed)}): choose "
+            "another --run, or the settings it was made with"
+        )
+
+
+def _read_names(only: Sequence[str] | None) -> list[str]:
+    unknown = [name for name in only or [] if name not in VARIANTS]
+    if unknown:
+        raise DatasetError(f"There is no variant {', '.join(unknown)}: there are {', '.join(VARIANTS)}")
+    return [name for name in VARIANTS if only is None or name in only]
+
+
+def _describe_run(settings: AblationSettings, settings_file: Path, test_photos: int) -> str:
+    stock, variant = settings.stock, settings.variant
+    return f"""## Ablations of the embedded model
+
+    python -m training.ablate {settings_file} --data DIR --run DIR --report docs/experiments.md
+
+One thing changed at a time over a stock captioner ({stock.steps} steps of {stock.photos} photos) that is then
+frozen: {variant.steps} steps of {variant.photos} photos each, one caption matched and one said;
+k = {settings.summary_tokens} where it is not varied. Measured on the {test_photos:,} photos of
+`{settings.test_split}` with all their captions. A figure stands with its standard error, over photos and,
+where there are several, over seeds; a finding agrees or disagrees where the difference is two standard errors
+or more, and is undecided below."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train and measure the variants of Fwd2Bot, and compare what comes of it with the paper's findings."""
+    parser = argparse.ArgumentParser(prog="python -m training.ablate", description=main.__doc__)
+    parser.add_argument("settings", type=Path, help="a TOML file, such as training/configs/ablations.toml")
+    parser.add_argument("--data", type=Path, required=True, help="the folder that the photos' paths start at")
+    parser.add_argument("--run", type=Path, required=True, help="where trials go; an earlier command goes on")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants alone")
+    parser.add_argument("--seeds", type=int, default=3, help="at most, of what is near to joint (3)")
+    parser.add_argument("--report", type=Path, help="a Markdown file to put the tables into")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    options = parser.parse_args(arguments)
+    try:
+        names = _read_names(options.only)
+        settings = read_toml(options.settings, AblationSettings, options.overrides)
+        ablation = Ablation(settings, options.data, options.run)
+        run_ablations(ablation, names, options.seeds)
+        heading = _describe_run(settings, options.settings, len(ablation.test))
+        report = render_report(list_trials(options.run), heading)
+        if options.report:
+            write_report(options.report, report)
+        print(report)
+    except Fwd2BotError as error:
+        tell(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Trials to a table, and to what they say of the findings of the paper: computed, never typed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from encoders.base import DatasetError
+from training.ablations.measures import Measure
+from training.ablations.trial import Trial
+from training.ablations.variants import JOINT
+
+Trials = Mapping[str, Sequence[Trial]]  # of each variant, one a seed
+
+_BEGIN, _END = "<!-- ablations: written by training.ablate -->", "<!-- ablations: end -->"
+_ERRORS = 2.0  # standard errors that make a difference
+RECALL, NATS = "recall@10", "cross_entropy"
+_LOWER_IS_BETTER = {NATS}
+_COLUMNS = {
+    "recall@1": "R@1",
+    "recall@5": "R@5",
+    RECALL: "R@10",
+    "image to text recall@10": "R@10, image to text",
+    NATS: "nats a token",
+    "cider_d": "CIDEr-D",
+}
+
+
+class Comparison(NamedTuple):
+    """Of which variant it is said that it is better than the other, and where.
+
+    finding: of arXiv 2503.21757; empty where nothing was published.
+    """
+
+    finding: str
+    better: str
+    worse: str
+    figures: tuple[str, ...] = (RECALL, NATS)
+
+
+_LOSSES = "both losses are better than either alone, on both tasks"
+_ADAPTERS = "an adapter for each pass is better"
+_FORWARD = "two forwards are better than one"
+_TOKENS = "more tokens are better"
+COMPARISONS = (
+    Comparison(_LOSSES, JOINT, "contrastive_only"),
+    Comparison(_LOSSES, JOINT, "answer_only"),
+    Comparison(f"{_ADAPTERS} than one for both", JOINT, "shared_adapter"),
+    Comparison(f"{_ADAPTERS} than to train the LLM", JOINT, "whole_llm"),
+    Comparison("", JOINT, "no_adapters"),
+    Comparison(_FORWARD, JOINT, "single_forward"),
+    Comparison("", "k2", "k1"),
+    Comparison(_TOKENS, "k4", "k2"),
+    Comparison(_TOKENS, JOINT, "k4"),
+    Comparison(_TOKENS, "k16", JOINT),
+    Comparison(_TOKENS, "k32", "k16"),
+    Comparison("", JOINT, "last_token"),
+    Comparison("", JOINT, "attention"),
+    Comparison("", "uncompressed", JOINT, (NATS,)),
+)
+
+
+def combine(trials: Sequence[Trial], figure: str) -> Measure | None:
+    """The mean over seeds; its error is of the photos, which all seeds share, and of the seeds."""
+    measures = [each.measures.figures[figure] for each in trials if figure in each.measures.figures]
+    if not measures:
+        return None
+    values = np.array([measure.value for measure in measures])
+    photos = np.mean([measure.error**2 for measure in measures])
+    seeds = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
+    return Measure(float(values.mean()), float((photos + seeds) ** 0.5))
+
+
+def find_advantage(trials: Trials, better: str, worse: str, figure: str) -> Measure | None:
+    """By how much the one is better than the other, and the error of that; None where one has no figure."""
+    one, other = (combine(trials.get(name, []), figure) for name in (better, worse))
+    if one is None or other is None:
+        return None
+    sign = -1 if figure in _LOWER_IS_BETTER else 1
+    return Measure(sign * (one.value - other.value), float(np.hypot(one.error, other.error)))
+
+
+def is_close(trials: Trials, name: str) -> bool:
+    """Whether a variant is within two standard errors of the joint one, in what both are compared by."""
+    found = [find_advantage(trials, name, JOINT, figure) for figure in (RECALL, NATS)]
+    return any(each is not None and abs(each.value) < _ERRORS * each.error for each in found)
+
+
+def judge(finding: str, advantage: Measure) -> str:
+    """What a difference says of a finding."""
+    if not finding:
+        return "not published"
+    if abs(advantage.value) < _ERRORS * advantage.error:
+        return "undecided"
+    return "agrees" if advantage.value > 0 else "disagrees"
+
+
+def render_report(trials: Trials, heading: str) -> str:
+    """Markdown: a row for each variant, then one for each comparison that was made."""
+    return "\n".join([_BEGIN, heading, "", *_render_variants(trials), "", *_render_findings(trials), _END])
+
+
+def write_report(path: Path, report: str) -> None:
+    """Put a report in the place of the one before it, or at the end of the file."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read as a report: {error}") from error
+    before, begun, rest = text.partition(_BEGIN)
+    _, ended, after = rest.partition(_END)
+    if begun and not ended:
+        raise DatasetError(f"{path} holds {_BEGIN!r} without {_END!r}: put the second after the report")
+    text = before + report + after if begun else text.rstrip("\n") + f"\n\n{report}\n"
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text.lstrip("\n"), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _render_variants(trials: Trials) -> list[str]:
+    head = ["variant", "seeds", *_COLUMNS.values(), "bytes an image", "trained weights", "images/s"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for name, each in trials.items():
+        figures = [_show(combine(each, figure)) for figure in _COLUMNS]
+        speed = f"{np.mean([trial.images_per_second for trial in each]):.0f}"
+        first = each[0]
+        counts = [f"{first.measures.bytes_an_image:,}", f"{first.trained_weights:,}", speed]
+        lines.append(_row([f"`{name}`", str(len(each)), *figures, *counts]))
+    return lines
+
+
+def _render_findings(trials: Trials) -> list[str]:
+    head = ["arXiv 2503.21757", "here", "better by", "the finding"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for finding, better, worse, figures in COMPARISONS:
+        for figure in figures:
+            advantage = find_advantage(trials, better, worse, figure)
+            if advantage is not None:
+                pair = f"`{better}` over `{worse}`, {_COLUMNS[figure]}"
+                lines.append(_row([finding or "-", pair, _show(advantage), judge(finding, advantage)]))
+    return lines
+
+
+def _show(measure: Measure | None) -> str:
+    if measure is None:
+        return "-"
+    digits = 1 if measure.error >= 0.1 else 3
+    return f"{measure.value:.{digits}f} ± {measure.error:.{digits}f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
