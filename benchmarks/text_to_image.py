@@ -128,7 +128,7 @@ def add_options(parser: ArgumentParser) -> None:
         "--keep-index",
         type=Path,
         metavar="DIR",
-        help="with --index-forms, a new folder to build the index in",
+        help="as --index-forms, and keep the index in this new folder",
     )
     parser.add_argument(
         "--cache",

@@ -181,8 +181,9 @@ def test_a_table_gives_the_same_images_in_whichever_form_it_comes(tmp_path: Path
 
 
 def test_a_list_of_captions_in_a_cell_is_as_many_rows(tmp_path: Path) -> None:
-    path = write_text(tmp_path / "t.jsonl", '{"image": "a.jpg", "captions": ["A dog.", " "]}\n\n')
-    assert parse_dataset(path, tmp_path, None)[0].captions == ("A dog.",)
+    text = '{"image": "a.jpg", "captions": ["A\u2028dog.", " "]}\n\n{"image": "a.jpg", "caption": "A."}'
+    path = write_text(tmp_path / "t.jsonl", text)
+    assert parse_dataset(path, tmp_path, None)[0].captions == ("A\u2028dog.", "A.")
 
 
 @pytest.mark.parametrize(

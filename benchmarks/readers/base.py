@@ -103,7 +103,7 @@ def read_json(path: Path) -> Any:
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Where each line of a file with words on it stands, and the JSON it holds."""
-    for number, line in enumerate(read_text_file(path).splitlines(), start=1):
+    for number, line in enumerate(read_text_file(path).split("\n"), start=1):  # JSON may hold U+2028
         if line.strip():
             where = f"line {number} of {path}"
             yield where, parse_json(line, where)
