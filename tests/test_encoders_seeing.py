@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from encoders.base import SeeingEncoder
+from encoders.fwd2bot.adapters import find_base_model
 from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from encoders.fwd2bot.seeing import LONGEST_ANSWER
 from encoders.load import load_encoder
@@ -56,11 +57,12 @@ def test_each_image_may_have_a_question_of_its_own(encoder: Fwd2BotEncoder) -> N
     assert encoder.answer(summaries, QUESTIONS) == alone
 
 
-def test_a_checkpoint_answers_from_pixels_by_its_lvlm_without_adapters(encoder: Fwd2BotEncoder) -> None:
+def test_a_checkpoint_answers_from_pixels_by_the_adapter_of_pass_two(encoder: Fwd2BotEncoder) -> None:
     pictures = make_pictures()
-    tiny = TinyLvlm(encoder.model.lvlm, encoder.builder)
+    adapted = TinyLvlm(find_base_model(encoder.model.generator), encoder.builder)
+    stock = TinyLvlm(encoder.model.lvlm, encoder.builder)
+    expected = answer_by_hand(adapted, pictures[0], QUESTIONS[0])
+    assert expected != answer_by_hand(stock, pictures[0], QUESTIONS[0])
     assert isinstance(encoder, SeeingEncoder)
-    assert encoder.answer_images(pictures[:1], QUESTIONS[:1]) == [
-        answer_by_hand(tiny, pictures[0], QUESTIONS[0])
-    ]
+    assert encoder.answer_images(pictures[:1], QUESTIONS[:1]) == [expected]
     assert encoder.caption_images(pictures) == encoder.answer_images(pictures, ["Describe the image."] * 3)

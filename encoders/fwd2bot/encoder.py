@@ -14,6 +14,7 @@ from torch import Tensor
 
 from encoders.base import Encoder, FloatArray, ImageEmbeddings, PreparedImage
 from encoders.batches import MemoryLimit, find_batch_size, open_lanes
+from encoders.fwd2bot.adapters import find_base_model
 from encoders.fwd2bot.checkpoint import Checkpoint, list_folders, load_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, pool
@@ -123,12 +124,12 @@ class Fwd2BotEncoder:
         return _to_numpy(-losses.sum(dim=1) / (labels[:, 1:] != IGNORED).sum(dim=1))
 
     def caption_images(self, images: Sequence[Image.Image]) -> list[str]:
-        """The LVLM itself, without adapters, over the pixels under the caption prompt."""
+        """Pass 2's adapter over the image tokens themselves, under the caption prompt."""
         return self.answer_images(images, [self.builder.prompts.caption] * len(images))
 
     def answer_images(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        """The LVLM itself, without adapters, over the pixels: greedily, up to 48 tokens."""
-        return answer_from_pixels(self.model.lvlm, self.builder, images, questions)
+        """Pass 2's adapter over the image tokens themselves: greedily, up to 48 tokens."""
+        return answer_from_pixels(find_base_model(self.model.generator), self.builder, images, questions)
 
     def _to_tensor(self, summaries: FloatArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(summaries)).to(self.model.device)

@@ -1,4 +1,4 @@
-"""What a stock LVLM says of the pixels themselves: the bar for answers from summary tokens."""
+"""What an LVLM says of an image when it reads all of its tokens: the bar for answers from summary tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ LONGEST_ANSWER = 48  # tokens
 def answer_from_pixels(
     lvlm: Any, builder: InputBuilder, images: Sequence[Image.Image], questions: Sequence[str]
 ) -> list[str]:
-    """Answer questions[i] about images[i], greedily, by the LVLM without any adapter."""
+    """Answer questions[i] about images[i], greedily, by an LVLM with whatever adapter is in it."""
     inputs = builder.image_questions(images, questions).to(lvlm.device)
     read = {name: each.to(lvlm.dtype) if each.is_floating_point() else each for name, each in inputs.items()}
     ids = lvlm.generate(**read, max_new_tokens=LONGEST_ANSWER, do_sample=False)
