@@ -8,8 +8,8 @@ captions (nats a token), which another photo's tokens raise by as much as the to
 other tasks ask what `benchmarks.questions` reads, and `benchmarks.answers` judges as their authors do.
 
 All is said from the tokens as the encoder gave them, as float16 and int8 (as an index stores them), and from
-the pixels: there pass 2's adapter reads all image tokens in their place. The upper bound is what a stock LVLM
-says of the pixels, `--model lvlm:NAME`. Decoding is greedy, up to 48 tokens.
+the pixels: there pass 2's adapter reads all image tokens, which it was not trained on. The upper bound is
+what the stock LVLM says of the pixels, `--model lvlm:NAME`. Decoding is greedy, up to 48 tokens.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from indexer.quantize import dequantize_summaries, quantize_summaries
 
 # Summary tokens as the encoder gave them and as an index keeps them.
 TOKEN_FORMS = ("float", "float16", "int8")
-# The image itself, uncompressed: the bar for the others.
+# The image itself, uncompressed.
 PIXELS = "pixels"
 FORMS = (*TOKEN_FORMS, PIXELS)
 

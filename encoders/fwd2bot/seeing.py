@@ -1,4 +1,4 @@
-"""What an LVLM says of an image when it reads all of its tokens: the bar for answers from summary tokens."""
+"""What an LVLM says of an image when it reads all of its tokens, beside which summary tokens are held."""
 
 from collections.abc import Sequence
 from typing import Any
