@@ -1,0 +1,148 @@
+"""How much faster is a training step than the same step in a plain eager loop? Both are timed in one run.
+
+    python -m training.plain_loop training/configs/tiny.toml --data DIR --steps 10
+
+Two copies of one model take the same steps of the last batch of the recipe, in turns, so that whatever else
+the machine does slows both. The plain one computes as a loop that nobody tuned: float32, nothing compiled,
+layouts and attention as PyTorch and transformers have them, all texts of a step padded to the longest, and
+the LLM's head run at every position of the answers. Losses, optimizer and rows are the same; the first losses
+are shown, and differ by rounding alone.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import BatchEncoding
+
+from encoders.base import DatasetError, Fwd2BotError
+from encoders.fwd2bot.adapters import find_base_model
+from encoders.fwd2bot.model import IGNORED, Fwd2Bot, JointOutput
+from training.data import Step, StepDataset
+from training.distributed import join_ranks
+from training.grad_cache import Chunk, take_answers
+from training.initial_model import make_initial_model
+from training.run_log import tell
+from training.settings import TrainingSettings, read_settings
+from training.sources.open import open_sources
+from training.trainer import StepReport, Trainer
+
+_WARM_UP = 3
+
+
+class Comparison(NamedTuple):
+    """Rates in images a second, over the timed steps. losses: of the first step, by name."""
+
+    threads: int
+    steps: int
+    images_a_step: int
+    tuned_images_per_second: float
+    plain_images_per_second: float
+    ratio: float
+    tuned_losses: dict[str, float]
+    plain_losses: dict[str, float]
+
+
+class PlainTrainer(Trainer):
+    """The same losses, computed in the plain way (see above)."""
+
+    def _forward(self, chunk: Chunk) -> JointOutput:
+        joint: JointOutput = self.model(chunk.sources, _join_texts(chunk.targets), [])
+        parts = take_answers(chunk.answers, range(len(joint.sources)))
+        if not parts:
+            return joint
+        (answers,) = parts
+        hidden = self.model.answer_hidden(joint.sources[answers.sources], answers.inputs)
+        logits = self.model.lvlm.get_output_embeddings()(hidden)
+        loss = nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), answers.labels[:, 1:].flatten(), ignore_index=IGNORED
+        )
+        return joint._replace(answer_loss=loss)
+
+
+def compare_loops(settings: TrainingSettings, data: Path, steps: int) -> Comparison:
+    """Time `steps` steps of both, after some that are not counted."""
+    settings = _take_last_batch(settings, steps + _WARM_UP)
+    sources, ranks = open_sources(settings.sources, data), join_ranks()
+    model, builder, words = make_initial_model(settings, sources, ranks.device)
+    dataset = StepDataset(sources, builder, settings.batches, settings.augmentation, settings.seed)
+    plain = PlainTrainer(
+        replace(settings, compiled=False), _untune(copy.deepcopy(model)), copy.deepcopy(words), ranks
+    )
+    tuned = Trainer(settings, model, words, ranks)
+    seconds, reports = [0.0, 0.0], list[list[StepReport]]()
+    for number in range(len(dataset)):
+        step = dataset[number]
+        timed = [_time_step(trainer, step) for trainer in (tuned, plain)]
+        reports.append([report for report, _ in timed])
+        if number >= _WARM_UP:
+            seconds = [before + spent for before, (_, spent) in zip(seconds, timed, strict=True)]
+        tell(f"step {number + 1} of {len(dataset)}  tuned {timed[0][1]:.3f} s  plain {timed[1][1]:.3f} s")
+    images = sum(report.images for report, _ in reports[_WARM_UP:])
+    first, second = (images / each for each in seconds)
+    losses = [report.losses for report in reports[0]]
+    return Comparison(torch.get_num_threads(), steps, images // steps, first, second, first / second, *losses)
+
+
+def _take_last_batch(settings: TrainingSettings, steps: int) -> TrainingSettings:
+    joint = [batch for batch in settings.batches if not batch.tower_only]
+    if not joint or steps <= _WARM_UP:
+        raise DatasetError(
+            f"There is nothing to time in {steps - _WARM_UP} steps of {len(joint)} kinds of batches with the "
+            "LLM: take a recipe that has one, and a step or more"
+        )
+    return replace(settings, batches=(replace(joint[-1], steps=steps),))
+
+
+def _untune(model: Fwd2Bot) -> Fwd2Bot:
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for tree in (model.lvlm, model.compressor, model.generator):
+        find_base_model(tree).get_decoder().set_attn_implementation("sdpa")
+    return model
+
+
+def _join_texts(parts: Sequence[BatchEncoding]) -> list[BatchEncoding]:
+    """All texts as one part, padded on the left to the longest."""
+    if not parts:
+        return []
+    longest = max(part["input_ids"].shape[1] for part in parts)
+    joined = {
+        name: torch.cat([nn.functional.pad(part[name], (longest - part[name].shape[1], 0)) for part in parts])
+        for name in ("input_ids", "attention_mask")
+    }
+    return [BatchEncoding(joined)]
+
+
+def _time_step(trainer: Trainer, step: Step) -> tuple[StepReport, float]:
+    start = time.perf_counter()
+    report = trainer.train_step(step)  # ends by reading its losses
+    return report, time.perf_counter() - start
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Time the training step of a recipe beside the same step in a plain eager loop."""
+    parser = argparse.ArgumentParser(prog="python -m training.plain_loop", description=main.__doc__)
+    parser.add_argument("settings", type=Path, help="a TOML file of training/configs")
+    parser.add_argument("--data", type=Path, required=True, help="as for training.train")
+    parser.add_argument("--steps", type=int, default=10, help="steps of each that are timed")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    options = parser.parse_args(arguments)
+    try:
+        settings = read_settings(options.settings, options.overrides)
+        print(json.dumps(compare_loops(settings, options.data, options.steps)._asdict()))
+    except Fwd2BotError as error:
+        tell(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
