@@ -64,11 +64,12 @@ def test_a_second_report_takes_the_place_of_the_first(tmp_path: Path) -> None:
     path = tmp_path / "experiments.md"
     path.write_text("# Experiments\n\nbefore\n")
     for recall in (30.0, 40.0):
-        trials = {name: [make_trial(name, recall, 3.0)] for name in (JOINT, "k4")}
+        trials = {name: [make_trial(name, recall, 3.0)] for name in (JOINT, "k4", "uncompressed")}
         write_report(path, render_report(trials, "## Heading"))
         path.write_text(path.read_text() + "after\n")
     text = path.read_text()
     assert text.startswith("# Experiments\n\nbefore\n\n<!--") and text.count("## Heading") == 1
+    assert "Nats a token over those of `uncompressed`: `k4` 1.000, `joint` 1.000." in text
     assert "40.0 ± 0.5" in text and "30.0" not in text and text.count("after\n") == 2
     path.write_text("<!-- ablations: written by training.ablate -->")
     with pytest.raises(DatasetError, match="without"):

@@ -57,7 +57,7 @@ COMPARISONS = (
     Comparison(_TOKENS, "k32", "k16"),
     Comparison("", JOINT, "last_token"),
     Comparison("", JOINT, "attention"),
-    Comparison("", "uncompressed", JOINT, (NATS,)),
+    Comparison("", "uncompressed", JOINT, (NATS, "cider_d")),
 )
 
 
@@ -98,7 +98,8 @@ def judge(finding: str, advantage: Measure) -> str:
 
 def render_report(trials: Trials, heading: str) -> str:
     """Markdown: a row for each variant, then one for each comparison that was made."""
-    return "\n".join([_BEGIN, heading, "", *_render_variants(trials), "", *_render_findings(trials), _END])
+    tables = [*_render_variants(trials), "", *_render_findings(trials), *_render_compression(trials)]
+    return "\n".join([_BEGIN, heading, "", *tables, _END])
 
 
 def write_report(path: Path, report: str) -> None:
@@ -139,6 +140,14 @@ def _render_findings(trials: Trials) -> list[str]:
                 pair = f"`{better}` over `{worse}`, {_COLUMNS[figure]}"
                 lines.append(_row([finding or "-", pair, _show(advantage), judge(finding, advantage)]))
     return lines
+
+
+def _render_compression(trials: Trials) -> list[str]:
+    """What it costs to say a caption from k tokens, as a share of what it costs from the image's own."""
+    nats = {name: combine(trials.get(name, []), NATS) for name in ("k1", "k2", "k4", JOINT, "k16", "k32")}
+    whole = combine(trials.get("uncompressed", []), NATS)
+    shares = [f"`{name}` {each.value / whole.value:.3f}" for name, each in nats.items() if each and whole]
+    return ["", f"Nats a token over those of `uncompressed`: {', '.join(shares)}."] if shares else []
 
 
 def _show(measure: Measure | None) -> str:
