@@ -178,6 +178,18 @@ def test_a_captioner_learns(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert not torch.equal(stock.train[0], stock.train[1])
 
 
+def test_features_of_other_photos_or_of_none_are_refused(data: Path, tmp_path: Path) -> None:
+    ablation = Ablation(make_settings(data), data, tmp_path)
+    ablation._find_stock()
+    fewer = Ablation(make_settings(data), data, tmp_path)
+    fewer.test = fewer.test[:3]
+    with pytest.raises(DatasetError, match="12 training and 4 test photos, and the data have 12 and 3"):
+        fewer._find_stock()
+    (tmp_path / "features.safetensors").write_bytes(b"nothing")
+    with pytest.raises(DatasetError, match=r"features\.safetensors cannot be read .*made again"):
+        Ablation(make_settings(data), data, tmp_path)._find_stock()
+
+
 def set_all(settings: AblationSettings) -> list[str]:
     """The command's words for these settings."""
     names = ("checkpoint", "test_split", "copies", "rank", "summary_tokens", "longest_caption")

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import BatchEncoding, PreTrainedModel, ProcessorMixin
 
 from benchmarks.datasets import CaptionedImage
+from encoders.base import DatasetError
 from encoders.fwd2bot.adapters import NONE
 from encoders.fwd2bot.checkpoint import Checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
@@ -78,8 +80,9 @@ def prepare_stock(
         }
         save_file(features, run / f"{_FEATURES}.tmp")
         (run / f"{_FEATURES}.tmp").replace(run / _FEATURES)
-    features = load_file(run / _FEATURES)
-    return Stock(lvlm, processor, checkpoint.prompts, features["train"], features["test"])
+    return Stock(
+        lvlm, processor, checkpoint.prompts, *_load_features(run / _FEATURES, len(source), len(test))
+    )
 
 
 def train_captioner(settings: AblationSettings, checkpoint: Checkpoint, source: Source) -> None:
@@ -147,6 +150,20 @@ def _see(model: Fwd2Bot, inputs: BatchEncoding, photos: int) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         features = model.image_features(inputs).to(torch.bfloat16)
     return features.view(photos, -1, features.shape[1])
+
+
+def _load_features(path: Path, photos: int, test_photos: int) -> tuple[Tensor, Tensor]:
+    try:
+        features = load_file(path)
+        train, test = features["train"], features["test"]
+    except (KeyError, OSError, SafetensorError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}): remove it, and it is made again") from error
+    if (train.shape[1], len(test)) != (photos, test_photos):
+        raise DatasetError(
+            f"{path} is of {train.shape[1]} training and {len(test)} test photos, and the data have {photos} "
+            f"and {test_photos}: choose another --run, or the data it was made from"
+        )
+    return train, test
 
 
 def _view(views: SquareViews, source: Source, rows: Sequence[int], seed: int) -> BatchEncoding:
