@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -58,11 +58,22 @@ def find_command() -> Path:
 
 def time_command(*arguments: str) -> Run:
     """Run the installed command to its end; raises with its own words where it fails."""
+    return time_process([str(find_command()), *arguments], f"fwd2bot {arguments[0]}")
+
+
+def time_process(
+    command: Sequence[str], name: str, folder: Path | None = None, variables: Mapping[str, str] | None = None
+) -> Run:
+    """Run a process to its end, in a folder and with more environment variables; raises as `time_command`."""
     # A parent with much memory would be counted as the child's peak, so this module imports no torch.
     with TemporaryFile() as errors:
         start = time.perf_counter()
         process = subprocess.Popen(
-            [str(find_command()), *arguments], stdout=subprocess.DEVNULL, stderr=errors
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            cwd=folder,
+            env=os.environ | dict(variables or {}),
         )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
@@ -70,7 +81,7 @@ def time_command(*arguments: str) -> Run:
         if process.returncode:
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip().splitlines()
-            raise Fwd2BotError(f"fwd2bot {arguments[0]} failed: {said[-1] if said else process.returncode}")
+            raise Fwd2BotError(f"{name} failed: {said[-1] if said else process.returncode}")
     scale = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
     return Run(seconds, usage.ru_maxrss * scale / 2**20)
 

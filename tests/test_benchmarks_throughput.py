@@ -1,11 +1,8 @@
-"""Drawn photos decode and differ; the throughput benchmark counts what a run did; a race divides rightly."""
+"""Drawn photos decode and differ; the throughput benchmark counts what a run did."""
 
 import hashlib
 import io
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import throughput
-from benchmarks.peers import against_rclip
-from benchmarks.peers.environments import make_environment, module_command
 from benchmarks.photos import draw_photo, write_photos
-from encoders.base import Fwd2BotError
 from tests.conftest import FakeEncoder
 
 
@@ -60,34 +54,3 @@ def test_throughput_of_a_folder_without_images_is_refused(
     monkeypatch.setattr(throughput, "load_encoder", lambda name, device: FakeEncoder())
     assert throughput.main(["--images", str(tmp_path)]) == 1
     assert "no image" in capsys.readouterr().err
-
-
-def test_a_race_leaves_the_time_to_start_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few, many = tmp_path / "few", tmp_path / "many"
-    course = against_rclip.Course(few, few, "openclip:A/b", few, few, few, many)
-    seconds_a_photo = {"ours": 0.5, "theirs": 1.0}
-
-    def time_run(name: str) -> Callable[[against_rclip.Course, Path], float]:
-        return lambda course, photos: 7.0 + seconds_a_photo[name] * (32 if photos == few else 132)
-
-    monkeypatch.setattr(against_rclip, "time_ours", time_run("ours"))
-    monkeypatch.setattr(against_rclip, "time_theirs", time_run("theirs"))
-    result = against_rclip.run_race(course, "3.3.0", 132, 1.0, rounds=2)
-    assert result.ours == [2.0, 2.0] and result.theirs == [1.0, 1.0]
-    assert (result.ratio, result.least_ratio, result.most_ratio) == (2.0, 2.0, 2.0)
-
-
-def test_an_environment_that_is_complete_is_left_alone_and_one_that_fails_says_why(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / ".complete").touch()
-    assert make_environment(tmp_path / "there", [("nothing",)]) == tmp_path / "there/bin/python"
-    (tmp_path / "file").touch()
-    with pytest.raises(Fwd2BotError, match="venv"):
-        make_environment(tmp_path / "file", [])
-
-
-def test_a_module_is_run_with_its_own_arguments(tmp_path: Path) -> None:
-    (tmp_path / "echo.py").write_text("import sys; print(__name__, sys.argv[1:])")
-    command = module_command(Path(sys.executable), "echo", "a", "b c")
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "__main__ ['a', 'b c']\n"

@@ -1,5 +1,10 @@
-"""What a race against rclip needs: an environment for each side, and a CLIP model of random weights."""
+"""What a race needs: an environment for each side, and one CLIP model of random weights for all.
 
+Speed does not depend on what a model has learned. Each side finds the weights where it keeps its downloads,
+so none is changed.
+"""
+
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,17 +33,28 @@ RCLIP_2: Installs = (
     (*_UNDER_RCLIP_2, "huggingface_hub", "rawpy", "pillow-heif<2"),
     ("--no-deps", "rclip==2.1.6", *_OPEN_CLIP),
 )
+# It asks for parts of setuptools that 81 left out, and is built against numpy 1.
+CLIP_RETRIEVAL: Installs = (
+    ("clip-retrieval==2.45.0", "setuptools<81", "numpy<2", "torch==2.13.0", "torchvision==0.28.0"),
+)
 
 # torchvision's wheels are built for CUDA: beside a CPU build of PyTorch they want these two to import.
 _DECLARE = """
 import runpy, sys
+from importlib.metadata import PackageNotFoundError, version
 try:
+    unlike = version("torch").endswith("+cpu") and not version("torchvision").endswith("+cpu")
+except PackageNotFoundError:
+    unlike = False
+if unlike:
     import torch
     library = torch.library.Library("torchvision", "FRAGMENT")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-except (ImportError, RuntimeError):
-    pass
+"""
+_TELL_VERSIONS = """
+import importlib.metadata, json, sys
+print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:]}))
 """
 _RUN_MODULE = """
 sys.argv = sys.argv[1:]
@@ -49,6 +65,7 @@ _MAKE_WEIGHTS = """
 import shutil
 from pathlib import Path
 import open_clip
+import torch
 from safetensors.torch import save_file
 
 hub, data, architecture, pretrained = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -112,8 +129,20 @@ def module_command(python: Path, module: str, *arguments: str) -> list[str]:
     return [str(python), "-c", _DECLARE + _RUN_MODULE, module, *arguments]
 
 
-def _run(command: list[str]) -> None:
+def module_script(python: Path, script: str, *arguments: str) -> list[str]:
+    """The command line of a few lines of Python that may import torchvision."""
+    return [str(python), "-c", _DECLARE + script, *arguments]
+
+
+def find_versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
+    """The versions of packages in an environment."""
+    versions: dict[str, str] = json.loads(_run([str(python), "-c", _TELL_VERSIONS, *packages]))
+    return versions
+
+
+def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [str(done.returncode)]
         raise Fwd2BotError(f"{' '.join(command[:4])} ... failed: {said[-1]}")
+    return done.stdout
