@@ -1,0 +1,190 @@
+"""Encoders side by side through one harness: images and texts a second, dimensions, memory, and bytes kept.
+
+    python -m benchmarks.side_by_side --models tiny lvlm:DIR st:DIR --json FILE
+    HF_HOME=DIR/hub DIR/ours/bin/python -m benchmarks.side_by_side --models tiny openclip:ARCH/PRETRAINED \\
+        --random openclip:ARCH/PRETRAINED --json FILE
+
+takes any model that `fwd2bot index --model` takes, each in a process of its own. Pictures are scenes as large
+as the model reads them, so that decoding is left out, and preparing them counts. The second form runs in the
+environment that `benchmarks.peers.race` made, on its random weights: fair for speed, they say nothing of
+quality, and the table says which they are.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.command import describe_run, make_result_parser, refuse_overwriting, run_command, write_result
+from benchmarks.peers.environments import module_script
+from benchmarks.scale import read_memory
+from benchmarks.scenes import draw_scene, make_scene, unique_caption
+from benchmarks.text_table import render_rows
+from encoders.base import DEFAULT_ENCODER, Fwd2BotError
+from encoders.load import load_encoder
+
+_MODULE = "benchmarks.side_by_side"
+_BATCHES = (1, 4, 16, 64)
+_SERIES = 7
+_CHILD = """
+from benchmarks.side_by_side import print_figures
+sys.exit(print_figures(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+"""
+
+Input = TypeVar("Input")
+
+
+@dataclass(frozen=True)
+class EncoderFigures:
+    """One encoder. Images a second by how many at once; texts a second by 64 at once.
+
+    bytes_per_image is of what it keeps, as stored: float16, and int8 tokens with their scales. peak_mib is of
+    resident memory. summary_shape is None where it keeps no tokens, and so cannot answer afterwards.
+    """
+
+    model: str
+    fingerprint: str
+    dim: int
+    summary_shape: tuple[int, int] | None
+    bytes_per_image: int
+    load_seconds: float
+    images_per_second: dict[int, float]
+    texts_per_second: float
+    peak_mib: float
+
+
+@dataclass(frozen=True)
+class SideBySideResult:
+    """`random` names those of random weights; `skipped` says why of each that did not run."""
+
+    encoders: list[EncoderFigures]
+    random: list[str]
+    skipped: dict[str, str]
+
+
+def measure_encoder(model: str, device: str, seconds: float) -> EncoderFigures:
+    """Load a model and time it for so many seconds at each size of batch."""
+    start = time.perf_counter()
+    encoder = load_encoder(model, device)
+    loaded = time.perf_counter() - start
+    scenes = [make_scene(_SERIES, number) for number in range(max(_BATCHES))]
+    pictures = [draw_scene(scene, encoder.image_size) for scene in scenes]
+    captions = [unique_caption(scene) for scene in scenes]
+    shape = encoder.summary_shape
+    return EncoderFigures(
+        model=model,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        summary_shape=shape,
+        bytes_per_image=2 * encoder.dim + (shape[0] * (shape[1] + 4) if shape else 0),
+        load_seconds=loaded,
+        images_per_second={
+            size: time_rate(encoder.encode_images, pictures[:size], seconds) for size in _BATCHES
+        },
+        texts_per_second=time_rate(encoder.encode_texts, captions, seconds),
+        peak_mib=read_memory("VmHWM"),
+    )
+
+
+def time_rate(encode: Callable[[list[Input]], object], inputs: Sequence[Input], seconds: float) -> float:
+    """How many inputs a second, all of them at once again and again, after one to warm up."""
+    batch = list(inputs)
+    encode(batch)
+    start, done = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < seconds or not done:
+        encode(batch)
+        done += len(batch)
+    return done / passed
+
+
+def print_figures(model: str, device: str, seconds: float) -> int:
+    """What the child process does: the figures of one model as JSON, as the last line of stdout."""
+
+    def measure() -> None:
+        print(json.dumps(asdict(measure_encoder(model, device, seconds))))
+
+    return run_command(measure)
+
+
+def measure_in_child(model: str, device: str, seconds: float) -> EncoderFigures:
+    """Measure one model in a process of its own; raises with its own words where it fails."""
+    command = module_script(Path(sys.executable), _CHILD, model, device, str(seconds))
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        raise Fwd2BotError(said[-1])
+    figures = json.loads(done.stdout.splitlines()[-1])
+    shape, rates = figures.pop("summary_shape"), figures.pop("images_per_second")
+    return EncoderFigures(
+        **figures,
+        summary_shape=None if shape is None else (shape[0], shape[1]),
+        images_per_second={int(size): rate for size, rate in rates.items()},
+    )
+
+
+def measure_models(
+    models: Sequence[str], random: Sequence[str], device: str, seconds: float
+) -> SideBySideResult:
+    """Measure one model after another, and go on without those that cannot run."""
+    encoders, skipped = list[EncoderFigures](), dict[str, str]()
+    for model in models:
+        try:
+            encoders.append(measure_in_child(model, device, seconds))
+        except Fwd2BotError as error:
+            skipped[model] = str(error)
+        print(f"{model}: {skipped.get(model, 'done')}", file=sys.stderr)
+    if not encoders:
+        raise Fwd2BotError(f"none of {', '.join(models)} could run: {next(iter(skipped.values()))}")
+    return SideBySideResult(encoders, [model for model in models if model in random], skipped)
+
+
+def render_table(result: SideBySideResult) -> str:
+    """A line for each encoder, and one for each that was skipped."""
+    header = ["model", "weights", "dim", "keeps", "load s", "MiB", "texts/s"]
+    header += [f"images/s by {size}" for size in _BATCHES]
+    rows = [_render_encoder(figures, figures.model in result.random) for figures in result.encoders]
+    lines = [render_rows(header, rows)]
+    lines += [f"skipped: {model}: {reason}" for model, reason in result.skipped.items()]
+    return "\n".join(lines)
+
+
+def _render_encoder(figures: EncoderFigures, random: bool) -> list[str]:
+    return [
+        figures.model,
+        "random" if random else "trained",
+        str(figures.dim),
+        f"{figures.bytes_per_image:,} B" + (", answers" if figures.summary_shape else ""),
+        f"{figures.load_seconds:.1f}",
+        f"{figures.peak_mib:,.0f}",
+        f"{figures.texts_per_second:,.1f}",
+        *(f"{figures.images_per_second[size]:,.1f}" for size in _BATCHES),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Speed, size and memory of encoders, through one harness."""
+    parser = make_result_parser(_MODULE, main.__doc__)
+    parser.add_argument("--models", nargs="+", default=[DEFAULT_ENCODER], metavar="MODEL")
+    parser.add_argument(
+        "--random", nargs="+", default=[], metavar="MODEL", help="those of them whose weights are random"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each timing (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def measure() -> None:
+        refuse_overwriting(options.json, options.force)
+        result = measure_models(options.models, options.random, options.device, options.seconds)
+        print(render_table(result))
+        write_result(options.json, describe_run(_MODULE, arguments, None, _SERIES), result)
+
+    return run_command(measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
