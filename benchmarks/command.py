@@ -114,7 +114,7 @@ def describe_run(
         "seed": seed,
         "encoder": described,
         "versions": {"python": platform.python_version()} | _find_versions(),
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "machine": {"processor": _name_processor(), "system": platform.platform(), "cores": os.cpu_count()},
     }
 
 
@@ -138,3 +138,10 @@ def _find_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _name_processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it; elsewhere Python knows a little
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

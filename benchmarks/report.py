@@ -1,0 +1,138 @@
+"""Every table and chart of docs/benchmarks.md, measured and written by one command.
+
+    python -m benchmarks.report [--fast] [--data DIR] [--only NAME ...] [--render]
+
+runs the benchmarks of `benchmarks.report_plan` one after another, each as the command that its table names,
+keeps each result as JSON under --results (with what it printed, as "table"), and writes them into the
+document between the markers of their names. The prose around the markers is written by hand; a section that
+the document lacks is added at its end. What fails is named on stderr, keeps its last table, and makes the
+exit code 1. --render writes what is there and measures nothing.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.charts import draw_charts
+from benchmarks.command import run_command
+from benchmarks.report_plan import SECTIONS, Scope, Section
+from encoders.base import Fwd2BotError
+
+_MODULE = "benchmarks.report"
+_TITLE = "# Benchmarks\n"
+
+
+def measure_section(section: Section, scope: Scope) -> None:
+    """Run a section's command and keep its result with the table it printed; raises where it fails."""
+    result = scope.results / f"{section.name}.json"
+    arguments = [*section.list_arguments(scope), "--json", str(result), "--force"]
+    command = [sys.executable, "-m", section.module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise Fwd2BotError(f"{section.name} failed, for the reason above: {' '.join(command[1:])}")
+    run = json.loads(result.read_text(encoding="utf-8"))
+    result.write_text(json.dumps(run | {"table": done.stdout}, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_sections(sections: Sequence[Section], scope: Scope) -> list[str]:
+    """Measure one section after another; the names of those that failed."""
+    failed = []
+    for section in sections:
+        start = time.perf_counter()
+        try:
+            measure_section(section, scope)
+        except Fwd2BotError as error:
+            print(error, file=sys.stderr)
+            failed.append(section.name)
+        print(f"{section.name}: {time.perf_counter() - start:,.0f} s", file=sys.stderr)
+    return failed
+
+
+def render_block(run: Mapping[str, Any], pictures: Sequence[str]) -> str:
+    """One result in Markdown: its table, how it came about, and its charts."""
+    machine, versions = run["machine"], run["versions"]
+    made = [
+        f"`{run['command']}`",
+        run["date"],
+        f"{machine['processor']}, {machine['cores']} cores, {machine['system']}",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+    ]
+    made += [f"seed {run['seed']}"] if run["seed"] is not None else []
+    made += [f"model {run['encoder']['name']} ({run['encoder']['fingerprint']})"] if run["encoder"] else []
+    charts = [f"![{Path(picture).stem.replace('_', ' ')}]({picture})" for picture in pictures]
+    return "\n\n".join(["```\n" + run["table"].strip("\n") + "\n```", *["; ".join(made) + "."], *charts])
+
+
+def replace_block(document: str, section: Section, block: str) -> str:
+    """The document with this block between the section's markers, added where it has none."""
+    begin, end = f"<!-- begin {section.name} -->", f"<!-- end {section.name} -->"
+    marked = f"{begin}\n\n{block}\n\n{end}"
+    if document.count(begin) == document.count(end) == 1 and document.index(begin) < document.index(end):
+        return document[: document.index(begin)] + marked + document[document.index(end) + len(end) :]
+    if begin in document or end in document:
+        raise Fwd2BotError(
+            f"the document needs {begin} and {end}, each once and in this order: put them right."
+        )
+    return f"{document.rstrip()}\n\n## {section.title}\n\n{section.words}\n\n{marked}\n"
+
+
+def render_document(sections: Sequence[Section], results: Path, document: Path) -> Iterator[str]:
+    """Write the results there are into the document, and name those that it shows."""
+    text = document.read_text(encoding="utf-8") if document.exists() else _TITLE
+    for section in sections:
+        path = results / f"{section.name}.json"
+        if not path.exists():
+            continue
+        pictures = [
+            str(picture.relative_to(document.parent))
+            for picture in draw_charts(path, document.parent / "pictures")
+        ]
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if "table" in run:
+            text = replace_block(text, section, render_block(run, pictures))
+            yield section.name
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_text(text, encoding="utf-8")
+
+
+def choose_sections(names: Sequence[str], scope: Scope) -> list[Section]:
+    """The sections of these names, or all that need nothing which is not given."""
+    if names:
+        return [section for section in SECTIONS if section.name in names]
+    return [section for section in SECTIONS if section.is_possible(scope)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure everything and write it down."""
+    names = [section.name for section in SECTIONS]
+    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}", description=main.__doc__)
+    parser.add_argument(
+        "--fast", action="store_true", help="minutes instead of an hour, and figures to match"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="real photos: dataset_*.json and images/")
+    parser.add_argument("--place", type=Path, metavar="DIR", help="where rivals are installed; else no race")
+    parser.add_argument("--only", nargs="+", default=[], choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--results", type=Path, default=Path("runs/benchmark"), metavar="DIR")
+    parser.add_argument("--document", type=Path, default=Path("docs/benchmarks.md"), metavar="FILE")
+    parser.add_argument("--render", action="store_true", help="write what is there and measure nothing")
+    options = parser.parse_args(arguments)
+
+    def report() -> None:
+        scope = Scope(options.fast, options.results, options.data, options.place)
+        sections = choose_sections(options.only, scope)
+        failed = [] if options.render else measure_sections(sections, scope)
+        shown = list(render_document(SECTIONS, options.results, options.document))
+        print(f"{options.document} shows {', '.join(shown) or 'nothing yet'}")
+        if failed:
+            raise Fwd2BotError(f"not measured: {', '.join(failed)}")
+
+    return run_command(report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""What `benchmarks.report` measures, in the order of the document: commands, sizes, and a few words on each.
+
+On two cores all of it takes under 90 minutes, and under ten with --fast.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.peers.contenders import RIVALS
+from benchmarks.scenes import write_scenes
+from encoders.base import DEFAULT_ENCODER, Fwd2BotError
+
+_SERIES = 2
+_BASE = "encoders/weights/base"  # the LVLM of the embedded model, an ordinary folder of transformers
+
+
+class Scope(NamedTuple):
+    """How much to measure, and on what: `data` are real photos, `place` is where rivals are installed."""
+
+    fast: bool
+    results: Path
+    data: Path | None
+    place: Path | None
+
+
+class Section(NamedTuple):
+    """One table: its name, its heading, what is to be known of it, and its command."""
+
+    name: str
+    title: str
+    words: str
+    module: str
+    list_arguments: Callable[[Scope], Sequence[str]]
+    is_possible: Callable[[Scope], bool] = lambda scope: True
+
+
+def choose_scenes(scope: Scope) -> list[str]:
+    """Drawn scenes, written where they are not there yet, as the commands take them."""
+    count = 100 if scope.fast else 1000
+    folder = scope.results / f"scenes-{count}"
+    if not (folder / "dataset_scenes.json").exists():
+        write_scenes(folder, count, _SERIES)
+    return ["--dataset", str(folder / "dataset_scenes.json"), "--images", str(folder)]
+
+
+def choose_photos(scope: Scope) -> list[str]:
+    """The real photos given, as the commands take them; raises Fwd2BotError where there is no data set."""
+    found = sorted(scope.data.glob("dataset_*.json")) if scope.data else []
+    if scope.data is None or not found:
+        raise Fwd2BotError(f"{scope.data} holds no dataset_*.json: give --data the folder of one.")
+    images = scope.data / "images"
+    return ["--dataset", str(found[0]), "--images", str(images if images.is_dir() else scope.data)]
+
+
+def has_photos(scope: Scope) -> bool:
+    """Whether real photos were given."""
+    return scope.data is not None
+
+
+def _on_scenes(*more: str) -> Callable[[Scope], list[str]]:
+    return lambda scope: [*choose_scenes(scope), *more]
+
+
+def _on_photos(*more: str) -> Callable[[Scope], list[str]]:
+    return lambda scope: [*choose_photos(scope), *more]
+
+
+def _list_storage(scope: Scope) -> list[str]:
+    return choose_photos(scope) if has_photos(scope) else choose_scenes(scope)
+
+
+def _list_ann(scope: Scope) -> list[str]:
+    if scope.fast:
+        return ["--rows", "20000", "--dim", "256", "--seconds", "0.5"]
+    return ["--rows", "100000", "--dim", "256", "512"]
+
+
+def _list_speed(scope: Scope) -> list[str]:
+    return choose_scenes(scope)[2:]
+
+
+def _list_throughput(scope: Scope) -> list[str]:
+    return ["--count", "100" if scope.fast else "1000"]
+
+
+def _list_side_by_side(scope: Scope) -> list[str]:
+    return [
+        "--models",
+        DEFAULT_ENCODER,
+        f"lvlm:{_BASE}",
+        f"st:{_BASE}",
+        "--seconds",
+        "1" if scope.fast else "5",
+    ]
+
+
+def _make_race(rival: str) -> Section:
+    """The race against one rival, which is installed from the package index."""
+
+    def list_arguments(scope: Scope) -> list[str]:
+        size = ["--count", "64", "--rounds", "1", "--rows", "10000"] if scope.fast else ["--count", "400"]
+        return ["--place", str(scope.place), "--rival", rival, *size]
+
+    title, words = (
+        f"The whole job, beside {rival}",
+        "On drawn photos of camera size, with the same random weights.",
+    )
+    module, name = "benchmarks.peers.race", f"race_{rival.replace('-', '_').replace('.', '_')}"
+    return Section(name, title, words, module, list_arguments, lambda scope: scope.place is not None)
+
+
+SECTIONS = [
+    Section(
+        "text_to_image",
+        "Retrieval, on drawn scenes",
+        "Of the embedded model; scenes it has never seen, by each of their captions.",
+        "benchmarks.text_to_image",
+        _on_scenes("--index-forms"),
+    ),
+    Section(
+        "text_to_image_photos",
+        "Retrieval, on real photos",
+        "Of the embedded model, on the test split of the data given.",
+        "benchmarks.text_to_image",
+        _on_photos("--index-forms"),
+        has_photos,
+    ),
+    Section(
+        "compositionality",
+        "Compositionality",
+        "Hard negatives of drawn scenes, told from the truth by embedding and by likelihood.",
+        "benchmarks.compositionality",
+        lambda scope: ["--count", "100" if scope.fast else "1000"],
+    ),
+    Section(
+        "generation",
+        "Generation from stored tokens",
+        "Captions of drawn scenes, from every form in which tokens can be kept.",
+        "benchmarks.generation",
+        _on_scenes(),
+    ),
+    Section(
+        "generation_photos",
+        "Generation from stored tokens, on real photos",
+        "The same on the data given.",
+        "benchmarks.generation",
+        _on_photos(),
+        has_photos,
+    ),
+    Section(
+        "storage",
+        "Storage",
+        "Bytes an image as really written, and what each form costs in recall and likelihood.",
+        "benchmarks.storage",
+        _list_storage,
+    ),
+    Section(
+        "ann",
+        "Nearest neighbours",
+        "Clustered synthetic vectors. What fwd2bot chooses stands first; where it is beaten is said below.",
+        "benchmarks.ann",
+        _list_ann,
+    ),
+    Section(
+        "ann_million",
+        "Nearest neighbours, of a million",
+        "The same at a million, where fwd2bot goes over to inverted lists.",
+        "benchmarks.ann",
+        lambda scope: ["--rows", "1000000", "--dim", "256"],
+        lambda scope: not scope.fast,
+    ),
+    Section(
+        "speed",
+        "The installed command",
+        "Wall time and peak memory of each command, start included.",
+        "benchmarks.speed",
+        _list_speed,
+    ),
+    Section(
+        "throughput",
+        "Whether the model is the bottleneck",
+        "An index run over photos of one megapixel, beside the bare encoder on tensors that are ready.",
+        "benchmarks.throughput",
+        _list_throughput,
+    ),
+    Section(
+        "side_by_side",
+        "Encoders side by side",
+        "The embedded model, and its LVLM as it comes, in fwd2bot and in sentence-transformers.",
+        "benchmarks.side_by_side",
+        _list_side_by_side,
+    ),
+    *map(_make_race, RIVALS),
+]
