@@ -93,7 +93,7 @@ def measure_speed(images: Path, model: str, device: str) -> SpeedResult:
     with TemporaryDirectory(prefix="fwd2bot-speed-") as place:
         sample, index = Path(place) / "sample", str(Path(place) / "index")
         _link_sample(found[:_SAMPLE], sample)
-        sampled = time_command("index", str(sample), *options)
+        sampled = time_command("index", str(sample), "--follow-links", *options)
         first = time_command("index", str(images), "--index", index, *options)
         second = time_command("index", str(images), "--index", index, *options)
         search = time_command("search", _QUERY, "--index", index)
