@@ -4,43 +4,44 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-RESULTS := runs/benchmark
-# make benchmark FAST=1 draws fewer scenes: minutes instead of an hour, and figures to match.
-SCENES := $(if $(FAST),100,1000)
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-openclip lint benchmark clean
+.PHONY: help demo test test-openclip test-st lint benchmark benchmark-rivals clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## draw a gallery, search it, and ask a deleted image a question
 	$(BIN)/python -m benchmarks.demo
 
 test: lint ## lint, type check and run all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-benchmark: $(INSTALLED) ## measure on drawn scenes; FAST=1 for a quick look
-	$(BIN)/python -m benchmarks.scenes --out $(RESULTS)/scenes --count $(SCENES) --seed 2
-	$(BIN)/python -m benchmarks.text_to_image --dataset $(RESULTS)/scenes/dataset_scenes.json \
-		--images $(RESULTS)/scenes --json $(RESULTS)/text_to_image.json --force
-	$(BIN)/python -m benchmarks.compositionality --count $(SCENES) --json $(RESULTS)/compositionality.json --force
-	$(BIN)/python -m benchmarks.generation --dataset $(RESULTS)/scenes/dataset_scenes.json \
-		--images $(RESULTS)/scenes --json $(RESULTS)/generation.json --force
-	$(BIN)/python -m benchmarks.speed --images $(RESULTS)/scenes --json $(RESULTS)/speed.json --force
+benchmark: $(INSTALLED) ## write all tables of docs/benchmarks.md; FAST=1 in minutes, DATA=DIR for real photos
+	$(BIN)/python -m benchmarks.report $(if $(FAST),--fast) $(if $(DATA),--data $(DATA))
+
+benchmark-rivals: $(INSTALLED) ## race rclip and clip-retrieval, each in an environment of its own; hours
+	$(BIN)/python -m benchmarks.report $(if $(FAST),--fast) --place runs/rivals \
+		--only race_rclip_3_3_0 race_rclip_2_1_6 race_clip_retrieval_2_45_0
 
 test-openclip: ## the tests of the extra [openclip], in an environment of their own
 	$(MAKE) VENV=.venv-openclip .venv-openclip/.installed
 	.venv-openclip/bin/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
 	.venv-openclip/bin/python -m pytest -q tests/test_encoders_openclip.py
 
+test-st: ## the tests of the extras [st] and [mteb], in an environment of their own
+	$(MAKE) VENV=.venv-st .venv-st/.installed
+	.venv-st/bin/python -m pip install --quiet -c constraints.txt sentence-transformers==6.2.0 mteb==2.26.24
+	HF_HUB_OFFLINE=1 .venv-st/bin/python -m pytest -q tests/test_encoders_sentence.py tests/test_benchmarks_mteb.py
+
 clean: ## remove the environment, the demo's gallery and all caches
-	rm -rf $(VENV) .venv-openclip demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-openclip .venv-st demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -62,7 +62,7 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
 def load_tokenizer() -> Callable[[str], Words]:
     """The tokenizer that all scores here use: a caption to lower-case words; raises MissingDependency."""
     try:
-        from nltk.tokenize import TreebankWordTokenizer  # type: ignore[import-untyped]
+        from nltk.tokenize import TreebankWordTokenizer
     except ImportError as error:
         raise _missing(error) from error
     cut = TreebankWordTokenizer().tokenize
@@ -77,9 +77,9 @@ def load_tokenizer() -> Callable[[str], Words]:
 
 def _score_words(said: Sequence[Words], wanted: Sequence[Sequence[Words]]) -> CaptionScores:
     try:
-        from pycocoevalcap.bleu.bleu import Bleu  # type: ignore[import-untyped]
-        from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
-        from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
         raise _missing(error) from error
     results = {row: [" ".join(words)] for row, words in enumerate(said)}
@@ -95,7 +95,7 @@ def _score_words(said: Sequence[Words], wanted: Sequence[Sequence[Words]]) -> Ca
 
 
 def _score_meteor(said: Sequence[Words], wanted: Sequence[Sequence[Words]]) -> float | None:
-    from nltk.translate.meteor_score import meteor_score  # type: ignore[import-untyped]
+    from nltk.translate.meteor_score import meteor_score
 
     wordnet = load_wordnet()
     if wordnet is None:
@@ -106,7 +106,7 @@ def _score_meteor(said: Sequence[Words], wanted: Sequence[Sequence[Words]]) -> f
 
 def load_wordnet() -> Any | None:
     """NLTK's WordNet, or None where its data was never fetched."""
-    from nltk.corpus import wordnet  # type: ignore[import-untyped]
+    from nltk.corpus import wordnet
 
     try:
         wordnet.ensure_loaded()

@@ -82,7 +82,7 @@ def _open_axes(path: Path) -> Iterator[Any]:
     """Axes to draw on, written to an SVG file in the end."""
     if find_spec("matplotlib") is None:
         raise MissingDependency(
-            'charts need matplotlib, which is not installed: pip install "fwd2bot[bench]"'
+            'charts need matplotlib, which is not installed: pip install "fwd2bot[benchmarks]"'
         )
     matplotlib, figures = import_module("matplotlib"), import_module("matplotlib.figure")
     with matplotlib.rc_context(_STYLE):

@@ -19,6 +19,7 @@ from encoders.base import DEFAULT_ENCODER, Encoder, Fwd2BotError
 _VERSIONED = (
     *("fwd2bot", "torch", "transformers", "numpy", "pillow", "pyarrow", "faiss-cpu", "faiss-gpu"),
     *("hnswlib", "usearch", "lancedb", "open_clip_torch", "sentence-transformers"),
+    *("mteb", "nltk", "pycocoevalcap"),
 )
 
 

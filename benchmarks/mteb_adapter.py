@@ -51,7 +51,7 @@ class MtebEncoder:
 
     def similarity(self, one: Any, other: Any) -> Any:
         """Cosine of each of one (n, dim) with each of the other (m, dim): (n, m)."""
-        from mteb.similarity_functions import cos_sim  # type: ignore[import-not-found]
+        from mteb.similarity_functions import cos_sim
 
         return cos_sim(one, other)
 
@@ -80,7 +80,7 @@ class MtebEncoder:
 def evaluate_tasks(encoder: Encoder, names: Sequence[str]) -> dict[str, TaskScore]:
     """Run tasks by name; raises MissingDependency, and DatasetError for a task that mteb does not know."""
     try:
-        import mteb  # type: ignore[import-not-found]
+        import mteb
     except ImportError as error:
         raise MissingDependency(f"MTEB's tasks need mteb ({error}): pip install mteb") from error
     try:
@@ -98,7 +98,7 @@ def render_table(scores: Mapping[str, TaskScore]) -> str:
 
 
 def _describe(encoder: Encoder) -> Any:
-    from mteb.models.model_meta import ModelMeta, ScoringFunction  # type: ignore[import-not-found]
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
 
     # mteb wants an organisation and a name, and makes a folder of them.
     name = "fwd2bot/" + "".join(sign if sign.isalnum() or sign in "-." else "_" for sign in encoder.name)

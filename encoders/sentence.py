@@ -54,7 +54,7 @@ class SentenceEncoder:
         MissingDependency, EncoderNotFound and EncoderDamaged.
         """
         try:
-            import sentence_transformers  # type: ignore[import-not-found]
+            import sentence_transformers
         except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises RuntimeError
             raise MissingDependency(
                 f'{name} needs sentence-transformers, and has none ({error}): pip install "fwd2bot[st]"'

@@ -1,5 +1,6 @@
 """What the tests share: an encoder without weights that sees colours, a gallery drawn for it, its index."""
 
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -17,6 +18,10 @@ from indexer.build import build as build_index
 from indexer.recorder import SilentObserver
 from indexer.table import EmbeddingTable
 from retrieval import cli
+
+# Before torch is imported: for models as small as the tests', threads cost more than they bring, and they
+# would add up the same numbers in another order every time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PALETTE = {
     "red": (255, 0, 0),
