@@ -26,6 +26,7 @@ from encoders.fwd2bot.pretrained import Lvlm, fetch_lvlm, load_lvlm
 from encoders.fwd2bot.prompts import Prompts
 from encoders.fwd2bot.seeing import answer_from_pixels
 from encoders.load import load_encoder
+from encoders.precision import choose_dtype
 
 ONE_WORD = Prompts(
     image="Summary above image in one word:", text="Summary above sentence in one word:", caption=""
@@ -46,8 +47,8 @@ class LvlmEncoder:
 
     @classmethod
     def load(cls, name: str, model_name: str, device: str) -> "LvlmEncoder":
-        """Load a folder or hub name: float32 on a CPU, bfloat16 on a GPU; raises what `load_lvlm` does."""
-        lvlm = load_lvlm(model_name, device, torch.float32 if device == "cpu" else torch.bfloat16)
+        """Load a folder or hub name; raises what `load_lvlm` does."""
+        lvlm = load_lvlm(model_name, device, choose_dtype(device))
         backend = type(lvlm.processor.image_processor).__name__
         fingerprint = hash_folders([fetch_lvlm(model_name)], f"{backend} {ONE_WORD}")
         return cls(name, fingerprint, lvlm, torch.device(device))

@@ -20,6 +20,7 @@ from encoders.base import (
 )
 from encoders.batches import MemoryLimit, find_batch_size, open_lanes, stack_pixels
 from encoders.load import load_encoder
+from encoders.precision import choose_dtype
 
 _TEXTS_AT_ONCE = 256
 _NAMES_SHOWN = 3
@@ -34,9 +35,10 @@ class OpenClipEncoder:
         self, name: str, model: torch.nn.Module, preprocess: Any, tokenizer: Any, device: str
     ) -> None:
         self.name, self.device = name, torch.device(device)
-        self.model: Any = model.to(self.device).eval()
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.fingerprint = _fingerprint(model, repr(preprocess))
+        self._dtype = choose_dtype(self.device.type)
+        self.model: Any = model.to(self.device, self._dtype).eval()
         self._memory = MemoryLimit()
 
     @classmethod
@@ -100,6 +102,7 @@ class OpenClipEncoder:
     @torch.inference_mode()
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
         pixels = stack_pixels([np.asarray(image) for image in prepared], self.device)
+        pixels = pixels.to(self._dtype)
         return ImageEmbeddings(_to_numpy(self.model.encode_image(pixels, normalize=True)), None)
 
     @torch.inference_mode()

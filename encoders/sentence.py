@@ -30,6 +30,7 @@ from encoders.batches import MemoryLimit, find_batch_size
 from encoders.fwd2bot.encoder import hash_folders
 from encoders.fwd2bot.families import find_family_of_processor
 from encoders.fwd2bot.pretrained import fetch_lvlm
+from encoders.precision import choose_dtype
 
 _TEXTS_AT_ONCE = 64
 _LIBRARY = "sentence_transformers"
@@ -48,7 +49,7 @@ class SentenceEncoder:
 
     @classmethod
     def load(cls, name: str, model_name: str, device: str) -> "SentenceEncoder":
-        """Load a folder or hub name, never code or pickles: float32 on a CPU, bfloat16 on a GPU.
+        """Load a folder or hub name, never code or pickles.
 
         The fingerprint is of all files, the image processor's backend and the library's version (X.Y). Raises
         MissingDependency, EncoderNotFound and EncoderDamaged.
@@ -129,13 +130,12 @@ def _refuse_pickles(name: str, folder: Path) -> None:
 def _load_model(name: str, folder: Path, device: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
         return SentenceTransformer(
             str(folder),
             device=device,
             local_files_only=True,
-            model_kwargs={"use_safetensors": True, "dtype": dtype},
+            model_kwargs={"use_safetensors": True, "dtype": choose_dtype(device)},
         )
     except ImportError as error:  # its own sentence names the package
         raise MissingDependency(f"{name} cannot be loaded: {_first_line(error)}") from error

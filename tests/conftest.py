@@ -3,7 +3,7 @@
 import os
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -33,6 +33,14 @@ PALETTE = {
     "white": (255, 255, 255),
     "black": (0, 0, 0),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_precision() -> Iterator[None]:
+    """Float32 on every CPU, for what is compared with stock classes to the last digits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("encoders.precision._HARDWARE", ())
+        yield
 
 
 class FakeEncoder:

@@ -22,6 +22,7 @@ from encoders.fwd2bot.preparation import ImagePreparer
 from encoders.fwd2bot.pretrained import MODEL_FILES
 from encoders.fwd2bot.seeing import LONGEST_ANSWER, answer_from_pixels
 from encoders.load import load_encoder
+from encoders.precision import choose_dtype
 
 _TEXTS_AT_ONCE = 128
 # Without the last, a small model that has lost the thread goes round in circles.
@@ -40,9 +41,8 @@ class Fwd2BotEncoder:
 
     @classmethod
     def load(cls, name: str, folder: Path, device: str) -> "Fwd2BotEncoder":
-        """Load a checkpoint folder: float32 on a CPU, bfloat16 on a GPU."""
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        checkpoint = load_checkpoint(folder, device, dtype)
+        """Load a checkpoint folder."""
+        checkpoint = load_checkpoint(folder, device, choose_dtype(device))
         backend = type(checkpoint.processor.image_processor).__name__  # backends differ by up to 0.03 a pixel
         return cls(name, fingerprint_checkpoint(folder, backend), checkpoint, torch.device(device))
 
