@@ -63,6 +63,15 @@ def test_a_saved_model_computes_the_same_after_loading(saved: tuple[Path, Checkp
         close(loaded.model.answer_hidden(summaries, questions), model.answer_hidden(summaries, questions))
 
 
+def test_a_head_tied_to_the_word_embeddings_is_written_once(saved: tuple[Path, Checkpoint]) -> None:
+    folder, (model, _, _) = saved
+    written = load_file(folder / "base" / "model.safetensors")
+    assert model.lvlm.get_output_embeddings().weight is model.lvlm.get_input_embeddings().weight
+    assert [name for name in written if "embed_tokens" in name or "lm_head" in name] == [
+        "model.language_model.embed_tokens.weight"
+    ]
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
 def test_peft_alone_loads_each_adapter_over_the_saved_base(saved: tuple[Path, Checkpoint]) -> None:
     folder, (model, _, _) = saved

@@ -147,8 +147,11 @@ def _read_adapter_settings(folder: Path, mode: str) -> AdapterSettings:
 def _save_base(folder: Path, model: Fwd2Bot, dtype: torch.dtype) -> None:
     if getattr(model.lvlm, "is_quantized", False):
         raise DatasetError(f"Weights in 4 bits cannot be written to {folder}: name their origin as the base")
-    weights = {name: _cast(value, dtype) for name, value in model.lvlm.state_dict().items()}
-    model.lvlm.save_pretrained(folder, state_dict=weights)
+    weights = model.lvlm.state_dict()
+    # A tensor that has two names (a head tied to the word embeddings) stays one, and is written once.
+    places = {name: (value.data_ptr(), value.shape) for name, value in weights.items()}
+    cast = {places[name]: _cast(value, dtype) for name, value in weights.items()}
+    model.lvlm.save_pretrained(folder, state_dict={name: cast[place] for name, place in places.items()})
 
 
 def _load_adapter(tree: PeftModel, folder: Path) -> None:
