@@ -18,6 +18,7 @@ from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot, pool
 from encoders.load import choose_device, load_encoder
 from tests.tiny_models import SUMMARIES, make_builder, make_fastvlm, make_pictures
 
+EMBEDDINGS = "model.language_model.embed_tokens.weight"
 TEXTS = ["a red dog", "two green cats on grass"]
 
 
@@ -66,10 +67,9 @@ def test_a_saved_model_computes_the_same_after_loading(saved: tuple[Path, Checkp
 def test_a_head_tied_to_the_word_embeddings_is_written_once(saved: tuple[Path, Checkpoint]) -> None:
     folder, (model, _, _) = saved
     written = load_file(folder / "base" / "model.safetensors")
-    assert model.lvlm.get_output_embeddings().weight is model.lvlm.get_input_embeddings().weight
-    assert [name for name in written if "embed_tokens" in name or "lm_head" in name] == [
-        "model.language_model.embed_tokens.weight"
-    ]
+    assert [name for name in written if "embed_tokens" in name or "lm_head" in name] == [EMBEDDINGS]
+    for lvlm in (model.lvlm, load_checkpoint(folder, "cpu").model.lvlm):
+        assert lvlm.get_output_embeddings().weight is lvlm.get_input_embeddings().weight
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
@@ -90,7 +90,7 @@ def test_weights_kept_in_half_precision_move_an_embedding_by_little(
 ) -> None:
     _, checkpoint = saved
     save_checkpoint(tmp_path, checkpoint, dtype=torch.float16)
-    assert load_file(tmp_path / "base" / "model.safetensors")["lm_head.weight"].dtype == torch.float16
+    assert load_file(tmp_path / "base" / "model.safetensors")[EMBEDDINGS].dtype == torch.float16
     inputs = make_builder().images(make_pictures())
     with torch.no_grad():
         half, full = (
