@@ -38,7 +38,8 @@ CLIP_RETRIEVAL: Installs = (
     ("clip-retrieval==2.45.0", "setuptools<81", "numpy<2", "torch==2.13.0", "torchvision==0.28.0"),
 )
 
-# torchvision's wheels are built for CUDA: beside a CPU build of PyTorch they want these two to import.
+# torchvision's wheels are built for CUDA: beside a CPU build of PyTorch they want these two to import. Declared
+# when torchvision is first asked for, so that nobody waits for PyTorch who does not use it.
 _DECLARE = """
 import runpy, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -46,11 +47,18 @@ try:
     unlike = version("torch").endswith("+cpu") and not version("torchvision").endswith("+cpu")
 except PackageNotFoundError:
     unlike = False
+class DeclareFirst:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+            self.library = torch.library.Library("torchvision", "FRAGMENT")
+            self.library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            self.library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            declared.append(self)
+declared = []  # what is declared lasts as long as its library
 if unlike:
-    import torch
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    sys.meta_path.insert(0, DeclareFirst())
 """
 _TELL_VERSIONS = """
 import importlib.metadata, json, sys
