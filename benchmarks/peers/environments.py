@@ -38,8 +38,8 @@ CLIP_RETRIEVAL: Installs = (
     ("clip-retrieval==2.45.0", "setuptools<81", "numpy<2", "torch==2.13.0", "torchvision==0.28.0"),
 )
 
-# torchvision's wheels are built for CUDA: beside a CPU build of PyTorch they want these two to import. They are
-# declared when torchvision is first asked for, so that nobody waits for PyTorch who does not use it.
+# torchvision's wheels are built for CUDA: beside a CPU build of PyTorch they want these two to import. They
+# are declared when torchvision is first asked for: who does not use it shall not wait for PyTorch.
 _DECLARE = """
 import runpy, sys
 from importlib.metadata import PackageNotFoundError, version
