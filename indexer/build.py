@@ -101,6 +101,8 @@ def build(
         except KeyboardInterrupt:
             writer.commit()
             raise
+        plan.fresh.clear()  # a long listing makes room for the FAISS index
+        found.files.clear()
         _finish(writer)
     skipped = plan.skipped_before + done.skipped
     return BuildReport(done.embedded, done.copied, plan.reused, len(plan.removed), skipped)

@@ -14,7 +14,7 @@ from encoders.base import IndexDamaged
 from .manifest import Manifest
 from .parts import REPAIR_REMEDY, read_columns
 
-RECENT_LIMIT = 1 << 16
+RECENT_LIMIT = 1 << 13
 DIGEST_LENGTH = 32  # of xxh3-128, in hexadecimal
 
 

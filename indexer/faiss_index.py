@@ -67,7 +67,7 @@ class FaissIndex:
 def build_faiss(blocks: VectorBlocks, count: int, dim: int) -> FaissIndex:
     """Build the index over `count` unit vectors of length dim that returns their ids."""
     if is_exact(count):
-        index = FaissIndex(create_exact(dim), trained=0)
+        index = FaissIndex(create_exact(dim, count), trained=0)
         _add_blocks(index, blocks)
     else:
         index = _build_lists(blocks, count, dim)

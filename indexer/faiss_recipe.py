@@ -51,10 +51,14 @@ def draw_sample(count: int, lists: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).choice(count, size, replace=False))
 
 
-def create_exact(dim: int) -> Any:
-    """An empty exact index of float16 vectors."""
+def create_exact(dim: int, count: int) -> Any:
+    """An empty exact index of float16 vectors, with room for so many: growing would hold them twice."""
     faiss = import_faiss()
-    return faiss.index_factory(dim, "IDMap2,SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(dim, "IDMap2,SQfp16", faiss.METRIC_INNER_PRODUCT)
+    codes = faiss.downcast_index(index.index).codes
+    codes.resize(2 * dim * count)
+    codes.resize(0)
+    return index
 
 
 def train_lists(sample: FloatArray, lists: int) -> Any:

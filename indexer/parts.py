@@ -23,6 +23,7 @@ from .columns import build_schema
 from .durable import digest_file, replace_durably
 from .manifest import PARTS_FOLDER, REBUILD_REMEDY, Manifest, PartRecord
 
+ROWS_AT_ONCE = 2048
 ROWS_PER_GROUP = 128  # small, because reading one image's tokens reads its whole row group
 LONGEST_ROW = 1 << 15  # bytes that names and words of a row may take, beside its embedding and tokens
 
@@ -120,11 +121,15 @@ def _count_bytes(kind: pa.DataType) -> int:
 
 
 def read_columns(index_dir: Path, manifest: Manifest, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Read some columns of every part, one table a part, in order of ids."""
+    """Read some columns of all parts, in order of ids, a little at a time."""
     for part in manifest.parts:
+        rows = 0
         with open_part(index_dir, manifest, part) as file:
-            table = file.read(columns=list(columns))
-        yield table
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
+                rows += len(batch)
+                yield pa.Table.from_batches([batch])
+            if rows != part.rows:  # a damaged page may end the iteration without a word
+                raise ValueError(f"{rows} rows where the manifest says {part.rows}")
 
 
 def read_groups(index_dir: Path, manifest: Manifest, part: PartRecord) -> Iterator[pa.Table]:
