@@ -35,6 +35,11 @@ class Fwd2BotError(Exception):
     """Base of all errors that the command line prints as one sentence."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a foreign error says; its kind, where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class MissingDependency(Fwd2BotError):
     """An optional package is not installed."""
 

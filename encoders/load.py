@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-from encoders.base import DEFAULT_ENCODER, Encoder, EncoderNotFound
+from encoders.base import DEFAULT_ENCODER, Encoder, EncoderNotFound, first_line
 
 _LVLM, _OPENCLIP, _SENTENCE = "lvlm:", "openclip:", "st:"
 
@@ -55,7 +55,7 @@ def find_checkpoint(name: str) -> Path:
     try:
         return _check_checkpoint(name, Path(snapshot_download(name)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise EncoderNotFound(
             f"{name!r} is no folder here, and the hub did not give it ({reason}): check name and network"
         ) from error

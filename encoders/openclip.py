@@ -17,6 +17,7 @@ from encoders.base import (
     ImageEmbeddings,
     MissingDependency,
     PreparedImage,
+    first_line,
 )
 from encoders.batches import MemoryLimit, find_batch_size, open_lanes, stack_pixels
 from encoders.load import load_encoder
@@ -60,7 +61,7 @@ class OpenClipEncoder:
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
         except (OSError, RuntimeError) as error:  # of a download, or of a file that is no checkpoint
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise EncoderNotFound(
                 f"the weights of {name} cannot be had ({reason}): check the network"
             ) from error

@@ -25,6 +25,7 @@ from encoders.base import (
     ImageEmbeddings,
     MissingDependency,
     PreparedImage,
+    first_line,
 )
 from encoders.batches import MemoryLimit, find_batch_size
 from encoders.fwd2bot.encoder import hash_folders
@@ -138,13 +139,9 @@ def _load_model(name: str, folder: Path, device: str) -> Any:
             model_kwargs={"use_safetensors": True, "dtype": choose_dtype(device)},
         )
     except ImportError as error:  # its own sentence names the package
-        raise MissingDependency(f"{name} cannot be loaded: {_first_line(error)}") from error
+        raise MissingDependency(f"{name} cannot be loaded: {first_line(error)}") from error
     except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
-        raise EncoderDamaged(f"{name} cannot be read ({_first_line(error)}): fetch it again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EncoderDamaged(f"{name} cannot be read ({first_line(error)}): fetch it again") from error
 
 
 def _to_unit(rows: Tensor) -> FloatArray:

@@ -14,6 +14,7 @@ from .durable import digest_file, replace_durably
 from .faiss_index import REMEDY, FaissIndex
 from .faiss_layout import check_layout
 from .faiss_library import import_faiss
+from .images import describe_error
 from .manifest import FaissRecord, Manifest
 
 DIGEST_LIMIT = 1 << 30  # bytes: above this, opening a file for one query must not read all of it
@@ -39,7 +40,7 @@ def load_faiss(index_dir: Path, record: FaissRecord, dim: int, mapped: bool = Tr
         # Adding to a mapped index aborts the process.
         return FaissIndex(faiss.read_index(str(path)), record.trained)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise IndexDamaged(f"{path} is damaged ({_first_line(error)}): {REMEDY}") from None
+        raise IndexDamaged(f"{path} is damaged ({describe_error(error)}): {REMEDY}") from None
 
 
 def is_faiss_sound(index_dir: Path, manifest: Manifest) -> bool:
@@ -75,9 +76,3 @@ def _map_index(path: Path, record: FaissRecord) -> FaissIndex:
 def _check_to_open(path: Path, record: FaissRecord, dim: int) -> None:
     check_faiss_file(path, record, thorough=record.size <= DIGEST_LIMIT)
     check_layout(path, record.rows, dim, exact=record.trained == 0)
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

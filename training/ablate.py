@@ -26,14 +26,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from benchmarks.datasets import read_karpathy
-from encoders.base import DatasetError, Fwd2BotError
+from encoders.base import DatasetError
 from encoders.fwd2bot.checkpoint import load_checkpoint
 from training.ablations.report import is_close, render_report, write_report
 from training.ablations.settings import AblationSettings
 from training.ablations.stock import Stock, prepare_stock
 from training.ablations.trial import Trial, read_trial, run_trial, write_trial
 from training.ablations.variants import JOINT, VARIANTS
-from training.run_log import tell
+from training.run_log import run_command, tell
 from training.sources.karpathy import KarpathySource
 from training.typed_toml import read_toml
 
@@ -139,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="a Markdown file to put the tables into")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
     options = parser.parse_args(arguments)
-    try:
+
+    def command() -> None:
         names = _read_names(options.only)
         settings = read_toml(options.settings, AblationSettings, options.overrides)
         ablation = Ablation(settings, options.data, options.run)
@@ -149,10 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report:
             write_report(options.report, report)
         print(report)
-    except Fwd2BotError as error:
-        tell(f"error: {error}")
-        return 1
-    return 0
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

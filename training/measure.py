@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageTextToText, BatchEncoding, PreTrainedConfig
 
-from encoders.base import DatasetError, Fwd2BotError
+from encoders.base import DatasetError
 from encoders.fwd2bot.model import IGNORED, Answers, Fwd2Bot
 from training.data import Step
 from training.data_settings import BatchSettings
 from training.distributed import Ranks, join_ranks
 from training.initial_model import make_initial_model
-from training.run_log import tell
+from training.run_log import run_command
 from training.settings import BaseSettings, TrainingSettings, read_settings
 from training.trainer import Trainer
 
@@ -183,19 +183,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=64, help="images, captions and answers a step")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
     options = parser.parse_args(arguments)
-    try:
+
+    def command() -> None:
         found = measure_training(
             read_settings(options.settings, options.overrides), options.rows, options.steps
         )
-    except Fwd2BotError as error:
-        tell(f"error: {error}")
-        return 1
-    shown = {
-        name: float(f"{value:.4g}") if isinstance(value, float) else value
-        for name, value in found._asdict().items()
-    }
-    print(json.dumps(shown))
-    return 0
+        shown = {
+            name: float(f"{value:.4g}") if isinstance(value, float) else value
+            for name, value in found._asdict().items()
+        }
+        print(json.dumps(shown))
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ import torch
 from torch import nn
 from transformers import BatchEncoding
 
-from encoders.base import DatasetError, Fwd2BotError
+from encoders.base import DatasetError
 from encoders.fwd2bot.adapters import find_base_model
 from encoders.fwd2bot.model import IGNORED, Fwd2Bot, JointOutput
 from training.data import Step, StepDataset
 from training.distributed import join_ranks
 from training.grad_cache import Chunk, take_answers
 from training.initial_model import make_initial_model
-from training.run_log import tell
+from training.run_log import run_command, tell
 from training.settings import TrainingSettings, read_settings
 from training.sources.open import open_sources
 from training.trainer import StepReport, Trainer
@@ -135,13 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10, help="steps of each that are timed")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
     options = parser.parse_args(arguments)
-    try:
+
+    def command() -> None:
         settings = read_settings(options.settings, options.overrides)
         print(json.dumps(compare_loops(settings, options.data, options.steps)._asdict()))
-    except Fwd2BotError as error:
-        tell(f"error: {error}")
-        return 1
-    return 0
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

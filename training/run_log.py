@@ -3,9 +3,11 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from encoders.base import Fwd2BotError
 from training.trainer import StepReport
 
 LOG_FILE = "log.jsonl"
@@ -75,6 +77,16 @@ class RunLog:
     def _start(self) -> None:
         self._reports: list[StepReport] = []
         self._since = time.monotonic()
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command of this folder and return its exit code: a failure of ours is one line and a 1."""
+    try:
+        command()
+    except Fwd2BotError as error:
+        tell(f"error: {error}")
+        return 1
+    return 0
 
 
 def tell(line: str) -> None:

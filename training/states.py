@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from encoders.base import DatasetError, Fwd2BotError
+from encoders.base import DatasetError, Fwd2BotError, first_line
 from encoders.fwd2bot.checkpoint import OWN_BASE, Checkpoint, save_checkpoint
 from training.settings import BaseSettings, TrainingSettings, write_settings
 from training.trainer import Trainer
@@ -115,7 +115,7 @@ def _keep_whole(path: Path, temporary: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         _remove(temporary)
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise Fwd2BotError(
             f"{path} could not be written ({reason}): make room and start again; what was there is whole"
         ) from error

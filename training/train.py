@@ -18,12 +18,11 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from encoders.base import Fwd2BotError
 from encoders.fwd2bot.checkpoint import Checkpoint
 from training.data import Step, StepDataset
 from training.distributed import join_ranks
 from training.initial_model import make_initial_model
-from training.run_log import RunLog, tell
+from training.run_log import RunLog, run_command, tell
 from training.settings import TrainingSettings, read_settings
 from training.sources.open import open_sources
 from training.states import STATE_FILE, load_state, save_model, save_state
@@ -117,12 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a setting to put over the file's, such as optimizer.learning_rate=3e-4; may be repeated",
     )
     options = parser.parse_args(arguments)
-    try:
+
+    def command() -> None:
         train(read_settings(options.settings, options.overrides), options.data, options.run)
-    except Fwd2BotError as error:
-        tell(f"error: {error}")
-        return 1
-    return 0
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

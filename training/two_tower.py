@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModelWithProjection
 
-from encoders.base import DatasetError, Fwd2BotError
+from encoders.base import DatasetError
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Answers, Fwd2Bot, JointOutput
 from encoders.fwd2bot.prompts import Prompts
 from training.data import StepDataset
 from training.distributed import join_ranks
 from training.initial_model import make_initial_model
-from training.run_log import RunLog, tell
+from training.run_log import RunLog, run_command, tell
 from training.settings import LvlmSettings, TrainingSettings, read_settings
 from training.sources.open import open_sources
 from training.train import run_steps
@@ -212,13 +212,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--share", type=float, default=1.0, help="of each batch's steps, of warm-up and of cool-down (1.0)"
     )
     options = parser.parse_args(arguments)
-    try:
+
+    def command() -> None:
         settings = read_settings(options.settings, options.overrides)
         print(json.dumps(train_two_towers(settings, options.data, options.run, options.share)))
-    except Fwd2BotError as error:
-        tell(f"error: {error}")
-        return 1
-    return 0
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import ProcessorMixin
 
-from encoders.base import DatasetError, EncoderDamaged, Fwd2BotError
+from encoders.base import DatasetError, EncoderDamaged, Fwd2BotError, first_line
 from encoders.fwd2bot.adapters import NONE, PER_PASS, SHARED, AdapterSettings
 from encoders.fwd2bot.card import write_card
 from encoders.fwd2bot.model import Fwd2Bot
@@ -104,7 +104,7 @@ def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float3
         raise
     except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
         raise EncoderDamaged(
-            f"The checkpoint {folder} cannot be read ({_first_line(error)}): fetch or train it again"
+            f"The checkpoint {folder} cannot be read ({first_line(error)}): fetch or train it again"
         ) from error
     return Checkpoint(model.to(device).eval(), processor, Prompts(**settings["prompts"]))
 
@@ -172,7 +172,3 @@ def _list_adapters(model: Fwd2Bot) -> dict[str, Any]:
 
 def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return value.detach().to(dtype).cpu() if value.is_floating_point() else value.cpu()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_bitsandbytes_available, is_torchvision_available
 
-from encoders.base import EncoderDamaged, EncoderNotFound, Fwd2BotError, MissingDependency
+from encoders.base import EncoderDamaged, EncoderNotFound, Fwd2BotError, MissingDependency, first_line
 from encoders.fwd2bot.families import Family, find_family
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -48,9 +48,9 @@ def load_lvlm(name: str, device: str, dtype: torch.dtype, quantize: str = "none"
     except Fwd2BotError as error:
         raise type(error)(f"{name}: {error}") from error
     except ImportError as error:  # transformers' own sentence names the package
-        raise MissingDependency(f"{name} cannot be loaded: {_first_line(error)}") from error
+        raise MissingDependency(f"{name} cannot be loaded: {first_line(error)}") from error
     except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
-        raise EncoderDamaged(f"{name} cannot be read ({_first_line(error)}): fetch it again") from error
+        raise EncoderDamaged(f"{name} cannot be read ({first_line(error)}): fetch it again") from error
     if not quantization:  # those are where they belong already
         model.to(device)
     return Lvlm(model.eval(), processor)
@@ -64,7 +64,7 @@ def fetch_lvlm(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise EncoderNotFound(
             f"{name!r} is no folder here, and the hub did not give it ({reason}): check name and network"
         ) from error
@@ -118,7 +118,3 @@ def _read_quantization(quantize: str, device: str) -> BitsAndBytesConfig | None:
 
 def _placement(quantization: BitsAndBytesConfig | None, device: str) -> dict[str, Any]:
     return {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
