@@ -81,6 +81,11 @@ def read_split(options: argparse.Namespace) -> tuple[list[CaptionedImage], Split
     )
 
 
+def describe_missing(count: int) -> str:
+    """What follows the number of those that were there: nothing, where all were."""
+    return f" ({count:,} more missing)" if count else ""
+
+
 def run_command(command: Callable[[], None]) -> int:
     """Run a benchmark and return its exit code: a failure of ours is one line on stderr and a 1."""
     try:

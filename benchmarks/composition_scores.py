@@ -1,6 +1,7 @@
 """How well pictures and captions of compositions fit: by embedding, and by likelihood from stored tokens."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,15 @@ from encoders.base import Encoder, FloatArray, TalkingEncoder
 from indexer.quantize import dequantize_summaries, quantize_summaries
 
 
-class StoredTokens(NamedTuple):
+@dataclass(frozen=True)
+class StoredTokens:
     """Summary tokens as an index stores them: int8 (n, k, width) and a scale for each token (n, k)."""
 
     levels: NDArray[np.int8]
     scales: FloatArray
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> FloatArray:
+        return dequantize_summaries(self.levels[rows], self.scales[rows])
 
 
 class EmbeddedPictures(NamedTuple):
@@ -26,18 +31,6 @@ class EmbeddedPictures(NamedTuple):
 
     vectors: FloatArray
     tokens: StoredTokens | None
-
-
-class TokenRows:
-    """The tokens of some rows, turned back into floats slice by slice: all at once would not fit."""
-
-    def __init__(self, tokens: StoredTokens, rows: Sequence[int]) -> None:
-        self._tokens = tokens
-        self._rows = np.asarray(rows)
-
-    def __getitem__(self, part: slice) -> FloatArray:
-        rows = self._rows[part]
-        return dequantize_summaries(self._tokens.levels[rows], self._tokens.scales[rows])
 
 
 def embed_pictures(encoder: Encoder, pictures: Iterable[Image.Image], count: int) -> EmbeddedPictures:
@@ -89,7 +82,7 @@ def score_by_likelihood(
     # Captions of like length in a batch need little padding.
     ordered = sorted(asked, key=lambda pair: len(pair[1]))
     texts = [caption for _, caption in ordered]
-    likelihoods = match_texts(encoder, TokenRows(tokens, [row for row, _ in ordered]), texts)
+    likelihoods = match_texts(encoder, tokens, [row for row, _ in ordered], texts)
     found = dict(zip(ordered, likelihoods.tolist(), strict=True))
     return Scores(
         [

@@ -16,7 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.command import describe_run, make_parser, refuse_overwriting, run_command, write_result
+from benchmarks.command import (
+    describe_missing,
+    describe_run,
+    make_parser,
+    refuse_overwriting,
+    run_command,
+    write_result,
+)
 from benchmarks.composition_scores import (
     EmbeddedPictures,
     embed_pictures,
@@ -178,8 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = result.data
         print(
             f"{data.dataset}, {data.form}: {data.compositions:,} compositions of {data.pictures:,} pictures"
+            f"{describe_missing(data.missing)}"
         )
-        print(f"({data.missing:,} more missing), by {encoder.name}; per cent\n")
+        print(f"by {encoder.name}; per cent\n")
         print(render_table(result))
         seed = options.seed if options.form == SCENES else None
         write_result(options.json, describe_run(_MODULE, arguments, encoder, seed), result)

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.datasets import CaptionedImage
 from benchmarks.readers.base import open_photo
 from encoders.base import (
     DatasetError,
@@ -18,6 +21,7 @@ from encoders.base import (
     MissingDependency,
     TalkingEncoder,
 )
+from encoders.fwd2bot.model import pool
 from indexer.decode import open_picture
 from indexer.images import describe_error
 from indexer.pixels import decode_upright
@@ -72,18 +76,36 @@ def embed_texts(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
     return vectors
 
 
-class Sliceable(Protocol):
-    """Summary tokens (n, k, width) that are had slice by slice: an array, or what makes one on demand."""
+def pool_summaries(summaries: FloatArray) -> FloatArray:
+    """The embedding of each image, made again from its tokens (n, k, width): float32 (n, width) unit rows."""
+    return np.asarray(pool(torch.from_numpy(summaries)).numpy(), np.float32)
 
-    def __getitem__(self, part: slice, /) -> FloatArray: ...
+
+class Tokens(Protocol):
+    """Summary tokens of images, had by rows (m,) as float32 (m, k, width): an array, or what makes one."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> FloatArray: ...
 
 
-def match_texts(encoder: TalkingEncoder, summaries: Sliceable, texts: Sequence[str]) -> FloatArray:
-    """Mean log-likelihood a token of texts[i] given summaries[i]: float32 (n,)."""
+def match_texts(
+    encoder: TalkingEncoder, tokens: Tokens, rows: Sequence[int], texts: Sequence[str]
+) -> FloatArray:
+    """Mean log-likelihood a token of texts[i] given the tokens of image rows[i]: float32 (n,).
+
+    Tokens are gathered a batch at a time: those of all texts at once would not fit.
+    """
     scores = np.empty(len(texts), np.float32)
+    owners = np.asarray(rows, np.int64)
     with tqdm(total=len(texts), unit="caption", desc="likelihoods", disable=None) as progress:
         for start in range(0, len(texts), _MATCH_BATCH):
-            rows = slice(start, start + _MATCH_BATCH)
-            scores[rows] = encoder.match(summaries[rows], texts[rows])
-            progress.update(len(scores[rows]))
+            part = slice(start, start + _MATCH_BATCH)
+            scores[part] = encoder.match(tokens[owners[part]], texts[part])
+            progress.update(len(scores[part]))
     return scores
+
+
+def match_captions(encoder: TalkingEncoder, tokens: Tokens, images: Sequence[CaptionedImage]) -> float:
+    """Mean cross-entropy of all captions given the tokens of their images, nats a token."""
+    rows = [row for row, image in enumerate(images) for _ in image.captions]
+    captions = [caption for image in images for caption in image.captions]
+    return -float(match_texts(encoder, tokens, rows, captions).mean())

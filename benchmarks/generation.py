@@ -25,6 +25,7 @@ from benchmarks.caption_metrics import WORDNET_COMMAND, load_tokenizer, score_ca
 from benchmarks.command import (
     SplitRecord,
     add_dataset_options,
+    describe_missing,
     describe_run,
     make_parser,
     read_split,
@@ -33,10 +34,11 @@ from benchmarks.command import (
     write_result,
 )
 from benchmarks.datasets import CaptionedImage
-from benchmarks.embedding import decode_pictures, embed_images, match_texts
+from benchmarks.embedding import decode_pictures, embed_images, match_captions
 from benchmarks.questions import TASKS, Question, Source, keep_answerable, read_questions
 from benchmarks.speaking import (
     FORMS,
+    TOKEN_FORMS,
     answer_about_pictures,
     caption_pictures,
     choose_forms,
@@ -122,17 +124,13 @@ def measure_cross_entropy(encoder: Encoder, images: Sequence[CaptionedImage]) ->
     pictures = decode_pictures((image.path for image in images), encoder.image_size)
     batches = [batch.summaries for batch in embed_images(encoder, pictures, len(images))]
     summaries = np.concatenate([batch for batch in batches if batch is not None])
-    rows = [row for row, image in enumerate(images) for _ in image.captions]
-    captions = [caption for image in images for caption in image.captions]
-    forms = store_summaries(summaries) | {"another photo's": np.roll(summaries, 1, axis=0)}
-    return {
-        form: -float(match_texts(encoder, tokens[rows], captions).mean()) for form, tokens in forms.items()
-    }
+    found = {form: match_captions(encoder, store_summaries(summaries, form), images) for form in TOKEN_FORMS}
+    return found | {"another photo's": match_captions(encoder, np.roll(summaries, 1, axis=0), images)}
 
 
 def compare_forms(cross_entropy: dict[str, float]) -> dict[str, float]:
     """Each cross-entropy over that of the float tokens."""
-    return {form: value / cross_entropy["float"] for form, value in cross_entropy.items()}
+    return {form: value / cross_entropy[TOKEN_FORMS[0]] for form, value in cross_entropy.items()}
 
 
 def render_captions(result: CaptionResult) -> str:
@@ -198,7 +196,7 @@ def _run_questions(encoder: Encoder, options: argparse.Namespace) -> AnswerResul
         missing,
         measure_answers(encoder, options.task, questions, forms, options.instruction),
     )
-    print(f"{result.questions:,} questions about {result.images:,} images ({missing:,} more missing),")
+    print(f"{result.questions:,} questions about {result.images:,} images{describe_missing(missing)},")
     print(f"by {encoder.name}\n\n{render_answers(result)}")
     return result
 

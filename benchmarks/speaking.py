@@ -12,7 +12,7 @@ from encoders.base import CannotAnswer, Encoder, FloatArray, SeeingEncoder, Talk
 from indexer.quantize import dequantize_summaries, quantize_summaries
 
 # Summary tokens as the encoder gave them and as an index keeps them.
-TOKEN_FORMS = ("float", "float16", "int8")
+TOKEN_FORMS = ("float32", "float16", "int8")
 # The image itself, uncompressed.
 PIXELS = "pixels"
 FORMS = (*TOKEN_FORMS, PIXELS)
@@ -36,13 +36,11 @@ def choose_forms(encoder: Encoder, wanted: Sequence[str] | None) -> list[str]:
     return [form for form in able if form in (wanted or able)]
 
 
-def store_summaries(summaries: FloatArray) -> dict[str, FloatArray]:
-    """Summary tokens (n, k, width) in each of TOKEN_FORMS, as they come out of it again."""
-    return {
-        "float": summaries,
-        "float16": summaries.astype(np.float16).astype(np.float32),
-        "int8": dequantize_summaries(*quantize_summaries(summaries)),
-    }
+def store_summaries(summaries: FloatArray, form: str) -> FloatArray:
+    """Summary tokens (n, k, width) as they come out of one of TOKEN_FORMS again."""
+    if form == "int8":
+        return dequantize_summaries(*quantize_summaries(summaries))
+    return summaries.astype(form).astype(np.float32)
 
 
 def caption_pictures(encoder: Encoder, paths: Sequence[Path], forms: Sequence[str]) -> Answers:
@@ -78,7 +76,7 @@ def _show(encoder: Encoder, pictures: list[Image.Image], forms: Sequence[str]) -
     if set(forms) & set(TOKEN_FORMS):
         summaries = encoder.encode_images(pictures).summaries
         assert summaries is not None  # `choose_forms` saw to it
-        shown |= {form: tokens for form, tokens in store_summaries(summaries).items() if form in forms}
+        shown |= {form: store_summaries(summaries, form) for form in TOKEN_FORMS if form in forms}
     return shown | ({PIXELS: pictures} if PIXELS in forms else {})
 
 

@@ -29,15 +29,21 @@ from benchmarks.command import (
     write_result,
 )
 from benchmarks.datasets import CaptionedImage
-from benchmarks.embedding import decode_pictures, embed_images, embed_texts, match_texts
+from benchmarks.embedding import (
+    decode_pictures,
+    embed_images,
+    embed_texts,
+    match_captions,
+    pool_summaries,
+)
 from benchmarks.photos import draw_photo
 from benchmarks.recall import report_pairs
+from benchmarks.speaking import store_summaries
 from encoders.base import Encoder, FloatArray, ImageEmbeddings, TalkingEncoder
 from encoders.load import load_encoder
 from indexer.columns import FileRow, encode_rows
 from indexer.manifest import EncoderRecord, Manifest, TokenFormat
 from indexer.parts import write_part
-from indexer.quantize import dequantize_summaries, quantize_summaries
 
 _MODULE = "benchmarks.storage"
 _TOKENS = (4, 16, 32)
@@ -123,12 +129,6 @@ def measure_sizes(tokens: Sequence[int], widths: Sequence[int]) -> Iterator[Size
                     yield Size(form, count if form in _TOKEN_FORMS else None, width, size)
 
 
-def pool_summaries(summaries: FloatArray) -> FloatArray:
-    """The embedding of each image: the mean of its tokens (n, k, width), at unit length."""
-    means = summaries.mean(axis=1)
-    return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
-
-
 def list_alternatives(photos: Sequence[Path]) -> dict[str, float]:
     """Bytes an image of other ways to read it only once, by arithmetic, and of the photo itself."""
     sizes = [path.stat().st_size for path in photos if path.is_file()]  # and not in an archive
@@ -157,7 +157,9 @@ def measure_costs(encoder: Encoder, images: Sequence[CaptionedImage]) -> list[Co
         for form in _FORMS if summaries else _FORMS[:2]:
             stored, tokens = _restore(form, embeddings)
             recall = report_pairs(stored, texts, owners).text_to_image.hits[10]
-            entropy = None if tokens is None else _find_entropy(encoder, tokens, images)
+            entropy = None
+            if tokens is not None and isinstance(encoder, TalkingEncoder):
+                entropy = match_captions(encoder, tokens, images)
             costs.append(Cost(form, write_form(Path(place), form, embeddings), recall, entropy))
     return costs
 
@@ -168,19 +170,8 @@ def _restore(form: str, embeddings: ImageEmbeddings) -> tuple[FloatArray, FloatA
     if form.startswith("pooled") or summaries is None:
         kept = vectors if form.endswith("float32") else vectors.astype(np.float16).astype(np.float32)
         return kept, None
-    if form == "tokens int8":
-        summaries = dequantize_summaries(*quantize_summaries(summaries))
-    elif form == "tokens float16":
-        summaries = summaries.astype(np.float16).astype(np.float32)
-    return pool_summaries(summaries), summaries
-
-
-def _find_entropy(encoder: Encoder, tokens: FloatArray, images: Sequence[CaptionedImage]) -> float | None:
-    if not isinstance(encoder, TalkingEncoder):
-        return None
-    rows = [row for row, image in enumerate(images) for _ in image.captions]
-    captions = [caption for image in images for caption in image.captions]
-    return -float(match_texts(encoder, tokens[rows], captions).mean())
+    tokens = store_summaries(summaries, form.removeprefix("tokens "))
+    return pool_summaries(tokens), tokens
 
 
 def render_table(result: StorageResult) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.datasets import CaptionedImage
+from benchmarks.embedding import pool_summaries
 from benchmarks.readers.base import open_photo
 from benchmarks.recall import (
     CUTOFFS,
@@ -93,7 +94,9 @@ def measure_stored_forms(
         forms[LISTS] = _measure_index(encoder, table, lists, decoded, captions)
     if table.manifest.tokens == "int8" and table.encoder.summary_shape is not None:
         forms[TOKENS] = report_pairs(
-            _order_by_row(table, pool_summaries(table)), captions.vectors, captions.image_rows.tolist()
+            _order_by_row(table, pool_summaries(table.read_summaries(table.ids.tolist()))),
+            captions.vectors,
+            captions.image_rows.tolist(),
         )
     return forms
 
@@ -109,13 +112,6 @@ def build_lists(table: EmbeddingTable) -> FaissIndex | None:
     folder = table.index_dir.parent
     record = save_faiss(index, folder / "lists.faiss", table.manifest.next_id)
     return load_faiss(folder, record, table.encoder.dim)
-
-
-def pool_summaries(table: EmbeddingTable) -> FloatArray:
-    """Embeddings made again from the stored tokens, in the order of ids: float32 (n, dim) unit rows."""
-    means = table.read_summaries(table.ids.tolist()).mean(axis=1)
-    lengths = np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return np.asarray(means / lengths, np.float32)
 
 
 def _measure_index(

@@ -23,6 +23,7 @@ from benchmarks.cache import EmbeddingCache, digest_photos, digest_texts, find_u
 from benchmarks.command import (
     SplitRecord,
     add_dataset_options,
+    describe_missing,
     describe_run,
     make_parser,
     read_split,
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         encoder = load_encoder(options.model, device=options.device)
         result = measure_retrieval(encoder, images, record, options)
         print(
-            f"{record.dataset}, {record.split}: {record.images:,} images ({record.missing:,} more missing),"
+            f"{record.dataset}, {record.split}: {record.images:,} images{describe_missing(record.missing)},"
         )
         print(f"{record.captions:,} captions, by {encoder.name}; per cent\n")
         print(render_table(result))

@@ -150,7 +150,7 @@ def test_likelihoods_are_those_of_int8_tokens_for_every_pair_of_picture_and_capt
     stored = dequantize_summaries(*quantize_summaries(encoder.encode_images(pictures).summaries))
     for each, match in zip(compositions, scores.matches, strict=True):
         for picture, found in zip(each.pictures, match, strict=True):
-            expected = match_texts(encoder, stored[[rows[picture]] * len(each.captions)], each.captions)
+            expected = match_texts(encoder, stored, [rows[picture]] * len(each.captions), each.captions)
             assert np.array_equal(found, expected)
     assert score_by_likelihood(NoiseEncoder(), compositions, rows, None) is None
 

@@ -80,9 +80,9 @@ def test_captions_are_scored_from_every_form(photos: Path, capsys: pytest.Captur
     assert list(result["scores"]) == list(FORMS)
     # "a red thing" is the first reference to the word; "some red thing" has no run of four words in it.
     assert result["scores"]["pixels"]["cider_d"] > result["scores"]["int8"]["cider_d"] > 0
-    assert result["scores"]["float"] == result["scores"]["float16"] == result["scores"]["int8"]
+    assert result["scores"]["float32"] == result["scores"]["float16"] == result["scores"]["int8"]
     assert result["scores"]["pixels"]["rouge_l"] == 1.0
-    assert set(result["cross_entropy"]) == {"float", "float16", "int8", "another photo's"}
+    assert set(result["cross_entropy"]) == {"float32", "float16", "int8", "another photo's"}
     printed = capsys.readouterr()
     assert "CIDEr-D" in printed.out and "nats a token" in printed.out
     absent = result["scores"]["int8"]["meteor"] is None
@@ -126,8 +126,8 @@ def test_the_instruction_follows_each_question(tmp_path: Path) -> None:
 
 def test_an_encoder_speaks_from_what_it_has_alone() -> None:
     assert choose_forms(PoliteEncoder(), None) == list(FORMS)
-    assert choose_forms(FakeEncoder(), None) == ["float", "float16", "int8"]
-    with pytest.raises(CannotAnswer, match=r"from pixels: it can from float, float16, int8"):
+    assert choose_forms(FakeEncoder(), None) == ["float32", "float16", "int8"]
+    with pytest.raises(CannotAnswer, match=r"from pixels: it can from float32, float16, int8"):
         choose_forms(FakeEncoder(), ["pixels"])
     with pytest.raises(CannotAnswer, match="nothing"):
         choose_forms(FakeEncoder(summaries=False), None)

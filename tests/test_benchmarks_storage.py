@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import storage
 from benchmarks.datasets import CaptionedImage
-from benchmarks.storage import measure_costs, measure_sizes, pool_summaries, write_form
+from benchmarks.embedding import pool_summaries
+from benchmarks.storage import measure_costs, measure_sizes, write_form
 from encoders.base import ImageEmbeddings
 from tests.conftest import PALETTE, FakeEncoder, paint
 
