@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 FloatArray = NDArray[np.float32]
-PreparedImage = FloatArray | Image.Image  # pixels as the model reads them, or an image still to be prepared
+# Pixels as the model reads them, their bytes before they are scaled, or an image still to be prepared.
+PreparedImage = FloatArray | NDArray[np.uint8] | Image.Image
 
 DEFAULT_ENCODER = "tiny"  # the model that comes with the package
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from encoders.base import Encoder, EncoderError, FloatArray, ImageEmbeddings, PreparedImage
+from encoders.base import Encoder, EncoderError, ImageEmbeddings, PreparedImage
 
 # On a CPU a larger batch only leaves the cache: a tiny model took 12.7 ms an image of 8, 14.7 of 64.
 CPU_BATCH = 16
@@ -68,7 +69,7 @@ def find_batch_size(encode: BatchFunction, example: PreparedImage, device: torch
     return size
 
 
-def stack_pixels(pixels: Sequence[FloatArray], device: torch.device) -> Tensor:
+def stack_pixels(pixels: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
     """Pixels of one shape as a batch on the device; to a GPU from pinned memory, without waiting for it."""
     batch = torch.from_numpy(np.stack(pixels))
     if device.type == "cuda":

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from encoders.base import EncoderError, ImageEmbeddings, PreparedImage
 from encoders.batches import CPU_BATCH, MemoryLimit, find_batch_size, open_lanes, stack_pixels
 from encoders.fwd2bot.inputs import InputBuilder
-from encoders.fwd2bot.preparation import ImagePreparer
+from encoders.fwd2bot.preparation import ImagePreparer, find_scale, scale
 from tests.conftest import FakeEncoder
 from tests.tiny_families import make_lvlm_of
 from tests.tiny_models import make_builder, make_pictures
@@ -125,10 +126,39 @@ def test_pixels_prepared_one_by_one_in_threads_are_those_the_processor_makes_of_
     with ThreadPoolExecutor(4) as pool:
         prepared = list(pool.map(preparer.prepare, pictures))
         collated = list(pool.map(lambda _: preparer.collate(prepared, CPU), range(4)))
-    assert all(isinstance(pixels, np.ndarray) for pixels in prepared)
+    assert all(isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 for pixels in prepared)
     _assert_equal(builder, preparer, prepared)
     for inputs in collated:
         assert torch.equal(inputs["pixel_values"], builder.images(pictures)["pixel_values"])
+
+
+class PeakProcessor:
+    """Divides every image by its own brightest value, or by what `do_rescale` leaves it, if it knows that."""
+
+    def __init__(self, knows_rescale: bool) -> None:
+        if knows_rescale:
+            self.do_rescale = True
+
+    def __call__(
+        self, image: Image.Image, return_tensors: str, do_rescale: bool = True
+    ) -> dict[str, torch.Tensor]:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        return {"pixel_values": pixels / pixels.max() if do_rescale else pixels}
+
+
+@pytest.mark.parametrize("knows_rescale", [True, False])
+def test_a_processor_that_does_not_scale_each_value_alone_scales_for_itself(knows_rescale: bool) -> None:
+    assert find_scale(PeakProcessor(knows_rescale)) is None
+
+
+def test_bytes_are_scaled_to_the_last_bit_as_the_processor_does_by_channel() -> None:
+    processor = make_builder().processor.image_processor
+    processor.image_mean, processor.image_std = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+    table = find_scale(processor)
+    assert table is not None and not torch.equal(table[0], table[1])
+    picture = make_pictures()[0].resize((processor.size["width"], processor.size["height"]))
+    values = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    assert torch.equal(scale(values, table), processor(picture, return_tensors="pt")["pixel_values"])
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])

@@ -2,18 +2,22 @@
 
 from collections.abc import Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import BatchEncoding
 
-from encoders.base import FloatArray, PreparedImage
+from encoders.base import PreparedImage
 from encoders.batches import stack_pixels
 from encoders.fwd2bot.inputs import InputBuilder
 
 _PIXELS = "pixel_values"
 _TRIALS = ((96, 64), (64, 96))
+_SHAPING = ("do_resize", "do_center_crop", "do_pad")
+_SCALING = ("do_rescale", "do_normalize")
 
 
 class ImagePreparer:
@@ -31,14 +35,15 @@ class ImagePreparer:
         self._prompt = {name: value for name, value in trials[0].items() if name != _PIXELS}
         one_picture = trials[0][_PIXELS].ndim == 4 and len(trials[0][_PIXELS]) == 1  # and not several tiles
         self._alone = one_picture and len({_describe(trial) for trial in trials}) == 1
+        self._scale = find_scale(self._builder.processor.image_processor) if self._alone else None
 
     def prepare(self, image: Image.Image) -> PreparedImage:
-        """Float32 pixels (3, height, width), normalised, or the image as it is."""
+        """Pixels (3, height, width), as bytes or as normalised float32, or the image as it is."""
         if not self._alone:
             return image
-        inputs = self._builder.processor.image_processor(image, return_tensors="np")
-        pixels: FloatArray = np.asarray(inputs[_PIXELS][0], np.float32)
-        return pixels
+        processor = self._builder.processor.image_processor
+        without = _SCALING if self._scale is not None else ()
+        return _process(processor, image, without).numpy()
 
     def collate(self, prepared: Sequence[PreparedImage], device: torch.device) -> BatchEncoding:
         """Pass 1 over what `prepare` made of a batch, on the device."""
@@ -48,7 +53,40 @@ class ImagePreparer:
                 return self._builder.images(images).to(device)
         pixels = [image for image in prepared if not isinstance(image, Image.Image)]
         prompt = {name: value.expand(len(pixels), -1).to(device) for name, value in self._prompt.items()}
-        return BatchEncoding(prompt | {_PIXELS: stack_pixels(pixels, device)})
+        batch = stack_pixels(pixels, device)
+        return BatchEncoding(prompt | {_PIXELS: batch if self._scale is None else scale(batch, self._scale)})
+
+
+def find_scale(image_processor: Any) -> Tensor | None:
+    """What an image processor makes of each of 256 values by channel: float32 (3, 256).
+
+    None where it is not so simple: a value is not scaled alone, or there is no way to leave the scaling out.
+    """
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+    noise = Image.fromarray(np.random.default_rng(0).integers(40, 200, (96, 64, 3), np.uint8))
+    try:
+        table = _process(image_processor, ramp, _SHAPING).reshape(3, 256)
+        unscaled = _process(image_processor, noise, _SCALING)
+    except (RuntimeError, TypeError, ValueError):  # of a processor that knows no such settings
+        return None
+    if unscaled.dtype != torch.uint8:
+        return None
+    found = scale(unscaled[None], table)[0]
+    return table if torch.equal(found, _process(image_processor, noise)) else None
+
+
+def scale(pixels: Tensor, table: Tensor) -> Tensor:
+    """Scale bytes (n, 3, height, width) by a table of `find_scale`: float32, on the device of the bytes."""
+    channels = 256 * torch.arange(3, dtype=torch.int32, device=pixels.device).view(3, 1, 1)
+    places = (pixels.int() + channels).flatten()
+    return table.to(pixels.device).flatten().index_select(0, places).view(pixels.shape)
+
+
+def _process(image_processor: Any, image: Image.Image, without: Sequence[str] = ()) -> Tensor:
+    """The pixels (3, height, width) of one image, some of the steps that the processor takes left out."""
+    left_out = {name: False for name in without if getattr(image_processor, name, None)}
+    pixels: Tensor = image_processor(image, return_tensors="pt", **left_out)[_PIXELS][0]
+    return pixels
 
 
 def _describe(inputs: BatchEncoding) -> tuple[object, ...]:
