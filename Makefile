@@ -23,22 +23,25 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-benchmark: $(INSTALLED) ## write all tables of docs/benchmarks.md; FAST=1 in minutes, DATA=DIR for real photos
-	$(BIN)/python -m benchmarks.report $(if $(FAST),--fast) $(if $(DATA),--data $(DATA))
+benchmark: $(VENV)-st/.extras ## write all tables of docs/benchmarks.md; FAST=1 in minutes, DATA=DIR for real photos
+	$(VENV)-st/bin/python -m benchmarks.report $(if $(FAST),--fast) $(if $(DATA),--data $(DATA))
 
 benchmark-rivals: $(INSTALLED) ## race rclip and clip-retrieval, each in an environment of its own; hours
 	$(BIN)/python -m benchmarks.report $(if $(FAST),--fast) --place runs/rivals \
-		--only race_rclip_3_3_0 race_rclip_2_1_6 race_clip_retrieval_2_45_0
+		--only side_by_side_clip race_rclip_3_3_0 race_rclip_2_1_6 race_clip_retrieval_2_45_0
 
 test-openclip: ## the tests of the extra [openclip], in an environment of their own
 	$(MAKE) VENV=.venv-openclip .venv-openclip/.installed
 	.venv-openclip/bin/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
 	.venv-openclip/bin/python -m pytest -q tests/test_encoders_openclip.py
 
-test-st: ## the tests of the extras [st] and [mteb], in an environment of their own
-	$(MAKE) VENV=.venv-st .venv-st/.installed
-	.venv-st/bin/python -m pip install --quiet -c constraints.txt sentence-transformers==6.2.0 mteb==2.26.24
-	HF_HUB_OFFLINE=1 .venv-st/bin/python -m pytest -q tests/test_encoders_sentence.py tests/test_benchmarks_mteb.py
+test-st: $(VENV)-st/.extras ## the tests of the extras [st] and [mteb], in an environment of their own
+	HF_HUB_OFFLINE=1 $(VENV)-st/bin/python -m pytest -q tests/test_encoders_sentence.py tests/test_benchmarks_mteb.py
+
+$(VENV)-st/.extras: pyproject.toml constraints.txt
+	$(MAKE) VENV=$(VENV)-st $(VENV)-st/.installed
+	$(VENV)-st/bin/python -m pip install --quiet -c constraints.txt sentence-transformers==6.2.0 mteb==2.26.24
+	@touch $@
 
 clean: ## remove the environment, the demo's gallery and all caches
 	rm -rf $(VENV) .venv-openclip .venv-st demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

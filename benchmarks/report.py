@@ -35,8 +35,10 @@ def measure_section(section: Section, scope: Scope) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise Fwd2BotError(f"{section.name} failed, for the reason above: {' '.join(command[1:])}")
-    run = json.loads(result.read_text(encoding="utf-8"))
-    result.write_text(json.dumps(run | {"table": done.stdout}, indent=2) + "\n", encoding="utf-8")
+    run = json.loads(result.read_text(encoding="utf-8")) | {"table": done.stdout}
+    if scope.data is not None:  # where it lies on this machine is nobody else's concern
+        run["command"] = run["command"].replace(str(scope.data), "DIR")
+    result.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def measure_sections(sections: Sequence[Section], scope: Scope) -> list[str]:

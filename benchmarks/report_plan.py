@@ -58,6 +58,11 @@ def has_photos(scope: Scope) -> bool:
     return scope.data is not None
 
 
+def has_place(scope: Scope) -> bool:
+    """Whether there is a place for rivals."""
+    return scope.place is not None
+
+
 def _on_scenes(*more: str) -> Callable[[Scope], list[str]]:
     return lambda scope: [*choose_scenes(scope), *more]
 
@@ -107,7 +112,7 @@ def _make_race(rival: str) -> Section:
         "On drawn photos of camera size, with the same random weights.",
     )
     module, name = "benchmarks.peers.race", f"race_{rival.replace('-', '_').replace('.', '_')}"
-    return Section(name, title, words, module, list_arguments, lambda scope: scope.place is not None)
+    return Section(name, title, words, module, list_arguments, has_place)
 
 
 SECTIONS = [
@@ -190,6 +195,14 @@ SECTIONS = [
         "The embedded model, and its LVLM as it comes, in fwd2bot and in sentence-transformers.",
         "benchmarks.side_by_side",
         _list_side_by_side,
+    ),
+    Section(
+        "side_by_side_clip",
+        "Encoders side by side, and a CLIP model",
+        "The embedded model beside a CLIP model of open_clip with random weights, which is fair for speed.",
+        "benchmarks.side_by_side",
+        lambda scope: ["--place", str(scope.place), "--seconds", "1" if scope.fast else "5"],
+        has_place,
     ),
     *map(_make_race, RIVALS),
 ]

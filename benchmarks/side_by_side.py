@@ -1,25 +1,26 @@
 """Encoders side by side through one harness: images and texts a second, dimensions, memory, and bytes kept.
 
     python -m benchmarks.side_by_side --models tiny lvlm:DIR st:DIR --json FILE
-    HF_HOME=DIR/hub DIR/ours/bin/python -m benchmarks.side_by_side --models tiny openclip:ARCH/PRETRAINED \\
-        --random openclip:ARCH/PRETRAINED --json FILE
+    python -m benchmarks.side_by_side --models tiny --place DIR --json FILE
 
 takes any model that `fwd2bot index --model` takes, each in a process of its own. Pictures are scenes as large
-as the model reads them, so that decoding is left out, and preparing them counts. The second form runs in the
-environment that `benchmarks.peers.race` made, on its random weights: fair for speed, they say nothing of
-quality, and the table says which they are.
+as the model reads them, so that decoding is left out, and preparing them counts. The second form adds the
+CLIP model of open_clip that `benchmarks.peers.race` runs, in the environment that it makes in that folder,
+with random weights: fair for speed, they say nothing of quality, and the table says which they are.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.command import describe_run, make_result_parser, refuse_overwriting, run_command, write_result
+from benchmarks.peers.contenders import Fwd2bot, prepare_ours
 from benchmarks.peers.environments import module_script
 from benchmarks.scale import read_memory
 from benchmarks.scenes import draw_scene, make_scene, unique_caption
@@ -30,6 +31,7 @@ from encoders.load import load_encoder
 _MODULE = "benchmarks.side_by_side"
 _BATCHES = (1, 4, 16, 64)
 _SERIES = 7
+_RIVAL = "rclip-3.3.0"  # whose model is added
 _CHILD = """
 from benchmarks.side_by_side import print_figures
 sys.exit(print_figures(sys.argv[1], sys.argv[2], float(sys.argv[3])))
@@ -110,11 +112,22 @@ def print_figures(model: str, device: str, seconds: float) -> int:
     return run_command(measure)
 
 
-def measure_in_child(model: str, device: str, seconds: float) -> EncoderFigures:
-    """Measure one model in a process of its own; raises with its own words where it fails."""
-    command = module_script(Path(sys.executable), _CHILD, model, device, str(seconds))
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+def measure_in_child(model: str, device: str, seconds: float, place: Fwd2bot | None = None) -> EncoderFigures:
+    """Measure one model in a process of its own, in an environment of its own if one is given.
+
+    Raises with the words of the process where that fails.
+    """
+    python = Path(sys.executable) if place is None else place.python
+    variables = {} if place is None else place.variables(Path())
+    command = module_script(python, _CHILD, model, device, str(seconds))
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
         raise Fwd2BotError(said[-1])
@@ -128,19 +141,22 @@ def measure_in_child(model: str, device: str, seconds: float) -> EncoderFigures:
 
 
 def measure_models(
-    models: Sequence[str], random: Sequence[str], device: str, seconds: float
+    models: Sequence[str], random: Mapping[str, Fwd2bot], device: str, seconds: float
 ) -> SideBySideResult:
-    """Measure one model after another, and go on without those that cannot run."""
+    """Measure one model after another, and go on without those that cannot run.
+
+    Those of random weights come with the environment that they lie in.
+    """
     encoders, skipped = list[EncoderFigures](), dict[str, str]()
-    for model in models:
+    for model in (*models, *random):
         try:
-            encoders.append(measure_in_child(model, device, seconds))
+            encoders.append(measure_in_child(model, device, seconds, random.get(model)))
         except Fwd2BotError as error:
             skipped[model] = str(error)
         print(f"{model}: {skipped.get(model, 'done')}", file=sys.stderr)
     if not encoders:
         raise Fwd2BotError(f"none of {', '.join(models)} could run: {next(iter(skipped.values()))}")
-    return SideBySideResult(encoders, [model for model in models if model in random], skipped)
+    return SideBySideResult(encoders, list(random), skipped)
 
 
 def render_table(result: SideBySideResult) -> str:
@@ -171,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_result_parser(_MODULE, main.__doc__)
     parser.add_argument("--models", nargs="+", default=[DEFAULT_ENCODER], metavar="MODEL")
     parser.add_argument(
-        "--random", nargs="+", default=[], metavar="MODEL", help="those of them whose weights are random"
+        "--place", type=Path, metavar="DIR", help="of a race, whose CLIP model is to be added"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--seconds", type=float, default=5.0, help="for each timing (default: %(default)s)")
@@ -179,7 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def measure() -> None:
         refuse_overwriting(options.json, options.force)
-        result = measure_models(options.models, options.random, options.device, options.seconds)
+        ours = options.place and prepare_ours(options.place.resolve(), _RIVAL)
+        random = {ours.model: ours} if ours else {}
+        result = measure_models(options.models, random, options.device, options.seconds)
         print(render_table(result))
         write_result(options.json, describe_run(_MODULE, arguments, None, _SERIES), result)
 

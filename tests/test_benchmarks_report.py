@@ -10,6 +10,7 @@ from benchmarks.charts import draw_charts, list_recall_by_bytes, list_recall_by_
 from benchmarks.charts import main as draw
 from benchmarks.report import render_block, replace_block
 from benchmarks.report_plan import SECTIONS, Scope, Section, choose_photos
+from benchmarks.scenes import write_scenes
 from encoders.base import Fwd2BotError
 
 RUN = {
@@ -79,7 +80,7 @@ def test_photos_and_rivals_are_measured_only_where_they_are_given(tmp_path: Path
 
     plain = names(None, None)
     assert names(tmp_path, None) - plain == {"text_to_image_photos", "generation_photos"}
-    assert all(name.startswith("race_") for name in names(None, tmp_path) - plain)
+    assert all(name.startswith(("race_", "side_by_side_")) for name in names(None, tmp_path) - plain)
     assert plain - names(None, None, fast=True) == {"ann_million"}
     with pytest.raises(Fwd2BotError, match="dataset_"):
         choose_photos(Scope(False, tmp_path, tmp_path, None))
@@ -112,6 +113,16 @@ def test_what_is_measured_is_shown_and_what_fails_keeps_its_last_table(
     assert "](pictures/ann_1.svg)" in text and (document.parent / "pictures" / "ann_1.svg").exists()
     assert report.main([*places, "--render"]) == 0
     assert document.read_text() == text
+
+
+def test_where_the_photos_lie_is_nobodys_concern(tmp_path: Path) -> None:
+    data = tmp_path / "photos"
+    write_scenes(data, 2, seed=0)
+    section = SECTION._replace(module="benchmarks.text_to_image", list_arguments=choose_photos)
+    results = tmp_path / "results"
+    report.measure_section(section, Scope(True, results, data, None))
+    command = json.loads((results / "ann.json").read_text())["command"]
+    assert "--dataset DIR/dataset_scenes.json --images DIR " in command
 
 
 def test_charts_take_their_points_from_the_results() -> None:

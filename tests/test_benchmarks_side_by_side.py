@@ -9,6 +9,7 @@ import pytest
 from benchmarks import contact_sheet, side_by_side
 from benchmarks.contact_sheet import find_rows, render_page
 from benchmarks.datasets import CaptionedImage
+from benchmarks.peers.contenders import Architecture, Fwd2bot
 from encoders.base import Fwd2BotError
 from tests.conftest import PALETTE, FakeEncoder, paint
 
@@ -28,16 +29,24 @@ def test_what_cannot_run_is_said_and_the_rest_goes_on(
 ) -> None:
     monkeypatch.setattr(side_by_side, "load_encoder", lambda name, device: FakeEncoder(summaries=False))
 
-    def measure(model: str, device: str, seconds: float) -> side_by_side.EncoderFigures:
+    def measure(
+        model: str, device: str, seconds: float, place: Fwd2bot | None
+    ) -> side_by_side.EncoderFigures:
         if model == "absent":
             raise Fwd2BotError("pip install it")
+        assert (place is not None) == (model == "openclip:b/random")
         return side_by_side.measure_encoder(model, device, 0.0)
 
+    def prepare(place: Path, rival: str) -> Fwd2bot:
+        return Fwd2bot(place / "python", Architecture("b", "random", place / "hub", place / "data"), {})
+
     monkeypatch.setattr(side_by_side, "measure_in_child", measure)
+    monkeypatch.setattr(side_by_side, "prepare_ours", prepare)
     out = tmp_path / "out.json"
-    assert side_by_side.main(["--models", "a", "absent", "b", "--random", "b", "--json", str(out)]) == 0
+    arguments = ["--models", "a", "absent", "--place", str(tmp_path), "--json", str(out)]
+    assert side_by_side.main(arguments) == 0
     result = json.loads(out.read_text())["result"]
-    assert (result["random"], result["skipped"]) == (["b"], {"absent": "pip install it"})
+    assert (result["random"], result["skipped"]) == (["openclip:b/random"], {"absent": "pip install it"})
     lines = capsys.readouterr().out.splitlines()
     assert "trained" in lines[1] and "random" in lines[2] and "pip install it" in lines[3]
     assert side_by_side.main(["--models", "absent"]) == 1
@@ -47,6 +56,15 @@ def test_what_cannot_run_is_said_and_the_rest_goes_on(
 def test_a_child_that_fails_is_quoted() -> None:
     with pytest.raises(Fwd2BotError, match="no-such-model"):
         side_by_side.measure_in_child("no-such-model", "cpu", 0.0)
+
+
+def test_a_child_runs_in_the_environment_of_its_place(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$HF_HOME" >&2\nexit 1\n')
+    python.chmod(0o700)
+    ours = Fwd2bot(python, Architecture("b", "random", tmp_path / "hub", tmp_path), {})
+    with pytest.raises(Fwd2BotError, match=str(tmp_path / "hub")):
+        side_by_side.measure_in_child(ours.model, "cpu", 0.0, ours)
 
 
 def make_photos(folder: Path) -> list[CaptionedImage]:

@@ -100,10 +100,14 @@ class Fwd2bot:
     versions: Mapping[str, str]
     name: str = "fwd2bot"
 
+    @property
+    def model(self) -> str:
+        """The model, as `--model` takes it."""
+        return f"openclip:{self.architecture.name}/{self.architecture.pretrained}"
+
     def index_commands(self, photos: Path, store: Path) -> Sequence[Sequence[str]]:
         """See Contender."""
-        model = f"openclip:{self.architecture.name}/{self.architecture.pretrained}"
-        options = ("--model", model, "--device", "cpu", "--index", str(store / "index"))
+        options = ("--model", self.model, "--device", "cpu", "--index", str(store / "index"))
         return [module_command(self.python, "retrieval.cli", "index", ".", *options)]
 
     def search_command(self, photos: Path, store: Path) -> Sequence[str]:
@@ -266,15 +270,21 @@ RIVALS = {
 }
 
 
-def prepare_pair(place: Path, name: str) -> tuple[Contender, Contender]:
-    """fwd2bot and the rival of that name, on the model that the rival uses; what is not there yet is made."""
+def prepare_ours(place: Path, name: str) -> Fwd2bot:
+    """fwd2bot on the model that a rival uses, with random weights; what is not there yet is made."""
     rival = RIVALS[name]
-    ours = make_environment(place / "ours", OURS)
-    theirs = make_environment(place / name, rival.installs)
+    python = make_environment(place / "ours", OURS)
     data = place / f"rclip-data-{rival.architecture}"
     architecture = Architecture(rival.architecture, rival.pretrained, place / "hub", data)
-    write_random_weights(ours, architecture.hub, data, rival.architecture, rival.pretrained)
-    our_versions = find_versions(ours, ("fwd2bot", "torch", "open_clip_torch", "faiss-cpu"))
+    write_random_weights(python, architecture.hub, data, rival.architecture, rival.pretrained)
+    versions = find_versions(python, ("fwd2bot", "torch", "open_clip_torch", "faiss-cpu"))
+    return Fwd2bot(python, architecture, versions)
+
+
+def prepare_pair(place: Path, name: str) -> tuple[Contender, Contender]:
+    """fwd2bot and the rival of that name, on the same model; what is not there yet is made."""
+    rival, ours = RIVALS[name], prepare_ours(place, name)
+    theirs = make_environment(place / name, rival.installs)
     kind = ClipRetrieval if name.startswith("clip-retrieval") else Rclip
-    contender: Contender = kind(theirs, architecture, find_versions(theirs, rival.packages), name)
-    return Fwd2bot(ours, architecture, our_versions), contender
+    contender: Contender = kind(theirs, ours.architecture, find_versions(theirs, rival.packages), name)
+    return ours, contender
