@@ -10,6 +10,8 @@ from typing import NamedTuple
 from benchmarks.peers.contenders import RIVALS
 from benchmarks.scenes import write_scenes
 from encoders.base import DEFAULT_ENCODER, Fwd2BotError
+from encoders.load import load_encoder
+from indexer.build import build
 
 _SERIES = 2
 _BASE = "encoders/weights/base"  # the LVLM of the embedded model, an ordinary folder of transformers
@@ -51,6 +53,13 @@ def choose_photos(scope: Scope) -> list[str]:
         raise Fwd2BotError(f"{scope.data} holds no dataset_*.json: give --data the folder of one.")
     images = scope.data / "images"
     return ["--dataset", str(found[0]), "--images", str(images if images.is_dir() else scope.data)]
+
+
+def choose_index(scope: Scope) -> Path:
+    """An index of the real photos given, made where it is not there yet."""
+    photos, index = Path(choose_photos(scope)[-1]), scope.results / "photos-index"
+    build(photos, index, load_encoder(DEFAULT_ENCODER))
+    return index
 
 
 def has_photos(scope: Scope) -> bool:
@@ -104,7 +113,11 @@ def _make_race(rival: str) -> Section:
     """The race against one rival, which is installed from the package index."""
 
     def list_arguments(scope: Scope) -> list[str]:
-        size = ["--count", "64", "--rounds", "1", "--rows", "10000"] if scope.fast else ["--count", "400"]
+        size = (
+            ["--count", "64", "--rounds", "1", "--rows", "10000"]
+            if scope.fast
+            else ["--count", "2000", "--megapixels", "1", "12"]
+        )
         return ["--place", str(scope.place), "--rival", rival, *size]
 
     title, words = (
@@ -168,11 +181,19 @@ SECTIONS = [
         _list_ann,
     ),
     Section(
+        "ann_photos",
+        "Nearest neighbours, of real photos",
+        "The same over the embeddings of the data given.",
+        "benchmarks.ann",
+        lambda scope: ["--index", str(choose_index(scope)), "--seconds", "0.5" if scope.fast else "5"],
+        has_photos,
+    ),
+    Section(
         "ann_million",
         "Nearest neighbours, of a million",
         "The same at a million, where fwd2bot goes over to inverted lists.",
         "benchmarks.ann",
-        lambda scope: ["--rows", "1000000", "--dim", "256"],
+        lambda scope: ["--rows", "1000000", "--dim", "256", "512"],
         lambda scope: not scope.fast,
     ),
     Section(

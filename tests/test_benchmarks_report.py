@@ -79,7 +79,7 @@ def test_photos_and_rivals_are_measured_only_where_they_are_given(tmp_path: Path
         return {each.name for each in report.choose_sections([], Scope(fast, tmp_path, data, place))}
 
     plain = names(None, None)
-    assert names(tmp_path, None) - plain == {"text_to_image_photos", "generation_photos"}
+    assert names(tmp_path, None) - plain == {"text_to_image_photos", "generation_photos", "ann_photos"}
     assert all(name.startswith(("race_", "side_by_side_")) for name in names(None, tmp_path) - plain)
     assert plain - names(None, None, fast=True) == {"ann_million"}
     with pytest.raises(Fwd2BotError, match="dataset_"):
