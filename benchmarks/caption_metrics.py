@@ -105,12 +105,12 @@ def _score_meteor(said: Sequence[Words], wanted: Sequence[Sequence[Words]]) -> f
 
 
 def load_wordnet() -> Any | None:
-    """NLTK's WordNet, or None where its data was never fetched."""
+    """NLTK's WordNet, or None where its data was never fetched, or not to the end."""
     from nltk.corpus import wordnet
 
     try:
         wordnet.ensure_loaded()
-    except LookupError:
+    except (LookupError, OSError):
         return None
     return wordnet
 

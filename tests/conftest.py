@@ -188,3 +188,9 @@ def indexed(here: Path) -> Path:
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
+
+
+@pytest.fixture
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer need not know many words here."""
+    monkeypatch.setattr("training.initial_model._TOKENIZER_SCENES", 60)

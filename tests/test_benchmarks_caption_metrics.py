@@ -155,6 +155,12 @@ def test_meteor_is_absent_and_not_zero_where_wordnet_was_never_fetched(
     assert score_captions(SAID, WANTED).meteor is None
 
 
+def test_half_of_wordnet_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_wordnet(tmp_path, monkeypatch)
+    (tmp_path / "corpora" / "wordnet" / "lexnames").unlink()
+    assert score_captions(SAID, WANTED).meteor is None
+
+
 @pytest.mark.parametrize(
     ("caption", "words"),
     [

@@ -19,11 +19,7 @@ from training.settings import BatchSettings, TrainingSettings
 from training.sources.open import open_sources
 from training.trainer import Trainer
 
-
-@pytest.fixture(autouse=True)
-def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tokenizer need not know many words here."""
-    monkeypatch.setattr("training.initial_model._TOKENIZER_SCENES", 60)
+pytestmark = pytest.mark.usefixtures("few_scenes")
 
 
 @pytest.fixture(scope="module")

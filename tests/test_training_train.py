@@ -28,13 +28,10 @@ from training.trainer import Trainer
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 # Python 3.12 warns of every fork; the loader's worker is forked before the model computes.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tokenizer need not know many words here."""
-    monkeypatch.setattr("training.initial_model._TOKENIZER_SCENES", 60)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    pytest.mark.usefixtures("few_scenes"),
+]
 
 
 @pytest.fixture(scope="module")
