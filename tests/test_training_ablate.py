@@ -18,7 +18,15 @@ from training.ablate import Ablation, list_trials, main, run_ablations
 from training.ablations import stock as stock_module
 from training.ablations.batches import deal_batch
 from training.ablations.measures import Measure, Measures
-from training.ablations.report import find_advantage, is_close, judge, render_report, write_report
+from training.ablations.report import (
+    combine,
+    find_advantage,
+    find_spread,
+    is_close,
+    judge,
+    render_report,
+    write_report,
+)
 from training.ablations.settings import AblationSettings
 from training.ablations.trial import Trial, read_trial, write_trial
 from training.ablations.variants import JOINT, VARIANTS, Variant
@@ -36,28 +44,38 @@ def builder() -> InputBuilder:
 
 
 def make_trial(name: str, recall: float, nats: float, error: float = 0.5, seed: int = 1) -> Trial:
-    figures = {"recall@10": Measure(recall, error), "cross_entropy": Measure(nats, error / 10)}
+    """Four photos, whose values lie about the figure so that it has this error."""
+    offsets = [3**0.5 * error * sign for sign in (1, -1, 1, -1)]
+    figures = {
+        "recall@10": [recall + offset for offset in offsets],
+        "cross_entropy": [nats + offset / 10 for offset in offsets[::-1]],
+    }
     return Trial(name, seed, 10, 20.0, [1.0], Measures(figures, 100))
 
 
 def test_a_finding_is_judged_by_two_standard_errors_of_the_difference() -> None:
-    trials = {JOINT: [make_trial(JOINT, 30, 3.0)], "k4": [make_trial("k4", 28, 2.7)]}
+    trials = {JOINT: [make_trial(JOINT, 30, 3.0)], "k4": [make_trial("k4", 28, 2.7, error=0.1)]}
+    assert combine(trials, JOINT, "recall@10") == pytest.approx((30, 0.5))
     found = find_advantage(trials, JOINT, "k4", "recall@10")
-    assert found is not None and found == pytest.approx((2, 0.5 * 2**0.5))
+    assert found is not None and found == pytest.approx((2, 0.5 - 0.1))  # the same photos are easy for both
     assert judge("more is better", found) == "agrees" and judge("", found) == "not published"
     nats = find_advantage(trials, JOINT, "k4", "cross_entropy")
     assert nats is not None and judge("more is better", nats) == "disagrees"
     assert judge("more is better", Measure(1.0, 0.6)) == "undecided"
     assert find_advantage(trials, JOINT, "k2", "recall@10") is None
     assert not is_close(trials, "k4")
-    assert is_close({**trials, "k2": [make_trial("k2", 29, 9.0)]}, "k2")
+    assert is_close({**trials, "k2": [make_trial("k2", 29.5, 9.0, error=0.1)]}, "k2")
 
 
-def test_seeds_add_their_spread_to_the_error_of_the_photos() -> None:
+def test_seeds_add_their_pooled_spread_to_the_error_of_the_photos() -> None:
     trials = {JOINT: [make_trial(JOINT, value, 3.0, seed=seed) for seed, value in enumerate((29, 31, 33))]}
     trials["k4"] = [make_trial("k4", 30, 3.0, error=0.0)]
+    assert find_spread(trials, "recall@10") == pytest.approx(4)
+    assert combine(trials, JOINT, "recall@10") == pytest.approx((31, (0.5**2 + 4 / 3) ** 0.5))
     found = find_advantage(trials, JOINT, "k4", "recall@10")
-    assert found is not None and found == pytest.approx((1, (0.5**2 + 4 / 3) ** 0.5))
+    assert found is not None and found == pytest.approx((1, (0.5**2 + 4 / 3 + 4) ** 0.5))
+    trials["k2"] = [make_trial("k2", value, 3.0, seed=seed) for seed, value in enumerate((20, 20))]
+    assert find_spread(trials, "recall@10") == pytest.approx(8 / 3)
 
 
 def test_a_second_report_takes_the_place_of_the_first(tmp_path: Path) -> None:
@@ -151,7 +169,8 @@ def test_more_seeds_are_run_of_what_is_near_to_joint(
     recalls = {JOINT: 30.0, "k4": 29.5, "k2": 10.0}
 
     def pretend(settings: AblationSettings, variant: Variant, seed: int, *_: object) -> Trial:
-        return make_trial(variant.name, recalls[variant.name], recalls[variant.name], seed=seed)
+        error = 1.0 if variant.name == "k4" else 0.5  # so that some photos tell it from the joint one
+        return make_trial(variant.name, recalls[variant.name], recalls[variant.name], error, seed)
 
     monkeypatch.setattr("training.ablate.run_trial", pretend)
     monkeypatch.setattr("training.ablate.prepare_stock", lambda *_: None)

@@ -10,8 +10,8 @@ The protocol follows the paper (arXiv 2503.21757), which adapts a stock LVLM tha
    photo, in some random views, is kept, so that no variant runs it again.
 1. Each variant: fresh summary tokens and adapters over that LLM, on the same batches in the same order, for
    as many steps. `training.ablations.variants` lists them; `joint` is what all others are compared with.
-2. Each is measured on the test photos, with standard errors (`training.ablations.measures`). Where a variant
-   is within two of them of `joint`, two more seeds of both are run.
+2. Each is measured on the test photos (`training.ablations.measures`), `joint` with three seeds, which tell
+   how far seeds lie apart. Of a variant within two standard errors of `joint`, two more seeds are run.
 
 A trial that is done is a JSON in RUN/trials, and is not run again: a command that was stopped goes on, and
 one that has nothing left to do makes the report alone.
@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.datasets import read_karpathy
 from encoders.base import DatasetError
@@ -61,7 +62,7 @@ class Ablation:
             path.parent.mkdir(exist_ok=True)
             write_trial(path, trial)
             figures = trial.measures.figures.items()
-            tell(f"{path.stem}  " + "  ".join(f"{each} {measure.value:.4g}" for each, measure in figures))
+            tell(f"{path.stem}  " + "  ".join(f"{each} {fmean(values):.4g}" for each, values in figures))
         return read_trial(path)
 
     def _find_stock(self) -> Stock:
@@ -73,13 +74,16 @@ class Ablation:
 
 
 def run_ablations(ablation: Ablation, names: Sequence[str], seeds: int) -> None:
-    """Run some variants, and up to `seeds` trials each of those that are near to `joint`, and of it."""
+    """Run some variants once, and `seeds` trials each of `joint` and of those that are near to it."""
     first = ablation.settings.seed
     trials = {name: [ablation.find_trial(name, first)] for name in names}
-    close = [name for name in names if name != JOINT and JOINT in names and is_close(trials, name)]
-    for name in [JOINT, *close] if close else []:
-        for number in range(1, seeds):
-            ablation.find_trial(name, first + number)
+    if JOINT not in names:
+        return
+    more = range(first + 1, first + seeds)
+    trials[JOINT] += [ablation.find_trial(JOINT, seed) for seed in more]
+    for name in [name for name in names if name != JOINT and is_close(trials, name)]:
+        for seed in more:
+            ablation.find_trial(name, seed)
 
 
 def list_trials(run: Path) -> dict[str, list[Trial]]:
@@ -123,9 +127,10 @@ def _describe_run(settings: AblationSettings, settings_file: Path, test_photos: 
 One thing changed at a time over a stock captioner ({stock.steps} steps of {stock.photos} photos) that is then
 frozen: {variant.steps} steps of {variant.photos} photos each, one caption matched and one said;
 k = {settings.summary_tokens} where it is not varied. Measured on the {test_photos:,} photos of
-`{settings.test_split}` with all their captions. A figure stands with its standard error, over photos and,
-where there are several, over seeds; a finding agrees or disagrees where the difference is two standard errors
-or more, and is undecided below."""
+`{settings.test_split}` with all their captions. A figure stands with its standard error, over photos and
+seeds (whose spread is pooled over all variants of which there are several). Variants are compared photo by
+photo, so the error of a difference is less than that of its sides; a finding agrees or disagrees where the
+difference is two standard errors or more, and is undecided below."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

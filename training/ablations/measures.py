@@ -1,8 +1,9 @@
-"""What a variant is measured by on the test photos, each figure with a standard error over photos.
+"""What a variant is measured by on the test photos, each figure as a value for every photo.
 
-Captions of one photo are alike, so photos and not captions are what is drawn at random: the error of a mean
-is the deviation of the photos' own means over the root of their number. What is counted by caption or by
-token is a ratio of two sums over photos, and has the error of a ratio (linearised).
+Captions of one photo are alike, so photos and not captions are what is drawn at random: a figure is the mean
+of the photos' values, and its error their deviation over the root of their number. What is counted by caption
+or by token is a ratio of two sums over photos, whose values are those of the ratio, linearised. Two variants
+are compared photo by photo, which takes out that some photos are easier than others.
 """
 
 from collections.abc import Sequence
@@ -36,12 +37,13 @@ class Measure(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """On the test photos. figures: by name; recall in per cent, and none of a model that embeds nothing.
+    """On the test photos. figures: by name, the values (photos,) whose mean it is.
 
-    bytes_an_image: of int8 tokens, their scales and, where there is one, a float16 embedding.
+    Recall is in per cent, and there is none of a model that embeds nothing. bytes_an_image: of int8 tokens,
+    their scales and, where there is one, a float16 embedding.
     """
 
-    figures: dict[str, Measure]
+    figures: dict[str, list[float]]
     bytes_an_image: int
 
 
@@ -60,19 +62,19 @@ def measure_model(
         figures = {} if model.variant.reading == "image" else _measure_recall(model, builder, reading, images)
         figures["cross_entropy"] = _measure_cross_entropy(model, builder, reading.memory, images)
         figures["cider_d"] = _measure_captions(model, builder, reading.memory, images, longest)
-    return Measures(figures, count_bytes(model, reading.memory))
+    by_photo = {name: values.tolist() for name, values in figures.items()}
+    return Measures(by_photo, count_bytes(model, reading.memory))
 
 
-def average(values: Floats) -> Measure:
-    """The mean over photos."""
-    return Measure(float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))
+def average(values: Floats, spread: float = 0.0) -> Measure:
+    """The mean over photos; spread is the variance that it has from elsewhere."""
+    return Measure(float(values.mean()), float((values.var(ddof=1) / len(values) + spread) ** 0.5))
 
 
-def divide(sums: Floats, counts: Floats) -> Measure:
-    """The sum of one over the sum of the other, both by photo."""
-    ratio = float(sums.sum() / counts.sum())
-    residuals = sums - ratio * counts
-    return Measure(ratio, float(residuals.std(ddof=1) / counts.mean() / len(counts) ** 0.5))
+def divide(sums: Floats, counts: Floats) -> Floats:
+    """Values by photo whose mean is the sum of the one over the sum of the other, and has its error."""
+    ratio = sums.sum() / counts.sum()
+    return np.asarray(ratio + (sums - ratio * counts) / counts.mean(), np.float64)
 
 
 def count_bytes(model: AblatedModel, memory: Tensor) -> int:
@@ -89,7 +91,7 @@ def _read_photos(model: AblatedModel, builder: InputBuilder, features: Tensor) -
 
 def _measure_recall(
     model: AblatedModel, builder: InputBuilder, reading: Reading, images: Sequence[CaptionedImage]
-) -> dict[str, Measure]:
+) -> dict[str, Floats]:
     captions = [caption for image in images for caption in image.captions]
     owners = np.array([row for row, image in enumerate(images) for _ in image.captions], np.int64)
     order = np.argsort([len(caption) for caption in captions])  # padding costs little so
@@ -100,10 +102,10 @@ def _measure_recall(
     found = rank_first_positives(texts, photos, owners, rows)
     told = rank_first_positives(photos, texts, rows, owners)
     figures = {f"recall@{cutoff}": _average_hits(found <= cutoff, owners) for cutoff in CUTOFFS}
-    return {**figures, "image to text recall@10": average(100 * (told <= 10).astype(np.float64))}
+    return {**figures, "image to text recall@10": 100 * (told <= 10).astype(np.float64)}
 
 
-def _average_hits(hits: NDArray[np.bool_], owners: NDArray[np.int64]) -> Measure:
+def _average_hits(hits: NDArray[np.bool_], owners: NDArray[np.int64]) -> Floats:
     """The share of captions, in per cent, where a photo may have more or fewer of them."""
     sums, counts = np.zeros((2, owners.max() + 1))
     np.add.at(sums, owners, 100 * hits)
@@ -113,7 +115,7 @@ def _average_hits(hits: NDArray[np.bool_], owners: NDArray[np.int64]) -> Measure
 
 def _measure_cross_entropy(
     model: AblatedModel, builder: InputBuilder, memory: Tensor, images: Sequence[CaptionedImage]
-) -> Measure:
+) -> Floats:
     pairs = [(row, caption) for row, image in enumerate(images) for caption in image.captions]
     pairs.sort(key=lambda pair: len(pair[1]))
     nats, tokens = np.zeros(len(images)), np.zeros(len(images))
@@ -135,7 +137,7 @@ def _measure_captions(
     memory: Tensor,
     images: Sequence[CaptionedImage],
     longest: int,
-) -> Measure:
+) -> Floats:
     end, said = builder.tokenizer.eos_token_id, []
     for part in memory.split(_BATCH):
         inputs = builder.questions([builder.prompts.caption] * len(part))
@@ -143,4 +145,4 @@ def _measure_captions(
             model.say(part, inputs, longest, end), skip_special_tokens=True
         )
     scores = score_captions(said, [image.captions for image in images])
-    return average(np.array(scores.each_cider_d))
+    return np.array(scores.each_cider_d, np.float64)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from encoders.base import DatasetError
-from training.ablations.measures import Measure
+from training.ablations.measures import Floats, Measure, average
 from training.ablations.trial import Trial
 from training.ablations.variants import JOINT
 
@@ -61,24 +61,38 @@ COMPARISONS = (
 )
 
 
-def combine(trials: Sequence[Trial], figure: str) -> Measure | None:
-    """The mean over seeds; its error is of the photos, which all seeds share, and of the seeds."""
-    measures = [each.measures.figures[figure] for each in trials if figure in each.measures.figures]
-    if not measures:
+def find_spread(trials: Trials, figure: str) -> float:
+    """The variance of a figure from seed to seed, pooled over all variants of which there are several."""
+    seeds = [[np.mean(row) for row in _list_values(each, figure)] for each in trials.values()]
+    several = [each for each in seeds if len(each) > 1]
+    squares = sum(float(np.var(each)) * len(each) for each in several)
+    return squares / sum(len(each) - 1 for each in several) if several else 0.0
+
+
+def combine(trials: Trials, name: str, figure: str) -> Measure | None:
+    """The mean of a variant over photos and seeds; its error is of the photos, which all share, and seeds."""
+    values = _list_values(trials.get(name, []), figure)
+    if not len(values):
         return None
-    values = np.array([measure.value for measure in measures])
-    photos = np.mean([measure.error**2 for measure in measures])
-    seeds = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
-    return Measure(float(values.mean()), float((photos + seeds) ** 0.5))
+    return average(values.mean(axis=0), find_spread(trials, figure) / len(values))
 
 
 def find_advantage(trials: Trials, better: str, worse: str, figure: str) -> Measure | None:
-    """By how much the one is better than the other, and the error of that; None where one has no figure."""
-    one, other = (combine(trials.get(name, []), figure) for name in (better, worse))
-    if one is None or other is None:
+    """By how much the one is better than the other, and the error of that; None where one has no figure.
+
+    They are compared photo by photo, so that the error is of the difference alone.
+    """
+    one, other = (_list_values(trials.get(name, []), figure) for name in (better, worse))
+    if not len(one) or not len(other):
         return None
     sign = -1 if figure in _LOWER_IS_BETTER else 1
-    return Measure(sign * (one.value - other.value), float(np.hypot(one.error, other.error)))
+    spread = find_spread(trials, figure) * (1 / len(one) + 1 / len(other))
+    return average(sign * (one.mean(axis=0) - other.mean(axis=0)), spread)
+
+
+def _list_values(trials: Sequence[Trial], figure: str) -> Floats:
+    """The values (seeds, photos) of a figure, of no seeds where the variant has no such figure."""
+    return np.array([each.measures.figures[figure] for each in trials if figure in each.measures.figures])
 
 
 def is_close(trials: Trials, name: str) -> bool:
@@ -122,7 +136,7 @@ def _render_variants(trials: Trials) -> list[str]:
     head = ["variant", "seeds", *_COLUMNS.values(), "bytes an image", "trained weights", "images/s"]
     lines = [_row(head), _row(["---"] * len(head))]
     for name, each in trials.items():
-        figures = [_show(combine(each, figure)) for figure in _COLUMNS]
+        figures = [_show(combine(trials, name, figure)) for figure in _COLUMNS]
         speed = f"{np.mean([trial.images_per_second for trial in each]):.0f}"
         first = each[0]
         counts = [f"{first.measures.bytes_an_image:,}", f"{first.trained_weights:,}", speed]
@@ -144,8 +158,8 @@ def _render_findings(trials: Trials) -> list[str]:
 
 def _render_compression(trials: Trials) -> list[str]:
     """What it costs to say a caption from k tokens, as a share of what it costs from the image's own."""
-    nats = {name: combine(trials.get(name, []), NATS) for name in ("k1", "k2", "k4", JOINT, "k16", "k32")}
-    whole = combine(trials.get("uncompressed", []), NATS)
+    nats = {name: combine(trials, name, NATS) for name in ("k1", "k2", "k4", JOINT, "k16", "k32")}
+    whole = combine(trials, "uncompressed", NATS)
     shares = [f"`{name}` {each.value / whole.value:.3f}" for name, each in nats.items() if each and whole]
     return ["", f"Nats a token over those of `uncompressed`: {', '.join(shares)}."] if shares else []
 

@@ -14,7 +14,7 @@ from benchmarks.datasets import CaptionedImage
 from encoders.base import DatasetError
 from encoders.fwd2bot.inputs import InputBuilder
 from training.ablations.batches import deal_batch, prompt_images
-from training.ablations.measures import Measure, Measures, measure_model
+from training.ablations.measures import Measures, measure_model
 from training.ablations.phases import run_phase
 from training.ablations.settings import AblationSettings, PhaseSettings
 from training.ablations.stock import Stock, average_answers
@@ -113,7 +113,7 @@ def write_trial(path: Path, trial: Trial) -> None:
     """Write a trial as JSON, in one move."""
     temporary = path.with_suffix(".tmp")
     record = {**trial._asdict(), "measures": trial.measures._asdict()}
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
@@ -122,7 +122,7 @@ def read_trial(path: Path) -> Trial:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         measures = record.pop("measures")
-        figures = {name: Measure(*map(float, pair)) for name, pair in measures["figures"].items()}
+        figures = {name: list(map(float, values)) for name, values in measures["figures"].items()}
         return Trial(**record, measures=Measures(figures, int(measures["bytes_an_image"])))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path} is no trial ({error}): remove it, and it is run again") from error
