@@ -41,6 +41,7 @@ test-st: $(VENV)-st/.extras ## the tests of the extras [st] and [mteb], in an en
 $(VENV)-st/.extras: pyproject.toml constraints.txt
 	$(MAKE) VENV=$(VENV)-st $(VENV)-st/.installed
 	$(VENV)-st/bin/python -m pip install --quiet -c constraints.txt sentence-transformers==6.2.0 mteb==2.26.24
+	-$(VENV)-st/bin/python -m pip install --quiet -c constraints.txt hnswlib  # built from source: with a C++ compiler
 	@touch $@
 
 clean: ## remove the environment, the demo's gallery and all caches
