@@ -3,6 +3,7 @@
 On two cores all of it is meant to take under 90 minutes, and under ten with --fast.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,11 @@ from indexer.build import build
 
 _SERIES = 2
 _BASE = "encoders/weights/base"  # the LVLM of the embedded model, an ordinary folder of transformers
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% for part in message.content %}"
+    "{{ '<image>' if part.type == 'image' else part.text }} "
+    "{% endfor %}{% endfor %}"
+)
 
 
 class Scope(NamedTuple):
@@ -44,6 +50,15 @@ def choose_scenes(scope: Scope) -> list[str]:
     if not (folder / "dataset_scenes.json").exists():
         write_scenes(folder, count, _SERIES)
     return ["--dataset", str(folder / "dataset_scenes.json"), "--images", str(folder)]
+
+
+def choose_lvlm(scope: Scope) -> str:
+    """The LVLM of the embedded model with a chat template, for sentence-transformers wants one."""
+    folder = scope.results / "lvlm"
+    if not folder.exists():
+        shutil.copytree(_BASE, folder)
+    (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
+    return str(folder)
 
 
 def choose_photos(scope: Scope) -> list[str]:
@@ -102,8 +117,8 @@ def _list_side_by_side(scope: Scope) -> list[str]:
     return [
         "--models",
         DEFAULT_ENCODER,
-        f"lvlm:{_BASE}",
-        f"st:{_BASE}",
+        f"lvlm:{choose_lvlm(scope)}",
+        f"st:{choose_lvlm(scope)}",
         "--seconds",
         "1" if scope.fast else "5",
     ]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from encoders.base import (
     Encoder,
     EncoderDamaged,
+    EncoderMismatch,
     EncoderNotFound,
     FloatArray,
     ImageEmbeddings,
@@ -53,7 +54,7 @@ class SentenceEncoder:
         """Load a folder or hub name, never code or pickles.
 
         The fingerprint is of all files, the image processor's backend and the library's version (X.Y). Raises
-        MissingDependency, EncoderNotFound and EncoderDamaged.
+        MissingDependency, EncoderNotFound, EncoderMismatch and EncoderDamaged.
         """
         try:
             import sentence_transformers
@@ -69,6 +70,7 @@ class SentenceEncoder:
             raise EncoderNotFound(
                 f"{name} reads {' and '.join(model.modalities)}: choose one for text and image"
             )
+        _refuse_without_template(name, model.processor)
         version = ".".join(sentence_transformers.__version__.split(".")[:2])
         backend = type(model.processor.image_processor).__name__
         parts = [folder, *sorted(each for each in folder.iterdir() if each.is_dir())]
@@ -112,7 +114,9 @@ class SentenceEncoder:
         return self._memory.encode(self._encode, prepared)
 
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-        rows = self.model.encode_document(list(prepared), batch_size=len(prepared), **_QUIETLY)
+        # The library leaves pixels in float32, and not every vision tower casts them.
+        with torch.autocast(self.device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
+            rows = self.model.encode_document(list(prepared), batch_size=len(prepared), **_QUIETLY)
         return ImageEmbeddings(_to_unit(rows), None)
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
@@ -126,6 +130,19 @@ def _refuse_pickles(name: str, folder: Path) -> None:
     for weights in folder.rglob("pytorch_model*.bin"):
         if not any(weights.parent.glob("*.safetensors")):
             raise EncoderDamaged(f"{name} keeps {weights.name} as a pickle: save it anew as safetensors")
+
+
+def _refuse_without_template(name: str, processor: Any) -> None:
+    """Raise where the library would show an LVLM an image and not a word, which none can read."""
+    try:
+        find_family_of_processor(processor)
+    except EncoderNotFound:  # no LVLM: two towers need no prompt
+        return
+    if not getattr(processor, "chat_template", None):
+        raise EncoderMismatch(
+            f"{name} has no chat template, without which sentence-transformers cannot show it an image: "
+            f"put a chat_template.jinja into its folder, or use lvlm:{name.partition(':')[2]}"
+        )
 
 
 def _load_model(name: str, folder: Path, device: str) -> Any:

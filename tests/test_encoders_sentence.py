@@ -11,6 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 from encoders.base import (
     CannotAnswer,
     EncoderDamaged,
+    EncoderMismatch,
     EncoderNotFound,
     MissingDependency,
     SeeingEncoder,
@@ -21,7 +22,7 @@ from retrieval.ask import ask
 from retrieval.search import Searcher
 from tests.conftest import build, paint
 from tests.tiny_families import make_lvlm_of
-from tests.tiny_models import make_pictures
+from tests.tiny_models import make_builder, make_fastvlm, make_pictures
 
 TEXTS = ["a red dog", "two green cats on grass in the snow"]
 HAS_LIBRARY = find_spec("sentence_transformers") is not None
@@ -56,6 +57,14 @@ def save_llava(folder: Path) -> Path:
 
 
 @needs_library
+def test_an_lvlm_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path / "llava")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(EncoderMismatch, match=f"no chat template.*use lvlm:{folder}"):
+        load_encoder(f"st:{folder}")
+
+
+@needs_library
 @pytest.mark.parametrize(("save", "dim", "side"), [(save_clip, 24, 32), (save_llava, 32, 16)])
 def test_embeddings_are_the_librarys_own(save, dim: int, side: int, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from sentence_transformers import SentenceTransformer
@@ -70,6 +79,23 @@ def test_embeddings_are_the_librarys_own(save, dim: int, side: int, tmp_path: Pa
     assert summaries is None and not isinstance(encoder, TalkingEncoder | SeeingEncoder)
     assert (encoder.dim, encoder.image_size, vectors.dtype) == (dim, side, np.float32)
     assert encoder.encode_texts([]).shape == (0, dim)
+
+
+@needs_library
+def test_a_vision_tower_that_casts_nothing_runs_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = make_builder()
+    make_fastvlm(builder).save_pretrained(tmp_path)
+    builder.processor.save_pretrained(tmp_path)
+    part = "{{ '<image>' if part.type == 'image' else part.text }} "
+    parts = f"{{% for part in message.content %}}{part}{{% endfor %}}"
+    template = f"{{% for message in messages %}}{parts}{{% endfor %}}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    exact = load_encoder(f"st:{tmp_path}", "cpu").encode_images(make_pictures()).vectors
+    monkeypatch.setattr("encoders.sentence.choose_dtype", lambda device: torch.bfloat16)
+    rounded = load_encoder(f"st:{tmp_path}", "cpu").encode_images(make_pictures()).vectors
+    assert ((exact * rounded).sum(axis=1) > 0.99).all() and not np.array_equal(exact, rounded)
 
 
 @needs_library
