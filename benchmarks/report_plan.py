@@ -129,7 +129,7 @@ def _make_race(rival: str) -> Section:
 
     def list_arguments(scope: Scope) -> list[str]:
         size = (
-            ["--count", "64", "--rounds", "1", "--rows", "10000"]
+            ["--count", "160", "--rounds", "1", "--rows", "10000"]
             if scope.fast
             else ["--count", "2000", "--megapixels", "1", "12"]
         )
