@@ -27,7 +27,7 @@ PHOTOS = race.Photos(Path("few"), Path("all"), 132, 1.0)
 
 
 class Sluggish:
-    """Takes five seconds to start, a hundred from a cold disk, and so many for a photo, without taking them."""
+    """Takes five seconds to start (from a cold disk a hundred) and so many a photo, without taking them."""
 
     versions: Mapping[str, str] = {}
 
