@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -21,7 +20,6 @@ from encoders.base import (
     MissingDependency,
     TalkingEncoder,
 )
-from encoders.fwd2bot.model import pool
 from indexer.decode import open_picture
 from indexer.images import describe_error
 from indexer.pixels import decode_upright
@@ -78,7 +76,9 @@ def embed_texts(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
 
 def pool_summaries(summaries: FloatArray) -> FloatArray:
     """The embedding of each image, made again from its tokens (n, k, width): float32 (n, width) unit rows."""
-    return np.asarray(pool(torch.from_numpy(summaries)).numpy(), np.float32)
+    means = summaries.mean(axis=1)
+    lengths = np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return np.asarray(means / lengths, np.float32)
 
 
 class Tokens(Protocol):
