@@ -1,6 +1,6 @@
 """What `benchmarks.report` measures, in the order of the document: commands, sizes, and a few words on each.
 
-On two cores all of it took 46 minutes, 28 of them for a million neighbours, and under six with --fast.
+On two cores all of it took 46 minutes, 28 of them for a million neighbours, and under ten with --fast.
 """
 
 import shutil
