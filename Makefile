@@ -28,7 +28,8 @@ benchmark: $(VENV)-st/.extras ## write all tables of docs/benchmarks.md; FAST=1 
 
 benchmark-rivals: $(INSTALLED) ## race rclip and clip-retrieval, each in an environment of its own; hours
 	$(BIN)/python -m benchmarks.report $(if $(FAST),--fast) --place runs/rivals \
-		--only side_by_side_clip race_rclip_3_3_0 race_rclip_2_1_6 race_clip_retrieval_2_45_0
+		--only side_by_side_clip $(foreach rival,rclip_3_3_0 rclip_2_1_6 clip_retrieval_2_45_0,\
+			race_$(rival)_1mp $(if $(FAST),,race_$(rival)_12mp))
 
 test-openclip: ## the tests of the extra [openclip], in an environment of their own
 	$(MAKE) VENV=.venv-openclip .venv-openclip/.installed
