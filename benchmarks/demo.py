@@ -5,6 +5,7 @@
 runs the installed `fwd2bot` command and shows each command line before what it says.
 """
 
+import argparse
 import shlex
 import subprocess
 import sys
@@ -88,5 +89,11 @@ def call_command(*arguments: str) -> str:
     return done.stdout
 
 
+def main() -> int:
+    """Draw a gallery, index it, search it, and question an image that is deleted."""
+    argparse.ArgumentParser(prog="python -m benchmarks.demo", description=main.__doc__).parse_args()
+    return run_command(run_demo)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(run_demo))
+    sys.exit(main())

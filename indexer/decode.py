@@ -8,7 +8,6 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
@@ -80,15 +79,6 @@ def decode_photo(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels
         return photo._replace(error=describe_error(error), unread=True)
     except Exception as error:  # decoders raise anything: struct.error, SyntaxError, MemoryError ...
         return photo._replace(error=describe_error(error))
-
-
-def decode_image(path: Path, image_size: int) -> Image.Image:
-    """Decode one file just as the index does: RGB, upright, shrunk towards image_size.
-
-    Raises what Pillow raises.
-    """
-    with path.open("rb") as stream, open_picture(stream) as image:
-        return decode_upright(image, image_size)[0]
 
 
 def open_picture(stream: BinaryIO) -> Image.Image:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from benchmarks.fuzz_files import draw_picture, make_dng, make_exif, make_files
-from indexer.decode import decode_image, quiet_pillow, read_photo
+from indexer.decode import quiet_pillow, read_photo
 from indexer.images import MAX_FILE_BYTES, ImageFile, describe_error
 from indexer.raw import open_view
 from indexer.sources import open_source
@@ -107,12 +107,6 @@ def test_a_long_strip_does_not_stay_long(tmp_path: Path) -> None:
     Image.new("RGB", (60_000, 40)).save(tmp_path / "strip.png")
     photo = read(tmp_path / "strip.png")
     assert photo.image is not None and max(photo.image.size) <= 16 * SIZE
-
-
-def test_decode_image_gives_what_the_index_reads(tmp_path: Path) -> None:
-    draw_corner((500, 300)).save(tmp_path / "photo.jpg")
-    seen = np.asarray(decode_image(tmp_path / "photo.jpg", SIZE))
-    assert (seen == read_pixels(tmp_path / "photo.jpg")).all()
 
 
 def jpeg_bytes() -> bytes:
