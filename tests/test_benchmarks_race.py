@@ -46,7 +46,7 @@ def make_figures(monkeypatch: pytest.MonkeyPatch, side: Sluggish) -> race.Figure
     lap = race.run_lap(side, PHOTOS)  # type: ignore[arg-type]
     slower = replace(lap, search=Run(4 * lap.search.seconds, 1.0)) if side.name == "theirs" else lap
     kill = race.Kill(132, 66, 10.0, 20.0)
-    return race.Figures(side.name, {}, [lap, slower], kill, 1000, [Run(side.seconds, 1.0)] * 2)
+    return race.Figures(side.name, {"torch": "2.0"}, [lap, slower], kill, 1000, [Run(side.seconds, 1.0)] * 2)
 
 
 def test_images_a_second_leave_the_time_to_start_out_and_ratios_are_of_rounds(
@@ -64,6 +64,7 @@ def test_images_a_second_leave_the_time_to_start_out_and_ratios_are_of_rounds(
     assert table.count("beaten") == len(ratios) and "66 of 132" in table
     both = race.render_race(race.Race(1.0, 132, ours, theirs, ratios))
     assert "beaten" not in both and "5.00 (2.00 to 8.00)" in both
+    assert both.startswith("132 JPEGs of 1 megapixel,") and "theirs: torch 2.0" in both
 
 
 def test_too_few_photos_are_refused_and_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import report
 from benchmarks.charts import draw_charts, list_recall_by_bytes, list_recall_by_rate, list_throughput
 from benchmarks.charts import main as draw
+from benchmarks.peers.contenders import RIVALS
 from benchmarks.report import render_block, replace_block
 from benchmarks.report_plan import SECTIONS, Scope, Section, choose_photos
 from benchmarks.scenes import write_scenes
@@ -82,6 +83,8 @@ def test_photos_and_rivals_are_measured_only_where_they_are_given(tmp_path: Path
     assert names(tmp_path, None) - plain == {"text_to_image_photos", "generation_photos", "ann_photos"}
     assert all(name.startswith(("race_", "side_by_side_")) for name in names(None, tmp_path) - plain)
     assert plain - names(None, None, fast=True) == {"ann_million"}
+    slow = names(None, tmp_path) - names(None, tmp_path, fast=True)
+    assert len(slow) == 1 + len(RIVALS) and all(name == "ann_million" or "_12mp" in name for name in slow)
     with pytest.raises(Fwd2BotError, match="dataset_"):
         choose_photos(Scope(False, tmp_path, tmp_path, None))
 

@@ -219,10 +219,11 @@ def _sum_up(ratios: Sequence[float]) -> Ratio:
 
 
 def render_race(race: Race) -> str:
-    """Medians of both sides, and the ratios with their spread."""
+    """Medians of both sides, the ratios with their spread, and what each ran on."""
     ours, theirs = race.ours, race.theirs
+    size = f"{race.megapixels:g} megapixel{'' if race.megapixels == 1 else 's'}"
     lines = [
-        f"{race.images:,} JPEGs of {race.megapixels:g} megapixels, {len(ours.laps)} rounds, random weights",
+        f"{race.images:,} JPEGs of {size}, {len(ours.laps)} rounds, random weights",
         f"{'':<28}{ours.name:>14}{theirs.name:>24}   ratio (least to most)",
     ]
     for title, our, their in zip(race.ratios, _take_medians(ours), _take_medians(theirs), strict=True):
@@ -234,6 +235,8 @@ def render_race(race: Race) -> str:
     to_end = [f"{side.kill.seconds_to_end:.1f} s" for side in (ours, theirs)]
     lines += [f"{'left after kill -9 half-way':<28}{killed[0]:>14}{killed[1]:>24}"]
     lines += [f"{'next run, to the end':<28}{to_end[0]:>14}{to_end[1]:>24}"]
+    for side in (ours, theirs):
+        lines.append(f"{side.name}: {', '.join(f'{name} {each}' for name, each in side.versions.items())}")
     return "\n".join([*lines, ""])
 
 
