@@ -222,8 +222,9 @@ def render_race(race: Race) -> str:
     """Medians of both sides, the ratios with their spread, and what each ran on."""
     ours, theirs = race.ours, race.theirs
     size = f"{race.megapixels:g} megapixel{'' if race.megapixels == 1 else 's'}"
+    rounds = f"{len(ours.laps)} round{'' if len(ours.laps) == 1 else 's'}"
     lines = [
-        f"{race.images:,} JPEGs of {size}, {len(ours.laps)} rounds, random weights",
+        f"{race.images:,} JPEGs of {size}, {rounds}, random weights",
         f"{'':<28}{ours.name:>14}{theirs.name:>24}   ratio (least to most)",
     ]
     for title, our, their in zip(race.ratios, _take_medians(ours), _take_medians(theirs), strict=True):
