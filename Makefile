@@ -5,9 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_PROCESSES ?= 2
+FAISS ?= cpu
+MEASURE_LLAVA = $(PYTHON) -m training.measure training/configs/llava-1.5-7b-k16.toml --steps 10 \
+	--set lvlm.base=training/shapes/llava-1.5-7b
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-openclip test-st lint benchmark benchmark-rivals clean
+.PHONY: help demo test test-openclip test-st lint benchmark benchmark-rivals gpu gpu-here clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +34,17 @@ benchmark-rivals: $(INSTALLED) ## race rclip and clip-retrieval, each in an envi
 		--only side_by_side_clip $(foreach rival,rclip_3_3_0 rclip_2_1_6 clip_retrieval_2_45_0,\
 			race_$(rival)_1mp $(if $(FAST),,race_$(rival)_12mp))
 
+gpu: ## with a CUDA GPU: the tests that need one and the figures of docs/performance.md, in an environment of their own
+	$(MAKE) VENV=$(VENV)-gpu FAISS=gpu $(VENV)-gpu/.installed
+	$(MAKE) gpu-here PYTHON=$(VENV)-gpu/bin/python
+
+gpu-here: ## the same with PYTHON as it is, where nothing can be installed
+	$(PYTHON) -m pytest -q -m gpu
+	$(MEASURE_LLAVA) --rows 64
+	$(MEASURE_LLAVA) --rows 64 --set chunk_size=0
+	$(MEASURE_LLAVA) --rows 16 --set chunk_size=0 --set gradient_checkpointing=false
+	$(PYTHON) -m benchmarks.throughput --device cuda
+
 test-openclip: ## the tests of the extra [openclip], in an environment of their own
 	$(MAKE) VENV=.venv-openclip .venv-openclip/.installed
 	.venv-openclip/bin/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
@@ -46,12 +60,12 @@ $(VENV)-st/.extras: pyproject.toml constraints.txt
 	@touch $@
 
 clean: ## remove the environment, the demo's gallery and all caches
-	rm -rf $(VENV) .venv-openclip .venv-st demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-openclip .venv-st .venv-gpu demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "fwd2bot needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(FAISS),dev]"
 	@touch $@
