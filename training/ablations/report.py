@@ -80,9 +80,13 @@ def combine(trials: Trials, name: str, figure: str) -> Measure | None:
 def find_advantage(trials: Trials, better: str, worse: str, figure: str) -> Measure | None:
     """By how much the one is better than the other, and the error of that; None where one has no figure.
 
-    They are compared photo by photo, so that the error is of the difference alone.
+    They are compared photo by photo and with the same seeds, so that the error is of the difference alone.
     """
-    one, other = (_list_values(trials.get(name, []), figure) for name in (better, worse))
+    seeds = {each.seed for each in trials.get(better, [])} & {each.seed for each in trials.get(worse, [])}
+    one, other = (
+        _list_values([each for each in trials.get(name, []) if each.seed in seeds], figure)
+        for name in (better, worse)
+    )
     if not len(one) or not len(other):
         return None
     sign = -1 if figure in _LOWER_IS_BETTER else 1
@@ -158,9 +162,11 @@ def _render_findings(trials: Trials) -> list[str]:
 
 def _render_compression(trials: Trials) -> list[str]:
     """What it costs to say a caption from k tokens, as a share of what it costs from the image's own."""
-    nats = {name: combine(trials, name, NATS) for name in ("k1", "k2", "k4", JOINT, "k16", "k32")}
-    whole = combine(trials, "uncompressed", NATS)
-    shares = [f"`{name}` {each.value / whole.value:.3f}" for name, each in nats.items() if each and whole]
+    names, whole = ("k1", "k2", "k4", JOINT, "k16", "k32"), combine(trials, "uncompressed", NATS)
+    costs = {name: find_advantage(trials, "uncompressed", name, NATS) for name in names}
+    shares = [
+        f"`{name}` {1 + cost.value / whole.value:.3f}" for name, cost in costs.items() if cost and whole
+    ]
     return ["", f"Nats a token over those of `uncompressed`: {', '.join(shares)}."] if shares else []
 
 
