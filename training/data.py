@@ -8,6 +8,7 @@ draw the same random numbers, and each decodes its own pictures.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from encoders.fwd2bot.model import Answers
 from training.augment import Chance
 from training.data_settings import AugmentationSettings, BatchSettings
 from training.deal import Deal, DealtRow
+from training.guides import Guides, GuideTable
 from training.packing import PART_ROWS, Row, mark_words, pack_answers, pack_targets
 from training.sources.base import Sample
 from training.sources.drawn import DrawnSource
@@ -42,7 +44,7 @@ class Step(NamedTuple):
     sources: parts that pass 1 reads, those with pictures first. targets: parts of texts to be matched with
     them. source_ids, paired: int64 and bool (sources,), where only those that are paired have targets and
     take part in the contrastive loss. words: bool (images, vocabulary), those in the captions of each image;
-    (0, vocabulary) where pictures go through the LVLM's own processor.
+    (0, vocabulary) where pictures go through the LVLM's own processor. guides: None without teachers.
     """
 
     sources: list[BatchEncoding]
@@ -52,6 +54,7 @@ class Step(NamedTuple):
     target_ids: Tensor
     words: Tensor
     paired: Tensor
+    guides: Guides | None = None
 
     @property
     def tower_only(self) -> bool:
@@ -68,6 +71,7 @@ class Step(NamedTuple):
             self.target_ids.to(device),
             self.words.to(device),
             self.paired.to(device),
+            self.guides.to(device) if self.guides else None,
         )
 
 
@@ -83,7 +87,7 @@ class StepDataset(Dataset[Step]):
     """Step number to step. The rows of a source come in epochs; drawn scenes are new at every step.
 
     augmentation: None leaves pictures to the LVLM's own processor. rank, ranks: whose share of a step is
-    built.
+    built. teachers: the folder of what they made of the rows (see `training.guides`).
     """
 
     def __init__(
@@ -95,12 +99,14 @@ class StepDataset(Dataset[Step]):
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        teachers: Path | None = None,
     ) -> None:
-        require_batches(sources, batches, ranks)
+        require_batches(sources, batches, ranks, teachers is not None)
         self.sources, self.builder, self.batches, self.seed = sources, builder, batches, seed
         self.rank, self.ranks = rank, ranks
         self.views = SquareViews(builder, augmentation) if augmentation else None
         self._first_ids = _space_ids(sources)
+        self.guides = GuideTable(teachers, self._first_ids) if teachers else None
         self._deals = {
             name: Deal(name, source, seed)
             for name, source in sources.items()
@@ -174,10 +180,19 @@ class StepDataset(Dataset[Step]):
     def _assemble(
         self, sources: list[BatchEncoding], rows: list[Row], words: Tensor, tower_only: bool
     ) -> Step:
-        targets, target_ids = pack_targets(self.builder, [] if tower_only else rows)
+        targets = pack_targets(self.builder, [] if tower_only else rows)
         answers = pack_answers(self.builder, [] if tower_only else rows)
         ids, paired = torch.tensor([row.id for row in rows]), torch.tensor([row.contrastive for row in rows])
-        return Step(sources, targets, answers, ids, target_ids, words, paired)
+        guides = self._guide(rows, targets.texts) if self.guides else None
+        return Step(sources, targets.parts, answers, ids, targets.ids, words, paired, guides)
+
+    def _guide(self, rows: list[Row], targets: list[str]) -> Guides:
+        """What teachers made of the sources, those with pictures first, and of the targets."""
+        assert self.guides is not None
+        seen, read = ([row for row in rows if bool(row.sample.text) is text] for text in (False, True))
+        pictures = self.guides.find_pictures([row.id for row in seen])
+        texts = self.guides.find_texts([row.sample.text for row in read])
+        return Guides(torch.cat([pictures, texts]), self.guides.find_texts(targets))
 
     def _locate(self, step: int) -> tuple[BatchSettings, Counter[str]]:
         """The batch settings at a step, and how many rows of each source were dealt before it."""

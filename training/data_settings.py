@@ -80,6 +80,20 @@ class CaptionGroupSettings:
 
 
 @dataclass(frozen=True)
+class UnlabelledSettings:
+    """Pictures of which nothing is said: every image file below a folder.
+
+    They teach what teachers see in them (see `training.guides`), and nothing without.
+    """
+
+    kind: Literal["unlabelled"]
+    images: str
+
+    contrastive = False
+    answer = False
+
+
+@dataclass(frozen=True)
 class DrawnSettings:
     """Scenes drawn for one step, or families of four that differ in one thing (`training.families`).
 
@@ -98,6 +112,7 @@ SourceSettings = (
     | CaptionTableSettings
     | ShardSettings
     | CaptionGroupSettings
+    | UnlabelledSettings
     | DrawnSettings
 )
 

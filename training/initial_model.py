@@ -11,13 +11,15 @@ from transformers import ProcessorMixin
 from benchmarks.scenes import describe_scene, make_scene, questions, unique_caption
 from encoders.base import DatasetError
 from encoders.fwd2bot.adapters import NONE
+from encoders.fwd2bot.checkpoint import load_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Fwd2Bot
 from encoders.fwd2bot.pretrained import load_lvlm
+from encoders.load import find_checkpoint
 from training.losses import WordLoss
-from training.lvlm import make_lvlm, make_processor, train_tokenizer
+from training.lvlm import make_lvlm, make_processor, train_tokenizer, use_fast_layout
 from training.packing import mark_words
-from training.settings import BaseSettings, LvlmSettings, TrainingSettings
+from training.settings import BaseSettings, CheckpointSettings, LvlmSettings, TrainingSettings
 from training.sources.open import Sources, read_all_captions
 
 _TOKENIZER_SCENES = 3000
@@ -41,6 +43,8 @@ def make_initial_model(settings: TrainingSettings, sources: Sources, device: tor
     """Build the model of step 0; the same settings and sources give the same weights."""
     if isinstance(settings.lvlm, BaseSettings):
         return _adapt_pretrained(settings, settings.lvlm, device)
+    if isinstance(settings.lvlm, CheckpointSettings):
+        return _go_on(settings, settings.lvlm)
     return _start_from_nothing(settings, settings.lvlm, list(read_all_captions(sources)))
 
 
@@ -52,22 +56,39 @@ def _start_from_nothing(settings: TrainingSettings, shape: LvlmSettings, caption
     lvlm = make_lvlm(tokenizer, shape)
     model = Fwd2Bot(lvlm, settings.summary_tokens, settings.adapters)
     model.requires_grad_(True)  # nothing is pretrained, so nothing is frozen
-    lvlm.model.vision_tower.to(memory_format=torch.channels_last)
     return InitialModel(model, builder, WordLoss(shape.width, frequencies))
 
 
 def _adapt_pretrained(settings: TrainingSettings, base: BaseSettings, device: torch.device) -> InitialModel:
     """Frozen weights are held in bfloat16 on a GPU; what is trained, in float32."""
-    if settings.word_weight or any(batch.tower_only for batch in settings.batches):
-        raise DatasetError(
-            f"{base.base} sees already: set word_weight = 0, and leave out batches with tower_only"
-        )
+    _require_sight(settings, base.base)
     frozen = device.type == "cuda" and settings.adapters.mode != NONE
     dtype = torch.bfloat16 if frozen else torch.float32
     lvlm, processor = load_lvlm(base.base, str(device), dtype, base.quantize)
     torch.manual_seed(settings.seed)
     model = Fwd2Bot(lvlm, settings.summary_tokens, settings.adapters)
     return InitialModel(model, InputBuilder(processor, settings.prompts, settings.summary_tokens), None)
+
+
+def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialModel:
+    """All of a checkpoint, to be trained further in float32."""
+    _require_sight(settings, start.checkpoint)
+    model, processor, prompts = load_checkpoint(find_checkpoint(start.checkpoint), "cpu")
+    found = model.summary_shape[0], model.adapters, prompts
+    if found != (settings.summary_tokens, settings.adapters, settings.prompts):
+        raise DatasetError(
+            f"{start.checkpoint} has {found[0]} summary tokens, {found[1]} and {found[2]}: give the same "
+            "summary_tokens, [adapters] and [prompts]"
+        )
+    model.requires_grad_(True)
+    use_fast_layout(model.lvlm)
+    return InitialModel(model, InputBuilder(processor, prompts, settings.summary_tokens), None)
+
+
+def _require_sight(settings: TrainingSettings, name: str) -> None:
+    """What only a tower that starts from nothing has use for is refused."""
+    if settings.word_weight or any(batch.tower_only for batch in settings.batches):
+        raise DatasetError(f"{name} sees already: set word_weight = 0, and leave out batches with tower_only")
 
 
 def _tokenizer_texts(captions: Sequence[str], settings: TrainingSettings) -> Iterator[str]:

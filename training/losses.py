@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 HARD_NEGATIVE = -1  # the id of a target that matches no source, and of a source that matches no target
+_NEVER = -1e4  # the logit of a row with itself: no chance, and no infinity to multiply by it
 _LARGEST_SCALE = 100.0  # as CLIP (arXiv 2103.00020, section 2.5)
 
 
@@ -57,6 +58,35 @@ class SigmoidLoss(nn.Module):
         logits = _bound_scale(self.log_scale) * sources @ targets.T + self.bias  # (s, t)
         signs = 2.0 * match_ids(source_ids, target_ids) - 1
         return -nn.functional.logsigmoid(signs * logits).sum() / len(sources)
+
+
+def compare_affinities(rows: Tensor, guides: Tensor, pictured: Tensor, temperature: float) -> Tensor:
+    """How far the batch is from being as alike to itself as teachers find it: mean relative entropy, nats.
+
+    Each row is a softmax over the cosines with all other pictures, and one over those with all other texts
+    (affinity mimicking, TinyCLIP, arXiv 2309.12314, section 3.1; theirs of picture to text and back alone).
+
+    rows: of unit length (n, width). guides: the teachers' (n, dim), 0 for a row that they did not see, which
+    takes no part. pictured: bool (n,), which rows are pictures and not texts.
+    """
+    known = guides.any(dim=1)
+    rows, guides, pictured = rows[known], guides[known], pictured[known]
+    same = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    ours, theirs = (
+        (each @ each.T / temperature).masked_fill(same, _NEVER) for each in (rows, guides.to(rows.dtype))
+    )
+    losses = [
+        nn.functional.kl_div(
+            ours[mine][:, others].log_softmax(dim=1),
+            theirs[mine][:, others].log_softmax(dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        for mine in (pictured, ~pictured)
+        for others in (pictured, ~pictured)
+        if mine.any() and others.any()
+    ]
+    return torch.stack(losses or [rows.sum()]).mean()
 
 
 def match_ids(source_ids: Tensor, target_ids: Tensor) -> Tensor:

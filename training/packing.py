@@ -25,14 +25,26 @@ class Row(NamedTuple):
     answer: bool
 
 
-def pack_targets(builder: InputBuilder, rows: Sequence[Row]) -> tuple[list[BatchEncoding], Tensor]:
-    """What is to be matched, and what is to be told from it, with the id of each."""
+class Targets(NamedTuple):
+    """Texts to be matched, and those to be told from them: as pass 1 reads them, and as they stand.
+
+    ids: int64 (texts,), of the source that each belongs to.
+    """
+
+    parts: list[BatchEncoding]
+    ids: Tensor
+    texts: list[str]
+
+
+def pack_targets(builder: InputBuilder, rows: Sequence[Row]) -> Targets:
+    """The targets of the rows that have one, and their hard negatives."""
     paired = [row for row in rows if row.contrastive]
     targets = [(row.sample.target, row.id) for row in paired]
     targets += [(negative, HARD_NEGATIVE) for row in paired for negative in row.sample.negatives]
     parts = _pack_by_length(targets, lambda target: len(target[0]))
     ids = torch.tensor([known for part in parts for _, known in part], dtype=torch.long)
-    return [builder.texts([text for text, _ in part]) for part in parts], ids
+    texts = [[text for text, _ in part] for part in parts]
+    return Targets([builder.texts(part) for part in texts], ids, [text for part in texts for text in part])
 
 
 def pack_answers(builder: InputBuilder, rows: Sequence[Row]) -> list[Answers]:

@@ -11,7 +11,7 @@ from training.data_settings import AugmentationSettings as AugmentationSettings
 from training.data_settings import BatchSettings as BatchSettings
 from training.data_settings import SourceSettings as SourceSettings
 from training.data_settings import ValidationSettings as ValidationSettings
-from training.typed_toml import read_toml
+from training.typed_toml import build_settings, read_toml
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,29 @@ class BaseSettings:
 
     base: str
     quantize: Literal["none", "4bit"]
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """A Fwd2Bot checkpoint, of which every weight is trained further.
+
+    checkpoint: a folder, a hub name, or "tiny".
+    """
+
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """Learn from embeddings that teachers made beforehand.
+
+    teachers: the folder that `training.teach` wrote. weight: of the loss (`losses.compare_affinities`), and
+    temperature: what both sides' cosines are divided by.
+    """
+
+    teachers: str
+    weight: float
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -82,12 +105,18 @@ class TrainingSettings:
     workers: int
     sources: dict[str, SourceSettings]
     validation: ValidationSettings
-    lvlm: LvlmSettings | BaseSettings
+    lvlm: LvlmSettings | BaseSettings | CheckpointSettings
     prompts: Prompts
     adapters: AdapterSettings
     optimizer: OptimizerSettings
     batches: tuple[BatchSettings, ...]
     augmentation: AugmentationSettings | None = None
+    distillation: DistillationSettings | None = None
+
+    @property
+    def affinity_weight(self) -> float:
+        """Of the loss on what teachers made of the rows."""
+        return self.distillation.weight if self.distillation else 0.0
 
     @property
     def total_steps(self) -> int:
@@ -98,6 +127,11 @@ class TrainingSettings:
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainingSettings:
     """Read a TOML file, with `dotted.name=value` put over it; raises DatasetError with what is wrong."""
     return read_toml(path, TrainingSettings, overrides)
+
+
+def restore_settings(values: dict[str, Any], where: str) -> TrainingSettings:
+    """What `write_settings` gave; raises DatasetError, naming `where` it was found, for anything else."""
+    return build_settings(TrainingSettings, values, where)
 
 
 def write_settings(settings: TrainingSettings) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def load_state(trainer: Trainer, path: Path) -> list[str]:
 
     Raises DatasetError where the state is of another model.
     """
-    state = _read_state(path, trainer.ranks.device)
+    state = read_state(path, trainer.ranks.device)
     now = write_settings(trainer.settings)
     changed = [name for name, value in now.items() if state["settings"].get(name) != value]
     try:
@@ -86,7 +86,8 @@ def save_model(folder: Path, checkpoint: Checkpoint, settings: TrainingSettings)
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `save_state` wrote; raises DatasetError where that is not what the file holds."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
     except (EOFError, OSError, RuntimeError, UnpicklingError) as error:

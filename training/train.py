@@ -41,7 +41,14 @@ def train(settings: TrainingSettings, data: Path, run: Path) -> None:
     trainer = Trainer(settings, model, words, ranks)
     held_out = read_held_out(settings.validation, data, settings.validation.split)
     dataset = StepDataset(
-        sources, builder, settings.batches, settings.augmentation, settings.seed, ranks.rank, ranks.count
+        sources,
+        builder,
+        settings.batches,
+        settings.augmentation,
+        settings.seed,
+        ranks.rank,
+        ranks.count,
+        Path(settings.distillation.teachers) if settings.distillation else None,
     )
     checkpoint = Checkpoint(model, builder.processor, settings.prompts)
     validation = Validation(held_out, builder)

@@ -12,8 +12,9 @@ from encoders.fwd2bot.model import Fwd2Bot, JointOutput
 from training.data import Step
 from training.distributed import Ranks
 from training.grad_cache import Chunk, Embeddings, accumulate_gradients, split_step
-from training.losses import ContrastiveLoss, SigmoidLoss, WordLoss
-from training.settings import OptimizerSettings, TrainingSettings
+from training.guides import Guides
+from training.losses import ContrastiveLoss, SigmoidLoss, WordLoss, compare_affinities
+from training.settings import DistillationSettings, OptimizerSettings, TrainingSettings
 from training.sharding import align_chunks, require_shards_fit, shard_frozen_weights, wants_shards
 
 _LOSSES = {"infonce": ContrastiveLoss, "sigmoid": SigmoidLoss}
@@ -83,7 +84,7 @@ class Trainer:
             losses.update(self._compare(rows, batch))
             return self._weigh(losses, batch)
 
-        matched = settings.contrastive_weight or settings.feature_weight
+        matched = settings.contrastive_weight or settings.feature_weight or settings.distillation
         step = Chunk(
             batch.sources,
             batch.targets if matched else [],
@@ -122,7 +123,20 @@ class Trainer:
             losses["feature"] = self.contrastive(features, targets, image_ids, target_ids)
         if settings.word_weight and self.words and len(images):
             losses["word"] = self.words(images, gather(batch.words))
+        if settings.distillation and batch.guides:
+            losses["affinity"] = self._compare_with_teachers(rows, batch.guides, settings.distillation)
         return losses
+
+    def _compare_with_teachers(
+        self, rows: Embeddings, guides: Guides, settings: DistillationSettings
+    ) -> Tensor:
+        count = len(rows.sources) + len(rows.targets)
+        pictured = torch.arange(count, device=rows.sources.device) < len(rows.images)
+        ours, theirs, pictured = (
+            self.ranks.gather(each)
+            for each in (torch.cat([rows.sources, rows.targets]), torch.cat(guides), pictured)
+        )
+        return compare_affinities(ours, theirs, pictured, settings.temperature)
 
     def _run_tower(self, batch: Step) -> dict[str, Tensor]:
         """The LLM is not run at all."""

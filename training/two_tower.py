@@ -30,11 +30,13 @@ from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Answers, Fwd2Bot, JointOutput
 from encoders.fwd2bot.prompts import Prompts
 from training.data import StepDataset
+from training.data_settings import UnlabelledSettings
 from training.distributed import join_ranks
 from training.initial_model import make_initial_model
 from training.run_log import RunLog, run_command, tell
-from training.settings import LvlmSettings, TrainingSettings, read_settings
-from training.sources.open import open_sources
+from training.settings import LvlmSettings, TrainingSettings, read_settings, restore_settings
+from training.sources.open import Sources, open_sources
+from training.states import STATE_FILE, read_state
 from training.train import run_steps
 from training.trainer import Trainer
 from training.validate import Validation, read_held_out, report_recall
@@ -139,7 +141,9 @@ def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings
         feature_weight=0.0,
         word_weight=0.0,
         sources={
-            name: replace(source, contrastive=True, answer=False) for name, source in settings.sources.items()
+            name: replace(source, contrastive=True, answer=False)
+            for name, source in settings.sources.items()
+            if not isinstance(source, UnlabelledSettings)
         },
         batches=tuple(
             replace(batch, steps=round(share * batch.steps), tower_only=False) for batch in settings.batches
@@ -156,13 +160,12 @@ def train_two_towers(settings: TrainingSettings, data: Path, run: Path, share: f
     """Run, or go on with, the training in the folder `run`; returns what result.json says."""
     if not isinstance(settings.lvlm, LvlmSettings):
         raise DatasetError("Two towers start from nothing: give settings whose [lvlm] is a shape and no base")
+    if settings.distillation:
+        raise DatasetError("Two towers learn from captions alone: give settings without [distillation]")
     run.mkdir(parents=True, exist_ok=True)
-    shape, settings = settings.lvlm, adapt_settings(settings, share)
+    settings = adapt_settings(settings, share)
     sources = open_sources(settings.sources, data)
-    initial = make_initial_model(settings, sources, torch.device("cpu"))
-    builder = write_plainly(initial.builder)
-    towers = make_two_towers(initial.model, shape, builder)
-    weights = {"fwd2bot": count_weights(initial.model), "two_towers": count_weights(towers)}
+    towers, builder, weights = start_two_towers(settings, sources)
     tell("  ".join(f"weights of {name}: {count:,}" for name, count in weights.items()))
     dataset = StepDataset(sources, builder, settings.batches, settings.augmentation, settings.seed)
     _take_steps(settings, towers, dataset, data, run)
@@ -176,6 +179,33 @@ def train_two_towers(settings: TrainingSettings, data: Path, run: Path, share: f
     }
     (run / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def start_two_towers(
+    settings: TrainingSettings, sources: Sources
+) -> tuple[TwoTowers, InputBuilder, dict[str, int]]:
+    """The towers of step 0, what writes their inputs, and the weights of Fwd2Bot and of them."""
+    assert isinstance(settings.lvlm, LvlmSettings)
+    initial = make_initial_model(settings, sources, torch.device("cpu"))
+    builder = write_plainly(initial.builder)
+    weights = {"fwd2bot": count_weights(initial.model)}
+    towers = make_two_towers(initial.model, settings.lvlm, builder)
+    return towers, builder, {**weights, "two_towers": count_weights(towers)}
+
+
+def load_two_towers(run: Path, data: Path) -> tuple[TwoTowers, InputBuilder]:
+    """The towers that a run came to, and what writes their inputs; raises DatasetError where there are none.
+
+    data: as it was given to the run, whose captions make the tokenizer.
+    """
+    state = read_state(run / STATE_FILE, torch.device("cpu"))
+    settings = restore_settings(state["settings"], str(run / STATE_FILE))
+    towers, builder, _ = start_two_towers(settings, open_sources(settings.sources, data))
+    try:
+        towers.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise DatasetError(f"{run} is no run of training.two_tower on the data of {data}") from error
+    return towers.eval(), builder
 
 
 def _take_steps(

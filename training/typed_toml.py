@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from encoders.base import DatasetError
@@ -24,7 +24,12 @@ def read_toml(path: Path, kind: type[Settings], overrides: Sequence[str] = ()) -
         raise DatasetError(f"{path} cannot be read as training settings: {error}") from error
     for override in overrides:
         _set_value(values, override)
-    built: Settings = _build(kind, values, str(path))
+    return build_settings(kind, values, str(path))
+
+
+def build_settings(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
+    """A dataclass from plain values, checked as those of a file; `where` they stand is told in errors."""
+    built: Settings = _build(kind, values, where)
     return built
 
 
@@ -68,6 +73,8 @@ def _list_names(known: tuple[Field[Any], ...]) -> str:
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if get_origin(kind) in (Union, UnionType):
+        if value is None and NoneType in get_args(kind):
+            return None
         return _convert(_choose(get_args(kind), value), value, where)
     if is_dataclass(kind):
         return _build(kind, value, where)
@@ -80,7 +87,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise DatasetError(f"{where} must be one of {', '.join(get_args(kind))}, and is {value!r}")
         return value
     if get_args(kind):
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             raise DatasetError(f"{where} must be a list, and is {value!r}")
         return tuple(_convert(get_args(kind)[0], item, where) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -28,8 +28,10 @@ def deal_batch(deal: Deal, builder: InputBuilder, step: int, photos: int) -> Bat
     """The batch of a step: every photo once before any comes again, in another order every time."""
     dealt = deal.deal_rows(step * photos, photos, Random(f"{deal.seed} {step}"))
     rows = [Row(each.row, each.sample, contrastive=True, answer=True) for each in dealt]
-    targets, target_rows = pack_targets(builder, rows)
-    return Batch(torch.tensor([row.id for row in rows]), targets, target_rows, pack_answers(builder, rows))
+    targets = pack_targets(builder, rows)
+    return Batch(
+        torch.tensor([row.id for row in rows]), targets.parts, targets.ids, pack_answers(builder, rows)
+    )
 
 
 def prompt_images(builder: InputBuilder, count: int) -> BatchEncoding:

@@ -12,6 +12,7 @@ from training.data_settings import (
     KarpathySettings,
     ShardSettings,
     SourceSettings,
+    UnlabelledSettings,
 )
 from training.sources.base import Source
 from training.sources.caption_groups import CaptionGroupSource
@@ -20,6 +21,7 @@ from training.sources.conversations import ConversationSource
 from training.sources.drawn import FAMILY_SIZE, DrawnSource
 from training.sources.karpathy import KarpathySource
 from training.sources.shards import ShardSource
+from training.sources.unlabelled import UnlabelledSource
 
 Sources = Mapping[str, Source | DrawnSource]
 
@@ -40,14 +42,20 @@ def read_all_captions(sources: Sources) -> Iterator[str]:
                 continue
 
 
-def require_batches(sources: Sources, batches: Sequence[BatchSettings], ranks: int) -> None:
-    """Raise DatasetError where a batch asks for what there is not, or would train nothing."""
+def require_batches(
+    sources: Sources, batches: Sequence[BatchSettings], ranks: int, guided: bool = False
+) -> None:
+    """Raise DatasetError where a batch asks for what there is not, or would train nothing.
+
+    guided: whether teachers have looked at the sources, so that those without captions train too.
+    """
     if not sum(batch.steps for batch in batches):
         raise DatasetError("This run would train on nothing: its [[batches]] have no steps")
     for name, source in sources.items():
-        if not source.settings.contrastive and not source.settings.answer:
+        if not source.settings.contrastive and not source.settings.answer and not guided:
             raise DatasetError(
-                f"Source {name} would train nothing: set contrastive or answer to true, or leave it out"
+                f"Source {name} would train nothing: set contrastive or answer to true, give [distillation], "
+                "or leave it out"
             )
     for number, batch in enumerate(batches, start=1):
         where = f"Batch {number} of the settings"
@@ -83,6 +91,8 @@ def _open_source(settings: SourceSettings, folder: Path) -> Source | DrawnSource
             return CaptionTableSource(settings, folder)
         case ShardSettings():
             return ShardSource(settings, folder)
+        case UnlabelledSettings():
+            return UnlabelledSource(settings, folder)
         case CaptionGroupSettings():
             return CaptionGroupSource(settings, folder)
         case _:

@@ -1,0 +1,151 @@
+r"""Write down what teachers make of the pictures and texts of a training set, for [distillation].
+
+    python -m training.teach training/configs/tiny-distilled.toml --data DIR \
+        --teachers tiny --two-towers runs/two_tower --out runs/teachers
+
+Each picture and each caption of the settings' sources is embedded once by each teacher, pictures in the mean
+with their mirror image; `training.guides` says what is written. Scenes are new at every step, and left out.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from encoders.base import DatasetError, FloatArray, ImageEmbeddings
+from encoders.fwd2bot.inputs import InputBuilder
+from encoders.fwd2bot.model import pool
+from encoders.load import load_encoder
+from training.guides import PICTURE_COLUMNS, PICTURES_FILE, TEXT_COLUMNS, TEXTS_FILE, make_batch, write_table
+from training.run_log import run_command, tell
+from training.settings import read_settings
+from training.sources.base import Source
+from training.sources.caption_groups import CaptionGroupSource
+from training.sources.drawn import DrawnSource
+from training.sources.open import Sources, open_sources, read_all_captions
+from training.two_tower import TwoTowers, load_two_towers
+from training.validate import embed_texts
+
+_BATCH = 32
+
+
+class Teacher(Protocol):
+    """The part of an encoder that is asked."""
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """Embed RGB images of any size."""
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embed texts: float32 (texts, dim), rows of unit length."""
+
+
+class TwoTowerTeacher:
+    """The two towers of a run, as an encoder."""
+
+    def __init__(self, towers: TwoTowers, builder: InputBuilder) -> None:
+        self.towers, self.builder = towers, builder
+        self.dim = towers.summary_shape[1]
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """See Encoder."""
+        inputs = self.builder.images(list(images)).to(self.towers.device)
+        with torch.autocast(self.towers.device.type, torch.bfloat16):
+            return ImageEmbeddings(pool(self.towers.compress(inputs)).cpu().numpy(), None)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """See Encoder."""
+        rows: FloatArray = embed_texts(self.towers, self.builder, texts).cpu().numpy()
+        return rows
+
+
+def teach(teachers: Sequence[Teacher], sources: Sources, out: Path) -> None:
+    """Write what the teachers make of the sources, in the folder `out`; raises DatasetError without any."""
+    if not teachers:
+        raise DatasetError("Nobody teaches: name --teachers, --two-towers, or both")
+    out.mkdir(parents=True, exist_ok=True)
+    dim = sum(teacher.dim for teacher in teachers)
+    with write_table(out / PICTURES_FILE, PICTURE_COLUMNS, dim) as writer:
+        for name, row_numbers, pictures in _load_pictures(sources):
+            embeddings = _join([_embed_mirrored(teacher, pictures) for teacher in teachers])
+            writer.write_batch(make_batch(writer, [[name] * len(pictures), row_numbers], embeddings))
+    # Texts of one length in a batch need no padding, and each is read once, however often it is said.
+    texts = sorted(set(read_all_captions(sources)), key=lambda text: (len(text), text))
+    starts = range(0, len(texts), _BATCH)
+    with write_table(out / TEXTS_FILE, TEXT_COLUMNS, dim) as writer:
+        for start in tqdm(starts, desc="texts", unit="batch", disable=None):
+            part = texts[start : start + _BATCH]
+            embeddings = _join([teacher.encode_texts(part) for teacher in teachers])
+            writer.write_batch(make_batch(writer, [part], embeddings))
+
+
+def _load_pictures(sources: Sources) -> Iterator[tuple[str, list[int], list[Image.Image]]]:
+    """Batches of the pictures of each source, with their rows; any that cannot be read is told of."""
+    for name, source in sources.items():
+        if isinstance(source, DrawnSource | CaptionGroupSource):
+            continue
+        for start in tqdm(range(0, len(source), _BATCH), desc=name, unit="batch", disable=None):
+            loaded = dict(_load_each(name, source, range(start, min(start + _BATCH, len(source)))))
+            if loaded:
+                yield name, list(loaded), list(loaded.values())
+
+
+def _load_each(name: str, source: Source, rows: range) -> Iterator[tuple[int, Image.Image]]:
+    for row in rows:
+        try:
+            yield row, source.load_picture(row, 0)
+        except DatasetError as error:
+            tell(f"source {name} passes over {source.describe_row(row)}: {error}")
+
+
+def _embed_mirrored(teacher: Teacher, pictures: Sequence[Image.Image]) -> FloatArray:
+    """The mean of picture and mirror image, of unit length: a teacher that looks twice knows more."""
+    plain = teacher.encode_images(pictures).vectors
+    mirrored = teacher.encode_images([ImageOps.mirror(picture) for picture in pictures]).vectors
+    return normalize(torch.from_numpy(plain + mirrored), dim=1).numpy()
+
+
+def _join(embeddings: Sequence[FloatArray]) -> FloatArray:
+    """Side by side, still of unit length."""
+    joined: FloatArray = np.concatenate(embeddings, axis=1) / np.sqrt(len(embeddings))
+    return joined
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write down what teachers make of a training set."""
+    parser = argparse.ArgumentParser(prog="python -m training.teach", description=main.__doc__)
+    parser.add_argument("settings", type=Path, help="the settings of the run that is to learn from them")
+    parser.add_argument("--data", type=Path, required=True, help="as for training.train")
+    parser.add_argument(
+        "--teachers", nargs="*", default=[], metavar="MODEL", help="as in `fwd2bot index --model`"
+    )
+    parser.add_argument(
+        "--two-towers", nargs="*", default=[], type=Path, metavar="RUN", help="runs of training.two_tower"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder that distillation.teachers names")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    options = parser.parse_args(arguments)
+
+    def command() -> None:
+        settings = read_settings(options.settings, options.overrides)
+        towers = [TwoTowerTeacher(*load_two_towers(run, options.data)) for run in options.two_towers]
+        teachers: list[Teacher] = [*map(load_encoder, options.teachers), *towers]
+        teach(teachers, open_sources(settings.sources, options.data), options.out)
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
