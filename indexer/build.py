@@ -32,6 +32,7 @@ from .manifest import (
     require_same_encoder,
     resolve_root,
 )
+from .memory import give_back_memory
 from .plan import BuildPlan, compare_files
 from .recorder import BatchRecorder, BuildObserver, SilentObserver
 from .sources import open_source
@@ -103,6 +104,7 @@ def build(
             raise
         plan.fresh.clear()  # a long listing makes room for the FAISS index
         found.files.clear()
+        give_back_memory()  # and so does the model
         _finish(writer)
     skipped = plan.skipped_before + done.skipped
     return BuildReport(done.embedded, done.copied, plan.reused, len(plan.removed), skipped)
