@@ -104,7 +104,6 @@ def build(
             raise
         plan.fresh.clear()  # a long listing makes room for the FAISS index
         found.files.clear()
-        give_back_memory()  # and so does the model
         _finish(writer)
     skipped = plan.skipped_before + done.skipped
     return BuildReport(done.embedded, done.copied, plan.reused, len(plan.removed), skipped)
@@ -192,5 +191,6 @@ def _embed_files(
 
 def _finish(writer: IndexWriter) -> None:
     writer.commit()
+    give_back_memory()  # of the model, and of the last part
     if writer.manifest.parts and not is_faiss_sound(writer.index_dir, writer.manifest):
         writer.refresh_faiss()
