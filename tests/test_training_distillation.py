@@ -1,6 +1,5 @@
 """Learning from teachers: the loss against its definition, what teachers write, and a run that reads it."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from encoders.fwd2bot.checkpoint import load_checkpoint
 from tests.conftest import FakeEncoder
 from tests.training_data import AUGMENTATION, GROUPS, PHOTOS, make_plain_builder, write_photos
 from tests.training_data import make_settings as make_sources
-from tests.training_runs import make_settings, read_log, write_colours
+from tests.training_runs import make_settings, read_log, write_tested_colours
 from training.data import StepDataset
 from training.data_settings import BatchSettings, UnlabelledSettings
 from training.guides import PICTURES_FILE, TEXTS_FILE, GuideTable
@@ -190,11 +189,7 @@ def test_nobody_teaches_nothing(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen pictures of four colours, of which four are both val and test, and two without captions."""
-    folder = write_colours(tmp_path_factory.mktemp("data"))
-    path = folder / "flickr8k" / "dataset_flickr8k.json"
-    records = json.loads(path.read_text())["images"]
-    tests = [{**record, "split": "test"} for record in records if record["split"] == "val"]
-    path.write_text(json.dumps({"images": records + tests}))
+    folder = write_tested_colours(tmp_path_factory.mktemp("data"))
     (folder / "more").mkdir()
     for colour in ("red", "blue"):
         Image.new("RGB", (24, 24), colour).save(folder / "more" / f"{colour}.png")

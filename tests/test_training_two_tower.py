@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from encoders.base import DatasetError
-from tests.training_runs import CONFIG, make_base, make_settings, read_log, settle_on, write_colours
+from tests.training_runs import CONFIG, make_base, make_settings, read_log, settle_on, write_tested_colours
 from training import states
 from training.data import StepDataset
 from training.initial_model import make_initial_model
@@ -39,12 +39,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen pictures of four colours, of which four are both val and test."""
-    folder = write_colours(tmp_path_factory.mktemp("data"))
-    path = folder / "flickr8k" / "dataset_flickr8k.json"
-    records = json.loads(path.read_text())["images"]
-    tests = [{**record, "split": "test"} for record in records if record["split"] == "val"]
-    path.write_text(json.dumps({"images": records + tests}))
-    return folder
+    return write_tested_colours(tmp_path_factory.mktemp("data"))
 
 
 def make_towers(settings: TrainingSettings, data: Path) -> tuple[TwoTowers, StepDataset, int]:
