@@ -16,6 +16,7 @@ from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Fwd2Bot
 from encoders.fwd2bot.pretrained import load_lvlm
 from encoders.load import find_checkpoint
+from training.image_size import set_image_size
 from training.losses import WordLoss
 from training.lvlm import make_lvlm, make_processor, train_tokenizer, use_fast_layout
 from training.packing import mark_words
@@ -82,7 +83,10 @@ def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialMode
         )
     model.requires_grad_(True)
     use_fast_layout(model.lvlm)
-    return InitialModel(model, InputBuilder(processor, prompts, settings.summary_tokens), None)
+    builder = InputBuilder(processor, prompts, settings.summary_tokens)
+    if start.image_size:
+        model.lvlm.config.image_seq_length = set_image_size(model, builder, start.image_size)
+    return InitialModel(model, builder, None)
 
 
 def _require_sight(settings: TrainingSettings, name: str) -> None:

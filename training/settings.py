@@ -44,10 +44,12 @@ class BaseSettings:
 class CheckpointSettings:
     """A Fwd2Bot checkpoint, of which every weight is trained further.
 
-    checkpoint: a folder, a hub name, or "tiny".
+    checkpoint: a folder, a hub name, or "tiny". image_size: side in pixels of the pictures that it is shown
+    from now on, or 0 for what it had; only a convolutional tower reads another.
     """
 
     checkpoint: str
+    image_size: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,20 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from encoders.base import DatasetError, FloatArray, ImageEmbeddings
+from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import pool
 from encoders.load import load_encoder
 from training.guides import PICTURE_COLUMNS, PICTURES_FILE, TEXT_COLUMNS, TEXTS_FILE, make_batch, write_table
+from training.image_size import set_image_size
 from training.run_log import run_command, tell
 from training.settings import read_settings
 from training.sources.base import Source
 from training.sources.caption_groups import CaptionGroupSource
 from training.sources.drawn import DrawnSource
 from training.sources.open import Sources, open_sources, read_all_captions
-from training.two_tower import TwoTowers, load_two_towers
-from training.validate import embed_texts
+from training.two_tower import load_two_towers
+from training.validate import Compressor, embed_texts
 
 _BATCH = 32
 
@@ -50,24 +52,24 @@ class Teacher(Protocol):
         """Embed texts: float32 (texts, dim), rows of unit length."""
 
 
-class TwoTowerTeacher:
-    """The two towers of a run, as an encoder."""
+class ModelTeacher:
+    """A model as it stands in training, as an encoder."""
 
-    def __init__(self, towers: TwoTowers, builder: InputBuilder) -> None:
-        self.towers, self.builder = towers, builder
-        self.dim = towers.summary_shape[1]
+    def __init__(self, model: Compressor, builder: InputBuilder) -> None:
+        self.model, self.builder = model, builder
+        self.dim = model.summary_shape[1]
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
         """See Encoder."""
-        inputs = self.builder.images(list(images)).to(self.towers.device)
-        with torch.autocast(self.towers.device.type, torch.bfloat16):
-            return ImageEmbeddings(pool(self.towers.compress(inputs)).cpu().numpy(), None)
+        inputs = self.builder.images(list(images)).to(self.model.device)
+        with torch.autocast(self.model.device.type, torch.bfloat16):
+            return ImageEmbeddings(pool(self.model.compress(inputs)).float().cpu().numpy(), None)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """See Encoder."""
-        rows: FloatArray = embed_texts(self.towers, self.builder, texts).cpu().numpy()
+        rows: FloatArray = embed_texts(self.model, self.builder, texts).cpu().numpy()
         return rows
 
 
@@ -123,6 +125,18 @@ def _join(embeddings: Sequence[FloatArray]) -> FloatArray:
     return joined
 
 
+def _show_at(teacher: Teacher, side: int | None) -> Teacher:
+    """The teacher, shown pictures of this side; raises DatasetError where it is none of ours."""
+    if side is None:
+        return teacher
+    if isinstance(teacher, Fwd2BotEncoder):
+        teacher = ModelTeacher(teacher.model, teacher.builder)
+    if not isinstance(teacher, ModelTeacher):
+        raise DatasetError("Only models that were trained here can be shown another --image-size")
+    set_image_size(teacher.model, teacher.builder, side)
+    return teacher
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write down what teachers make of a training set."""
     parser = argparse.ArgumentParser(prog="python -m training.teach", description=main.__doc__)
@@ -134,14 +148,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--two-towers", nargs="*", default=[], type=Path, metavar="RUN", help="runs of training.two_tower"
     )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="show them pictures of this side, not of their own: crops made these look larger in training",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder that distillation.teachers names")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
     options = parser.parse_args(arguments)
 
     def command() -> None:
         settings = read_settings(options.settings, options.overrides)
-        towers = [TwoTowerTeacher(*load_two_towers(run, options.data)) for run in options.two_towers]
-        teachers: list[Teacher] = [*map(load_encoder, options.teachers), *towers]
+        models = [load_encoder(name) for name in options.teachers]
+        towers = [load_two_towers(run, options.data) for run in options.two_towers]
+        teachers = [_show_at(model, options.image_size) for model in models]
+        teachers += [_show_at(ModelTeacher(*tower), options.image_size) for tower in towers]
         teach(teachers, open_sources(settings.sources, options.data), options.out)
 
     return run_command(command)

@@ -25,6 +25,10 @@ class Compressor(Protocol):
     def device(self) -> torch.device:
         """Where inputs belong."""
 
+    @property
+    def summary_shape(self) -> tuple[int, int]:
+        """(k, width)."""
+
     def compress(self, inputs: BatchEncoding) -> Tensor:
         """Images or texts to (batch, k, width), whose mean is what is compared."""
 
