@@ -23,4 +23,5 @@ def set_image_size(model: Compressor, builder: InputBuilder, side: int) -> int:
             model.compress(inputs.to(model.device))
     except (EncoderMismatch, RuntimeError, ValueError) as error:
         raise DatasetError(f"The model cannot read pictures of {side} x {side} pixels: {error}") from error
-    return int((inputs["input_ids"] == processor.image_token_id).sum())
+    image_token: int = processor.image_token_id  # type: ignore[attr-defined]
+    return int((inputs["input_ids"] == image_token).sum())
