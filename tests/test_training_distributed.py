@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from encoders.base import DatasetError
 from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import pool
+from tests.conftest import FakeEncoder
 from tests.gradients import (
     ALONE,
     ANSWER_WEIGHT,
@@ -33,8 +35,10 @@ from tests.training_runs import make_base, make_settings, read_log, settle_on, w
 from training.distributed import Ranks, join_ranks
 from training.grad_cache import Chunk, Embeddings, accumulate_gradients, split_step, take_answers
 from training.losses import ContrastiveLoss, SigmoidLoss
-from training.settings import read_settings
+from training.settings import DistillationSettings, TrainingSettings, read_settings
 from training.sharding import align_chunks, require_shards_fit, shard_frozen_weights, wants_shards
+from training.sources.open import open_sources
+from training.teach import teach
 from training.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -102,10 +106,16 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+def make_taught_run(folder: Path) -> TrainingSettings:
+    """Five rows a step, two in memory at a time, with teachers."""
+    settings = settle_on(folder / "base", make_settings(4), rows=5)
+    return replace(settings, distillation=DistillationSettings(str(folder / "teachers"), 1.0, 0.1))
+
+
 def train_rank(rank: int, port: int, folder: Path, sharded: bool) -> None:
     join_environment(rank, port)
     os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
-    train(settle_on(folder / "base", make_settings(4), rows=5), folder, folder / f"shares {sharded}")
+    train(make_taught_run(folder), folder, folder / f"shares {sharded}")
     torch.distributed.destroy_process_group()
 
 
@@ -150,7 +160,8 @@ def test_a_run_of_two_processes_is_a_run_of_one(tmp_path: Path, sharded: bool) -
     pytest.importorskip("accelerate")
     write_colours(tmp_path)
     make_base(tmp_path / "base")
-    settings = settle_on(tmp_path / "base", make_settings(4), rows=5)
+    settings = make_taught_run(tmp_path)
+    teach([FakeEncoder()], open_sources(settings.sources, tmp_path), tmp_path / "teachers")
     train(settings, tmp_path, tmp_path / "alone")
     torch.multiprocessing.start_processes(
         train_rank, (find_free_port(), tmp_path, sharded), nprocs=2, start_method="fork"
@@ -158,6 +169,7 @@ def test_a_run_of_two_processes_is_a_run_of_one(tmp_path: Path, sharded: bool) -
     run = tmp_path / f"shares {sharded}"
     alone, together = read_log(tmp_path / "alone"), read_log(run)
     assert [line["step"] for line in together] == [line["step"] for line in alone]
+    assert all(line["affinity"] > 0 for line in together if "rate" in line)
     for one, two in zip(alone, together, strict=True):  # in bfloat16, so nearly
         assert all(two[name] == pytest.approx(value, rel=0.02) for name, value in one.items())
     assert Fwd2BotEncoder.load("new", run / "model", "cpu").summary_shape == (2, 32)
