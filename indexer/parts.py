@@ -23,7 +23,7 @@ from .columns import build_schema
 from .durable import digest_file, replace_durably
 from .manifest import PARTS_FOLDER, REBUILD_REMEDY, Manifest, PartRecord
 
-ROWS_AT_ONCE = 2048
+ROWS_AT_ONCE = 512
 ROWS_PER_GROUP = 128  # small, because reading one image's tokens reads its whole row group
 LONGEST_ROW = 1 << 15  # bytes that names and words of a row may take, beside its embedding and tokens
 
@@ -95,7 +95,7 @@ def open_part(index_dir: Path, manifest: Manifest, part: PartRecord) -> Iterator
             raise ValueError("it is no ordinary file")
         if status.st_size != part.size:
             raise ValueError(f"{status.st_size} bytes where the manifest says {part.size}")
-        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _require_agreement(file, manifest, part)
             yield file
 
@@ -125,7 +125,7 @@ def read_columns(index_dir: Path, manifest: Manifest, columns: Sequence[str]) ->
     for part in manifest.parts:
         rows = 0
         with open_part(index_dir, manifest, part) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(columns), use_threads=False):
                 rows += len(batch)
                 yield pa.Table.from_batches([batch])
             if rows != part.rows:  # a damaged page may end the iteration without a word
@@ -136,7 +136,7 @@ def read_groups(index_dir: Path, manifest: Manifest, part: PartRecord) -> Iterat
     """Read one part whole, a row group at a time."""
     with open_part(index_dir, manifest, part) as file:
         for number in range(file.num_row_groups):
-            yield file.read_row_group(number)
+            yield file.read_row_group(number, use_threads=False)
 
 
 def read_rows(index_dir: Path, manifest: Manifest, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
@@ -173,7 +173,7 @@ def _read_ids(file: pq.ParquetFile, wanted: NDArray[np.int64], columns: Sequence
     cuts = np.searchsorted(wanted, [*starts, np.iinfo(np.int64).max])
     for number, (begin, end) in enumerate(pairwise(cuts)):
         if begin < end:
-            table = file.read_row_group(number, columns=list(columns))
+            table = file.read_row_group(number, columns=list(columns), use_threads=False)
             yield table.take(np.flatnonzero(np.isin(table["id"].to_numpy(), wanted[begin:end])))
 
 
