@@ -20,7 +20,8 @@ from .decode import DEFAULT_MAX_MEGAPIXELS, quiet_pillow, read_photo
 from .embed import embed_photos
 from .faiss_file import is_faiss_sound
 from .faiss_library import require_faiss
-from .images import FoundImages, ImageFile
+from .file_list import FoundImages
+from .images import ImageFile
 from .lock import lock_index
 from .manifest import (
     Manifest,
@@ -92,6 +93,7 @@ def build(
         remove_orphans(index)
         manifest = None if settings.rebuild else _read_matching_manifest(folder, index, encoder, settings)
         plan = compare_files(found, index, manifest, settings.max_megapixels)
+        del found
         if plan.fresh and manifest is not None:
             require_same_encoder(encoder, manifest)
         manifest = manifest or create_manifest(folder, index, encoder, _choose_tokens(encoder, settings))
@@ -102,8 +104,7 @@ def build(
         except KeyboardInterrupt:
             writer.commit()
             raise
-        plan.fresh.clear()  # a long listing makes room for the FAISS index
-        found.files.clear()
+        plan = plan._replace(fresh=plan.fresh[:0])  # a long listing makes room for the FAISS index
         _finish(writer)
     skipped = plan.skipped_before + done.skipped
     return BuildReport(done.embedded, done.copied, plan.reused, len(plan.removed), skipped)

@@ -9,7 +9,8 @@ from typing import BinaryIO
 from encoders.base import NothingToIndex
 
 from .archives import ARCHIVE_EXTENSIONS, find_archive, list_archive, open_member
-from .images import FoundImages, Selection, describe_error, is_image_name, make_image_file
+from .file_list import FileCollector, FoundImages
+from .images import Selection, describe_error, is_image_name, make_image_file
 from .paths import escape_path, show_path, unescape_path
 
 
@@ -52,7 +53,8 @@ class _FolderWalk:
         self.root = root
         self.selection = selection
         self.follow_links = follow_links
-        self.found = FoundImages([], [], [])
+        self.files = FileCollector()
+        self.unreadable, self.refused = list[tuple[str, str]](), list[tuple[str, str]]()
         self.folders, self.links = [""], list[str]()
         self._seen = set[tuple[int, int]]()
         self._real_root = os.path.realpath(root)
@@ -65,10 +67,9 @@ class _FolderWalk:
                 if self._visit_once(folder):
                     self._list_folder(folder)
             except OSError as error:
-                self.found.unreadable.append((escape_path(folder), describe_error(error)))
+                self.unreadable.append((escape_path(folder), describe_error(error)))
         self._report_links()
-        self.found.files.sort()
-        return self.found
+        return FoundImages(self.files.sort(), self.unreadable, self.refused)
 
     def _visit_once(self, folder: str) -> bool:
         status = (self.root / folder).stat()
@@ -102,28 +103,28 @@ class _FolderWalk:
             if is_archive:
                 self._list_archive(path, status.st_mtime_ns)
             else:
-                self.found.files.append(make_image_file(path, status.st_size, status.st_mtime_ns))
+                self.files.append(make_image_file(path, status.st_size, status.st_mtime_ns))
 
     def _list_archive(self, path: str, mtime_ns: int) -> None:
         stored = escape_path(path)
         try:
             listing = list_archive(self.root / path)
         except OSError as error:
-            self.found.unreadable.append((stored, describe_error(error)))
+            self.unreadable.append((stored, describe_error(error)))
             return
-        self.found.files.extend(
+        self.files.extend(
             make_image_file(f"{path}/{name}", member.size, mtime_ns)
             for name, member in listing.members.items()
             if self.selection.takes_below(path, name)
         )
         if listing.damage:
             reason = f"the archive cannot be read to its end ({listing.damage})"
-            self.found.unreadable.append((stored, reason))
+            self.unreadable.append((stored, reason))
         if listing.refused:
             more = f" and {len(listing.refused) - 1:,} more" if len(listing.refused) > 1 else ""
             first = show_path(listing.refused[0])
             reason = f"left out of it: {first}{more}, as links, devices or names that lead elsewhere"
-            self.found.refused.append((stored, reason))
+            self.refused.append((stored, reason))
 
     def _leads_out(self, entry: os.DirEntry[str], path: str) -> bool:
         """Whether an entry is a link to somewhere outside the root that is not to be followed."""
@@ -140,4 +141,4 @@ class _FolderWalk:
             others = len(self._leading_out) - 1
             more = f", nor are {others:,} more" if others else ""
             reason = f"the link leads out of the folder and is not followed{more} (--follow-links)"
-            self.found.refused.append((self._leading_out[0], reason))
+            self.refused.append((self._leading_out[0], reason))

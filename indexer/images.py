@@ -41,18 +41,6 @@ class ImageFile(NamedTuple):
     mtime_ns: int
 
 
-class FoundImages(NamedTuple):
-    """What a source lists: image files in order of their paths; the rest are pairs of path and reason.
-
-    unreadable: folders and archives that could not be listed, so that nothing is known of what they hold.
-    refused: what was seen and left out on purpose.
-    """
-
-    files: list[ImageFile]
-    unreadable: list[tuple[str, str]]
-    refused: list[tuple[str, str]]
-
-
 class Photo(NamedTuple):
     """A file that was read: `image` is RGB and upright, or None with the reason in `error`.
 

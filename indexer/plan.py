@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .columns import build_schema
-from .images import FoundImages, ImageFile
+from .file_list import FileList, FoundImages
 from .manifest import Manifest
 from .table import read_newest_rows
 
@@ -19,7 +18,7 @@ COLUMNS = ("path", "size", "mtime_ns", "width", "height", "status")
 class BuildPlan(NamedTuple):
     """What a run has to do: read the `fresh` files and mark the `removed` paths."""
 
-    fresh: list[ImageFile]
+    fresh: FileList
     removed: list[str]
     reused: int
     skipped_before: int
@@ -32,24 +31,22 @@ def compare_files(
     if manifest is None:
         return BuildPlan(found.files, [], 0, 0)
     known = read_newest_rows(index_dir, manifest, COLUMNS)
-    paths = pa.array([file.path for file in found.files], build_schema(manifest).field("path").type)
-    places = pc.index_in(paths, value_set=known["path"]).fill_null(-1).to_numpy()
+    paths = found.files.table["path"]
+    places = pc.index_in(paths, value_set=known["path"].cast(paths.type)).fill_null(-1).to_numpy()
     listed = np.flatnonzero(places >= 0)  # of the files found, those that the index knows
     unchanged = np.zeros(len(found.files), bool)
-    unchanged[listed] = _mark_unchanged(found.files, listed, known.take(places[listed]), max_megapixels)
+    rows = known.take(places[listed])
+    unchanged[listed] = _mark_unchanged(found.files.take(listed), rows, max_megapixels)
     kept = known.take(places[unchanged])
     reused = pc.sum(pc.equal(kept["status"], "ok")).as_py() or 0
-    fresh = [found.files[place] for place in np.flatnonzero(~unchanged)]
+    fresh = found.files.take(np.flatnonzero(~unchanged))
     return BuildPlan(fresh, _list_removed(found, known, places[listed]), reused, len(kept) - reused)
 
 
-def _mark_unchanged(
-    files: list[ImageFile], listed: NDArray[np.int64], rows: pa.Table, max_megapixels: float
-) -> NDArray[np.bool_]:
-    """Which of the listed files need not be read again; `rows` are what the index knows of them."""
-    sizes = np.array([files[place].size for place in listed], np.int64)
-    times = np.array([files[place].mtime_ns for place in listed], np.int64)
-    same = (sizes == rows["size"].to_numpy()) & (times == rows["mtime_ns"].to_numpy())
+def _mark_unchanged(files: FileList, rows: pa.Table, max_megapixels: float) -> NDArray[np.bool_]:
+    """Which of these files need not be read again; `rows` are what the index knows of them."""
+    listed, columns = files.table, ("size", "mtime_ns")
+    same = np.all([listed[name].to_numpy() == rows[name].to_numpy() for name in columns], axis=0)
     pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
     skipped = pc.equal(rows["status"], "skipped").to_numpy()
     deleted = pc.equal(rows["status"], "deleted").to_numpy()

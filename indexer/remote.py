@@ -11,9 +11,9 @@ import xxhash
 
 from encoders.base import MissingDependency, NothingToIndex
 
+from .file_list import FileCollector, FoundImages
 from .images import (
     MAX_FILE_BYTES,
-    FoundImages,
     Selection,
     describe_error,
     describe_size,
@@ -38,7 +38,8 @@ class UrlSource:
 
     def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
         """See Source."""
-        selection, found, folders = Selection(exclude), FoundImages([], [], []), [""]
+        selection, files, folders = Selection(exclude), FileCollector(), [""]
+        unreadable: list[tuple[str, str]] = []
         while folders:
             folder = folders.pop()
             try:
@@ -49,12 +50,11 @@ class UrlSource:
                     raise NothingToIndex(
                         f"{self.url} cannot be listed ({reason}): check the URL and your credentials"
                     ) from error
-                found.unreadable.append((escape_path(folder), reason))
+                unreadable.append((escape_path(folder), reason))
                 continue
             for entry in entries:
-                self._sort_entry(entry, folder, selection, found, folders)
-        found.files.sort()
-        return found
+                self._sort_entry(entry, folder, selection, files, folders)
+        return FoundImages(files.sort(), unreadable, [])
 
     def open(self, path: str) -> BinaryIO:
         """See Source."""
@@ -76,7 +76,7 @@ class UrlSource:
         entry: Mapping[str, Any],
         folder: str,
         selection: Selection,
-        found: FoundImages,
+        files: FileCollector,
         folders: list[str],
     ) -> None:
         """Take an entry for a folder, an image or nothing."""
@@ -88,7 +88,7 @@ class UrlSource:
         if entry["type"] == "directory":
             folders.append(path)
         elif is_image_name(path):
-            found.files.append(make_image_file(path, int(entry["size"] or 0), read_stamp(entry)))
+            files.append(make_image_file(path, int(entry["size"] or 0), read_stamp(entry)))
 
 
 def read_stamp(entry: Mapping[str, Any]) -> int:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from .file_list import FoundImages
 from .folder import FolderSource
-from .images import FoundImages
 
 
 class Source(Protocol):
