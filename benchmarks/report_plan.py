@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from benchmarks.peers.contenders import RIVALS
 from benchmarks.scenes import write_scenes
-from encoders.base import DEFAULT_ENCODER, Fwd2BotError
+from encoders.base import DEFAULT_ENCODER, Encoder, Fwd2BotError, IndexNotFound
 from encoders.load import load_encoder
-from indexer.build import build
+from indexer.build import BuildSettings, build
+from indexer.manifest import read_manifest
 
 _SERIES = 2
 _BASE = "encoders/weights/base"  # the LVLM of the embedded model, an ordinary folder of transformers
@@ -56,8 +57,7 @@ def choose_scenes(scope: Scope) -> list[str]:
 def choose_lvlm(scope: Scope) -> str:
     """The LVLM of the embedded model with a chat template, for sentence-transformers wants one."""
     folder = scope.results / "lvlm"
-    if not folder.exists():
-        shutil.copytree(_BASE, folder)
+    shutil.copytree(_BASE, folder, dirs_exist_ok=True)
     (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
     return str(folder)
 
@@ -72,10 +72,18 @@ def choose_photos(scope: Scope) -> list[str]:
 
 
 def choose_index(scope: Scope) -> Path:
-    """An index of the real photos given, made where it is not there yet."""
+    """An index of the real photos given, made where it is not there yet or is another model's."""
     photos, index = Path(choose_photos(scope)[-1]), scope.results / "photos-index"
-    build(photos, index, load_encoder(DEFAULT_ENCODER))
+    encoder = load_encoder(DEFAULT_ENCODER)
+    build(photos, index, encoder, BuildSettings(rebuild=not _is_made_by(encoder, index)))
     return index
+
+
+def _is_made_by(encoder: Encoder, index: Path) -> bool:
+    try:
+        return read_manifest(index).encoder.fingerprint == encoder.fingerprint
+    except IndexNotFound:
+        return False
 
 
 def has_photos(scope: Scope) -> bool:

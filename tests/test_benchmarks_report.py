@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import report, report_plan
 from benchmarks.charts import draw_charts, list_recall_by_bytes, list_recall_by_rate, list_throughput
 from benchmarks.charts import main as draw
 from benchmarks.peers.contenders import RIVALS
@@ -13,6 +13,8 @@ from benchmarks.report import render_block, replace_block
 from benchmarks.report_plan import SECTIONS, Scope, Section, choose_photos
 from benchmarks.scenes import write_scenes
 from encoders.base import Fwd2BotError
+from indexer.manifest import read_manifest
+from tests.conftest import FakeEncoder
 
 RUN = {
     "benchmark": "ann",
@@ -126,6 +128,17 @@ def test_where_the_photos_lie_is_nobodys_concern(tmp_path: Path) -> None:
     report.measure_section(section, Scope(True, results, data, None))
     command = json.loads((results / "ann.json").read_text())["command"]
     assert "--dataset DIR/dataset_scenes.json --images DIR " in command
+
+
+def test_an_index_of_another_model_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "photos"
+    write_scenes(data, 3, seed=0)
+    scope = Scope(True, tmp_path / "results", data, None)
+    for fingerprint, embedded in [("old", 3), ("old", 0), ("new", 3)]:
+        encoder = FakeEncoder(fingerprint=fingerprint)
+        monkeypatch.setattr(report_plan, "load_encoder", lambda name, encoder=encoder: encoder)
+        index = report_plan.choose_index(scope)
+        assert encoder.embedded == embedded and read_manifest(index).encoder.fingerprint == fingerprint
 
 
 def test_charts_take_their_points_from_the_results() -> None:
