@@ -9,8 +9,12 @@ FAISS ?= cpu
 MEASURE_LLAVA = $(PYTHON) -m training.measure training/configs/llava-1.5-7b-k16.toml --steps 10 \
 	--set lvlm.base=training/shapes/llava-1.5-7b
 
+CONFIGS := training/configs
+TRAIN := $(BIN)/python -m training
+TEACHERS := --teachers runs/tiny/model --two-towers runs/two_tower
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-openclip test-st lint benchmark benchmark-rivals gpu gpu-here clean
+.PHONY: help demo test test-openclip test-st lint benchmark benchmark-rivals weights gpu gpu-here clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +37,21 @@ benchmark-rivals: $(INSTALLED) ## race rclip and clip-retrieval, each in an envi
 	$(BIN)/python -m benchmarks.report $(if $(FAST),--fast) --place runs/rivals \
 		--only side_by_side_clip $(foreach rival,rclip_3_3_0 rclip_2_1_6 clip_retrieval_2_45_0,\
 			race_$(rival)_1mp $(if $(FAST),,race_$(rival)_12mp))
+
+weights: $(INSTALLED) ## with DATA=DIR: make the embedded model from nothing; seven hours of two cores, and may be stopped
+	@test -d "$(DATA)" || { echo "make weights DATA=DIR: the folder of flickr8k, flickr30k_text and coco_unlabelled" >&2; exit 1; }
+	$(TRAIN).train $(CONFIGS)/tiny.toml --data $(DATA) --run runs/tiny
+	$(TRAIN).two_tower $(CONFIGS)/tiny.toml --data $(DATA) --run runs/two_tower
+	$(MAKE) runs/teachers/texts.parquet
+	$(TRAIN).train $(CONFIGS)/tiny-distilled.toml --data $(DATA) --run runs/tiny-distilled
+	$(MAKE) runs/teachers-144/texts.parquet
+	$(TRAIN).train $(CONFIGS)/tiny-128.toml --data $(DATA) --run runs/tiny-128
+
+runs/teachers/texts.parquet:
+	$(TRAIN).teach $(CONFIGS)/tiny-distilled.toml --data $(DATA) $(TEACHERS) --out runs/teachers
+
+runs/teachers-144/texts.parquet:
+	$(TRAIN).teach $(CONFIGS)/tiny-128.toml --data $(DATA) $(TEACHERS) --image-size 144 --out runs/teachers-144
 
 gpu: ## with a CUDA GPU: the tests that need one and the figures of docs/performance.md, in an environment of their own
 	$(MAKE) VENV=$(VENV)-gpu FAISS=gpu $(VENV)-gpu/.installed
