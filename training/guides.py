@@ -72,7 +72,7 @@ def write_table(path: Path, columns: pa.Schema, dim: int) -> Iterator[pq.Parquet
     """A table with a column of embeddings after `columns`, in its place once it is whole."""
     schema = columns.append(pa.field("embedding", pa.list_(pa.float16(), dim)))
     temporary = path.with_suffix(".tmp")
-    with pq.ParquetWriter(temporary, schema, use_dictionary=False) as writer:  # no two numbers are the same
+    with pq.ParquetWriter(temporary, schema, use_dictionary=False) as writer:  # numbers hardly repeat
         yield writer
     temporary.replace(path)
 
