@@ -7,6 +7,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -53,7 +54,15 @@ def load_lvlm(name: str, device: str, dtype: torch.dtype, quantize: str = "none"
         raise EncoderDamaged(f"{name} cannot be read ({first_line(error)}): fetch it again") from error
     if not quantization:  # those are where they belong already
         model.to(device)
+    put_channels_last(model)
     return Lvlm(model.eval(), processor)
+
+
+def put_channels_last(model: nn.Module) -> None:
+    """Lay out the weights of convolutions over pictures as their kernels, and those of pooling, want them."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def fetch_lvlm(name: str) -> Path:
