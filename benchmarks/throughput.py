@@ -4,8 +4,9 @@
     python -m benchmarks.throughput --images DIR --scale 1000 10000 100000
 
 sets the rate of `indexer.build.build` beside that of the bare encoder on tensors that are ready: one batch
-after another, and in as many lanes as the pipeline uses. `--scale` runs the installed command on so many
-drawn photos, and again with nothing changed; without --images, photos are drawn.
+after another, and in as many lanes as the pipeline uses; before the run and after it, as a shared machine
+changes its pace. `--scale` runs the installed command on so many drawn photos, and again with nothing
+changed; without --images, photos are drawn.
 """
 
 import sys
@@ -39,9 +40,10 @@ _DECODED = 200
 class Bottleneck:
     """Images a second, bare and whole, and how busy the model was.
 
-    bare: encode_prepared on one thread. bare_lanes: on as many as the pipeline uses. share: whole over the
-    better of the two. utilisation: the share of time in which lanes had a batch in hand. waited_seconds: the
-    rest of it, summed over lanes. decode: images a second that one thread reads and prepares.
+    bare: encode_prepared on one thread. bare_lanes: on as many as the pipeline uses. Both are means of before
+    and after. share: whole over the better of the two. utilisation: the share of time in which lanes had a
+    batch in hand. waited_seconds: the rest of it, summed over lanes. decode: images a second that one thread
+    reads and prepares.
     """
 
     images: int
@@ -118,14 +120,15 @@ def measure_bottleneck(images: Path, encoder: Encoder, batch_size: int | None) -
     prepared, decode = read_some(images, encoder, max(_DECODED, _BATCHES * size))
     batches = [prepared[start : start + size] for start in range(0, _BATCHES * size, size)]
     batches = [batch for batch in batches if len(batch) == size] or [prepared]
-    bare = time_batches(encoder, batches, _SECONDS)
-    with encoder.lanes() as lanes, ThreadPoolExecutor(len(lanes)) as pool:
-        bare_lanes = sum(pool.map(lambda lane: time_batches(lane, batches, _SECONDS), lanes))
+    before = time_bare(encoder, batches)
     timed = TimedEncoder(encoder)
     with TemporaryDirectory(prefix="fwd2bot-throughput-") as place:
         start = time.perf_counter()
         report = build(images, Path(place) / "index", timed, BuildSettings(batch_size=batch_size))
         seconds = time.perf_counter() - start
+    bare, bare_lanes = (
+        (early + late) / 2 for early, late in zip(before, time_bare(encoder, batches), strict=True)
+    )
     busy, total = sum(lane.busy_seconds for lane in timed.opened), len(timed.opened) * seconds
     return Bottleneck(
         images=report.indexed,
@@ -153,6 +156,13 @@ def read_some(images: Path, encoder: Encoder, count: int) -> tuple[list[Prepared
     if not prepared:
         raise Fwd2BotError(f"{images} holds no image that can be read: name another folder.")
     return prepared, len(files) / seconds
+
+
+def time_bare(encoder: Encoder, batches: Sequence[Sequence[PreparedImage]]) -> tuple[float, float]:
+    """Images a second of ready batches on one thread, and in as many lanes as the encoder has."""
+    alone = time_batches(encoder, batches, _SECONDS)
+    with encoder.lanes() as lanes, ThreadPoolExecutor(len(lanes)) as pool:
+        return alone, sum(pool.map(lambda lane: time_batches(lane, batches, _SECONDS), lanes))
 
 
 def time_batches(encoder: Encoder, batches: Sequence[Sequence[PreparedImage]], seconds: float) -> float:

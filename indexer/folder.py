@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from io import BufferedReader, FileIO
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,7 +10,14 @@ from encoders.base import NothingToIndex
 
 from .archives import ARCHIVE_EXTENSIONS, find_archive, list_archive, open_member
 from .file_list import FileCollector, FoundImages
-from .images import Selection, describe_error, is_image_name, make_image_file
+from .images import (
+    MAX_FILE_BYTES,
+    Selection,
+    describe_error,
+    describe_size,
+    is_image_name,
+    make_image_file,
+)
 from .paths import escape_path, show_path, unescape_path
 
 
@@ -30,20 +37,16 @@ class FolderSource:
         """See Source."""
         name = unescape_path(path)
         member = find_archive(self.root, name)
-        return open_member(*member) if member else _WholeFile(self.root / name)
+        return open_member(*member) if member else read_whole(self.root / name)
 
 
-class _WholeFile(BufferedReader):
-    """A file that makes room for no more than it has: decoders ask for as many bytes as some header says."""
-
-    def __init__(self, path: Path) -> None:
-        file = FileIO(path)
-        super().__init__(file)
-        self._size = os.fstat(file.fileno()).st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to `size` bytes, all that is left by default."""
-        return super().read(-1 if size is None or size > self._size else size)
+def read_whole(path: Path) -> BytesIO:
+    """Read a file into memory, and no more of it than is read of any; it is digested and decoded there."""
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise ValueError(describe_size(size))
+        return BytesIO(stream.read(size))
 
 
 class _FolderWalk:

@@ -24,7 +24,7 @@ EXTENSIONS = (
     ".webp", *HEIF_EXTENSIONS, *RAW_EXTENSIONS,
 )
 # fmt: on
-# Every worker may hold as much: a member of an archive, or an object of a bucket, is read whole.
+# Every worker may hold as much: a file is read whole.
 MAX_FILE_BYTES = 512 << 20
 _LARGEST = 2**63 - 1
 _LONGEST_REASON = 300

@@ -88,8 +88,11 @@ def _name_camera(make: str, model: str) -> str:
 
 
 def _read_time(tags: Mapping[int, Any], tag: int) -> datetime | None:
+    text = _read_text(tags, tag)
+    if not text:  # most pictures; `strptime` takes its time to find that out
+        return None
     try:
-        return datetime.strptime(_read_text(tags, tag)[:19], "%Y:%m:%d %H:%M:%S")
+        return datetime.strptime(text[:19], "%Y:%m:%d %H:%M:%S")
     except ValueError:
         return None
 

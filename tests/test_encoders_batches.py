@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from encoders.base import EncoderError, ImageEmbeddings, PreparedImage
 from encoders.batches import CPU_BATCH, MemoryLimit, find_batch_size, open_lanes, stack_pixels
 from encoders.fwd2bot.inputs import InputBuilder
-from encoders.fwd2bot.preparation import ImagePreparer, find_scale, scale
+from encoders.fwd2bot.preparation import ImagePreparer, find_resizing, find_scale, scale
 from tests.conftest import FakeEncoder
 from tests.tiny_families import make_lvlm_of
 from tests.tiny_models import make_builder, make_pictures
@@ -159,6 +160,31 @@ def test_bytes_are_scaled_to_the_last_bit_as_the_processor_does_by_channel() -> 
     picture = make_pictures()[0].resize((processor.size["width"], processor.size["height"]))
     values = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     assert torch.equal(scale(values, table), processor(picture, return_tensors="pt")["pixel_values"])
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+def test_what_only_resizes_is_done_by_pillow_alone_to_the_last_bit(resample: Image.Resampling) -> None:
+    processor, picture = make_builder().processor.image_processor, make_pictures()[0]
+    processor.resample = resample
+    resizing = find_resizing(processor)
+    assert resizing is not None and resizing.resample == resample
+    pixels = processor(picture, return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"]
+    assert np.array_equal(resizing.apply(picture), pixels[0])
+
+
+def test_a_processor_that_crops_does_so_itself() -> None:
+    size = {"height": 24, "width": 24}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
+    assert find_scale(processor) is not None and find_resizing(processor) is None
+    processor.do_center_crop, processor.size = False, size
+    assert find_resizing(processor) is not None
+
+
+def test_pictures_of_other_modes_are_left_to_the_processor() -> None:
+    builder = make_builder()
+    preparer, picture = ImagePreparer(builder), make_pictures()[0].convert("RGBA")
+    got = preparer.collate([preparer.prepare(picture)], CPU)["pixel_values"]
+    assert torch.equal(got, builder.images([picture])["pixel_values"])
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])

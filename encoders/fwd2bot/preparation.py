@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from transformers import BatchEncoding
@@ -15,9 +16,21 @@ from encoders.batches import stack_pixels
 from encoders.fwd2bot.inputs import InputBuilder
 
 _PIXELS = "pixel_values"
-_TRIALS = ((96, 64), (64, 96))
+_TRIALS = ((96, 64), (64, 96), (500, 400))
 _SHAPING = ("do_resize", "do_center_crop", "do_pad")
 _SCALING = ("do_rescale", "do_normalize")
+
+
+class Resizing(NamedTuple):
+    """What makes an RGB image (width, height) large: Pillow's own `resize`, without a processor's checks."""
+
+    size: tuple[int, int]
+    resample: Image.Resampling
+
+    def apply(self, image: Image.Image) -> NDArray[np.uint8]:
+        """The image as bytes (3, height, width)."""
+        pixels: NDArray[np.uint8] = np.asarray(image.resize(self.size, self.resample))
+        return pixels.transpose(2, 0, 1)
 
 
 class ImagePreparer:
@@ -35,12 +48,16 @@ class ImagePreparer:
         self._prompt = {name: value for name, value in trials[0].items() if name != _PIXELS}
         one_picture = trials[0][_PIXELS].ndim == 4 and len(trials[0][_PIXELS]) == 1  # and not several tiles
         self._alone = one_picture and len({_describe(trial) for trial in trials}) == 1
-        self._scale = find_scale(self._builder.processor.image_processor) if self._alone else None
+        processor = self._builder.processor.image_processor
+        self._scale = find_scale(processor) if self._alone else None
+        self._resizing = find_resizing(processor) if self._scale is not None else None
 
     def prepare(self, image: Image.Image) -> PreparedImage:
         """Pixels (3, height, width), as bytes or as normalised float32, or the image as it is."""
         if not self._alone:
             return image
+        if self._resizing is not None and image.mode == "RGB":
+            return self._resizing.apply(image)
         processor = self._builder.processor.image_processor
         without = _SCALING if self._scale is not None else ()
         return _process(processor, image, without).numpy()
@@ -55,6 +72,23 @@ class ImagePreparer:
         prompt = {name: value.expand(len(pixels), -1).to(device) for name, value in self._prompt.items()}
         batch = stack_pixels(pixels, device)
         return BatchEncoding(prompt | {_PIXELS: batch if self._scale is None else scale(batch, self._scale)})
+
+
+def find_resizing(image_processor: Any) -> Resizing | None:
+    """How an image processor brings RGB images to one size, scaling left out: None where it does more.
+
+    That it does no more is seen on images of several shapes, to the last bit.
+    """
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)) for size in _TRIALS]
+    wanted = [_process(image_processor, image, _SCALING).numpy() for image in images]
+    if getattr(image_processor, "resample", None) is None:
+        return None
+    resizing = Resizing(wanted[0].shape[:0:-1], Image.Resampling(image_processor.resample))
+    same = (
+        np.array_equal(resizing.apply(image), pixels) for image, pixels in zip(images, wanted, strict=True)
+    )
+    return resizing if all(same) else None
 
 
 def find_scale(image_processor: Any) -> Tensor | None:
