@@ -6,7 +6,8 @@ The threads are daemons and not an executor's: neither a stop nor the end of the
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, InvalidStateError, wait
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from itertools import islice
 from queue import SimpleQueue
 from threading import Thread
@@ -104,7 +105,8 @@ def _wait(job: _Job[Item, Result], seconds: float) -> bool:
         left = seconds if job.begun is None else job.begun + seconds - time.monotonic()
         if left <= 0:
             return False
-        wait([job.future], timeout=left)
+        with suppress(TimeoutError):
+            job.future.exception(timeout=left)
     return True
 
 

@@ -134,7 +134,8 @@ def _refuse_pixels(pixels: int, max_megapixels: float) -> str:
 
 def _read_metadata(image: Image.Image) -> Metadata:
     try:
-        metadata = read_metadata(image.getexif())
+        exif = image.getexif()
+        metadata = read_metadata(exif) if exif else NO_METADATA
     except Exception:  # broken EXIF is no reason to lose the photo
         return NO_METADATA
     # pillow_heif turns the image itself, and says so in its EXIF.
