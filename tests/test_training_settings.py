@@ -51,6 +51,11 @@ def test_the_command_line_sets_what_the_file_says_otherwise() -> None:
         ("optimizer=3", "optimizer must hold exactly .*learning_rate.*, and holds 3"),
         ("sources.photos.kind=karpaty", "sources.photos"),
         ("sources=3", "sources must be a table"),
+        ("validate_every=0", "validate_every must be at least 1, and is 0"),
+        ("workers=-1", "workers must be at least 0, and is -1"),
+        ("optimizer.learning_rate=0", "learning_rate must be more than 0, and is 0"),
+        ("contrastive_weight=nan", "contrastive_weight must be at least 0, and is nan"),
+        ("lvlm.layers=0", "layers must be at least 1, and is 0"),
         ('lvlm={bass = "x"}', "lvlm must hold exactly"),
     ],
 )

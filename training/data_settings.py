@@ -15,6 +15,8 @@ are for the one and long ones for the other is a rule of the data, and stands he
 from dataclasses import dataclass
 from typing import Literal
 
+from training.typed_toml import Count, CountOrZero, Positive, PositiveOrZero
+
 
 @dataclass(frozen=True)
 class KarpathySettings:
@@ -103,7 +105,7 @@ class DrawnSettings:
     kind: Literal["scenes", "families"]
     contrastive: bool
     answer: bool
-    most_things: int = 3
+    most_things: Count = 3
 
 
 SourceSettings = (
@@ -133,8 +135,8 @@ class BatchSettings:
     tower_only: train nothing but the way from pixels to image features, by the words of the captions.
     """
 
-    steps: int
-    counts: dict[str, int]
+    steps: Count
+    counts: dict[str, CountOrZero]
     tower_only: bool = False
 
 
@@ -142,6 +144,6 @@ class BatchSettings:
 class AugmentationSettings:
     """Random views of photos; see `training.augment`."""
 
-    smallest_crop: float
-    colour_jitter: float
-    erased: float
+    smallest_crop: Positive
+    colour_jitter: PositiveOrZero
+    erased: PositiveOrZero

@@ -11,22 +11,22 @@ from training.data_settings import AugmentationSettings as AugmentationSettings
 from training.data_settings import BatchSettings as BatchSettings
 from training.data_settings import SourceSettings as SourceSettings
 from training.data_settings import ValidationSettings as ValidationSettings
-from training.typed_toml import build_settings, read_toml
+from training.typed_toml import Count, CountOrZero, Positive, PositiveOrZero, build_settings, read_toml
 
 
 @dataclass(frozen=True)
 class LvlmSettings:
     """A small FastVLM (LLaVA with a convolutional tower) to be trained from scratch."""
 
-    image_size: int
-    tower_stem: int
-    tower_widths: tuple[int, ...]
-    tower_depths: tuple[int, ...]
-    vocabulary: int
-    width: int
-    intermediate: int
-    layers: int
-    heads: int
+    image_size: Count
+    tower_stem: Count
+    tower_widths: tuple[Count, ...]
+    tower_depths: tuple[Count, ...]
+    vocabulary: Count
+    width: Count
+    intermediate: Count
+    layers: Count
+    heads: Count
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CheckpointSettings:
     """
 
     checkpoint: str
-    image_size: int = 0
+    image_size: CountOrZero = 0
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,19 @@ class DistillationSettings:
     """
 
     teachers: str
-    weight: float
-    temperature: float
+    weight: PositiveOrZero
+    temperature: Positive
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
     """AdamW; the rate rises over `warmup_steps`, stays, and falls to zero over the last `cooldown_steps`."""
 
-    learning_rate: float
-    weight_decay: float
-    warmup_steps: int
-    cooldown_steps: int
-    gradient_norm: float
+    learning_rate: Positive
+    weight_decay: PositiveOrZero
+    warmup_steps: CountOrZero
+    cooldown_steps: CountOrZero
+    gradient_norm: Positive
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,18 @@ class TrainingSettings:
     """
 
     seed: int
-    summary_tokens: int
-    contrastive_weight: float
-    answer_weight: float
-    feature_weight: float
-    word_weight: float
+    summary_tokens: Count
+    contrastive_weight: PositiveOrZero
+    answer_weight: PositiveOrZero
+    feature_weight: PositiveOrZero
+    word_weight: PositiveOrZero
     contrastive_loss: Literal["infonce", "sigmoid"]
-    chunk_size: int
+    chunk_size: CountOrZero
     gradient_checkpointing: bool
-    validate_every: int
-    checkpoint_seconds: float
+    validate_every: Count
+    checkpoint_seconds: PositiveOrZero
     compiled: bool
-    workers: int
+    workers: CountOrZero
     sources: dict[str, SourceSettings]
     validation: ValidationSettings
     lvlm: LvlmSettings | BaseSettings | CheckpointSettings

@@ -5,11 +5,29 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from encoders.base import DatasetError
 
 Settings = TypeVar("Settings")
+
+
+class AtLeast(NamedTuple):
+    """The smallest value that a number may have."""
+
+    least: float
+
+
+class Above(NamedTuple):
+    """What a number must be larger than."""
+
+    limit: float
+
+
+Count = Annotated[int, AtLeast(1)]
+CountOrZero = Annotated[int, AtLeast(0)]
+PositiveOrZero = Annotated[float, AtLeast(0)]
+Positive = Annotated[float, Above(0)]
 
 
 def read_toml(path: Path, kind: type[Settings], overrides: Sequence[str] = ()) -> Settings:
@@ -57,7 +75,7 @@ def _build(kind: Any, values: Any, where: str) -> Any:
     if not _fits(known, values):
         given = ", ".join(sorted(values)) if isinstance(values, dict) else repr(values)
         raise DatasetError(f"{where} must hold {_list_names(known)}, and holds {given}")
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
 
 
@@ -72,6 +90,9 @@ def _list_names(known: tuple[Field[Any], ...]) -> str:
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
+    if get_origin(kind) is Annotated:
+        plain, bound = get_args(kind)
+        return _require_bound(bound, _convert(plain, value, where), where)
     if get_origin(kind) in (Union, UnionType):
         if value is None and NoneType in get_args(kind):
             return None
@@ -94,6 +115,15 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is not kind:
         raise DatasetError(f"{where} must be {kind.__name__}, and is {value!r}")
+    return value
+
+
+def _require_bound(bound: AtLeast | Above, value: float, where: str) -> float:
+    # Written so that what is no number at all (nan) is refused too.
+    if isinstance(bound, AtLeast) and not value >= bound.least:
+        raise DatasetError(f"{where} must be at least {bound.least:g}, and is {value}")
+    if isinstance(bound, Above) and not value > bound.limit:
+        raise DatasetError(f"{where} must be more than {bound.limit:g}, and is {value}")
     return value
 
 
