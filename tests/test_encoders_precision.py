@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from encoders.load import load_encoder
-from encoders.precision import choose_dtype
+from encoders.precision import autocast, choose_dtype
 
 WORDS = ["a large red circle", "a dog runs on grass"]
 
@@ -28,6 +28,16 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
     hardware.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert choose_dtype("cpu") is dtype
     assert choose_dtype("cuda:0") is torch.bfloat16
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_training_computes_in_the_numbers_that_the_device_is_fast_in(
+    hardware: pytest.MonkeyPatch, able: bool
+) -> None:
+    hardware.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    held = torch.ones(2, 2)
+    with autocast(torch.device("cpu")):
+        assert (held @ held).dtype is choose_dtype("cpu") is (torch.bfloat16 if able else torch.float32)
 
 
 def test_an_index_made_in_bfloat16_is_searched_in_float32(hardware: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,21 @@ def train_until_killed(settings: TrainingSettings, data: Path, run: Path, step: 
         train(settings, data, run)
 
 
+def test_a_run_in_bfloat16_has_nearly_the_losses_of_one_in_float32(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(3)
+    train(settings, data, tmp_path / "full")
+    monkeypatch.setattr("encoders.precision._HARDWARE", ("avx512_bf16",))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    train(settings, data, tmp_path / "short")
+    full, short = ([line for line in read_log(tmp_path / run) if "rate" in line] for run in ("full", "short"))
+    assert len(full) == len(short) == 3 and full[0]["contrastive"] != short[0]["contrastive"]
+    for wanted, found in zip(full, short, strict=True):
+        losses = wanted.keys() & {"contrastive", "answer", "word"}
+        assert losses and all(found[name] == pytest.approx(wanted[name], rel=0.02) for name in losses)
+
+
 def test_a_killed_run_goes_on_as_the_run_that_was_not(data: Path, tmp_path: Path) -> None:
     settings = make_settings(6)
     train(settings, data, tmp_path / "whole")

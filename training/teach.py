@@ -24,6 +24,7 @@ from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import pool
 from encoders.load import load_encoder
+from encoders.precision import autocast
 from training.guides import PICTURE_COLUMNS, PICTURES_FILE, TEXT_COLUMNS, TEXTS_FILE, make_batch, write_table
 from training.image_size import set_image_size
 from training.run_log import run_command, tell
@@ -63,7 +64,7 @@ class ModelTeacher:
     def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
         """See Encoder."""
         inputs = self.builder.images(list(images)).to(self.model.device)
-        with torch.autocast(self.model.device.type, torch.bfloat16):
+        with autocast(self.model.device):
             return ImageEmbeddings(pool(self.model.compress(inputs)).float().cpu().numpy(), None)
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from encoders.base import DatasetError, TrainingDiverged
 from encoders.fwd2bot.model import Fwd2Bot, JointOutput
+from encoders.precision import autocast
 from training.data import Step
 from training.distributed import Ranks
 from training.grad_cache import Chunk, Embeddings, accumulate_gradients, split_step
@@ -104,7 +105,7 @@ class Trainer:
         return losses
 
     def _forward(self, chunk: Chunk) -> JointOutput:
-        with torch.autocast(self.ranks.device.type, torch.bfloat16):
+        with autocast(self.ranks.device):
             output: JointOutput = self.model(chunk.sources, chunk.targets, chunk.answers)
         return output
 
@@ -142,7 +143,7 @@ class Trainer:
         """The LLM is not run at all."""
         assert self.words is not None  # made for every run with such a batch
         (inputs,) = batch.sources
-        with torch.autocast(self.ranks.device.type, torch.bfloat16):
+        with autocast(self.ranks.device):
             images = self.model.average_features(self.model.image_features(inputs), inputs)
         losses = {"word": self.words(self.ranks.gather(images.float()), self.ranks.gather(batch.words))}
         self._weigh(losses, batch).backward()

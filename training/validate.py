@@ -13,6 +13,7 @@ from benchmarks.datasets import CaptionedImage, read_karpathy
 from benchmarks.recall import PairReport, report_pairs
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, Fwd2Bot, pool
+from encoders.precision import autocast
 from training.data_settings import ValidationSettings
 
 _BATCH = 32
@@ -67,7 +68,7 @@ class Validation:
             captions = self.captions[start : start + _BATCH]
             inputs, labels = self.builder.answers([self.builder.prompts.caption] * len(captions), captions)
             inputs, labels = inputs.to(model.device), labels.to(model.device)
-            with torch.autocast(model.device.type, torch.bfloat16):
+            with autocast(model.device):
                 losses += float(model.token_losses(summaries[start : start + _BATCH], inputs, labels).sum())
             tokens += int((labels[:, 1:] != IGNORED).sum())
         return losses / tokens
@@ -88,7 +89,7 @@ def compress_images(model: Compressor, builder: InputBuilder, images: Sequence[C
     summaries = []
     for start in range(0, len(images), _BATCH):
         photos = [_open(image) for image in images[start : start + _BATCH]]
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with autocast(model.device):
             summaries.append(model.compress(builder.images(photos).to(model.device)))
     return torch.cat(summaries)
 
@@ -97,7 +98,7 @@ def embed_texts(model: Compressor, builder: InputBuilder, texts: Sequence[str]) 
     """Texts to rows of unit length, float32 (texts, width)."""
     rows = []
     for start in range(0, len(texts), _BATCH):
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with autocast(model.device):
             rows.append(pool(model.compress(builder.texts(texts[start : start + _BATCH]).to(model.device))))
     return torch.cat(rows)
 

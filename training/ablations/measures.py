@@ -19,6 +19,7 @@ from benchmarks.datasets import CaptionedImage
 from benchmarks.recall import CUTOFFS, rank_first_positives
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED
+from encoders.precision import autocast
 from training.ablations.batches import prompt_images, split_texts
 from training.ablations.variants import AblatedModel, Reading
 
@@ -57,7 +58,7 @@ def measure_model(
 ) -> Measures:
     """Measure a model on photos, of which features (photos, tokens, width) and captions are given."""
     model.eval()
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.device("cpu")):
         reading = _read_photos(model, builder, features)
         figures = {} if model.variant.reading == "image" else _measure_recall(model, builder, reading, images)
         figures["cross_entropy"] = _measure_cross_entropy(model, builder, reading.memory, images)

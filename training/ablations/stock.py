@@ -25,6 +25,7 @@ from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import AdapterSettings, Answers, Fwd2Bot
 from encoders.fwd2bot.pretrained import load_lvlm
 from encoders.fwd2bot.prompts import Prompts
+from encoders.precision import autocast
 from training.ablations.batches import deal_batch, prompt_images
 from training.ablations.phases import run_phase
 from training.ablations.settings import AblationSettings
@@ -97,7 +98,7 @@ def train_captioner(settings: AblationSettings, checkpoint: Checkpoint, source: 
     def find_loss(step: int) -> Tensor:
         batch = deal_batch(deal, builder, step, phase.photos)
         inputs = _view(views, source, batch.rows.tolist(), settings.seed + step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.device("cpu")):
             features = model.image_features(inputs).unflatten(0, (phase.photos, tokens))
             return average_answers(model.token_losses, features, batch.answers)
 
@@ -147,7 +148,7 @@ def _see_test_photos(model: Fwd2Bot, builder: InputBuilder, images: Sequence[Cap
 
 
 def _see(model: Fwd2Bot, inputs: BatchEncoding, photos: int) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.device("cpu")):
         features = model.image_features(inputs).to(torch.bfloat16)
     return features.view(photos, -1, features.shape[1])
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.datasets import CaptionedImage
 from encoders.base import DatasetError
 from encoders.fwd2bot.inputs import InputBuilder
+from encoders.precision import autocast
 from training.ablations.batches import deal_batch, prompt_images
 from training.ablations.measures import Measures, measure_model
 from training.ablations.phases import run_phase
@@ -87,7 +88,7 @@ class TrialLosses:
         settings, model = self.settings, self.model.train()
         batch = deal_batch(self.deal, self.builder, step, settings.variant.photos)
         copy = Random(f"{self.deal.seed} {step}").randrange(len(self.views))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.device("cpu")):
             reading = model.read(self.prompt, self.views[copy, batch.rows])
             loss = torch.zeros(())
             if model.variant.contrastive:
