@@ -135,7 +135,7 @@ class BatchSettings:
     tower_only: train nothing but the way from pixels to image features, by the words of the captions.
     """
 
-    steps: Count
+    steps: CountOrZero
     counts: dict[str, CountOrZero]
     tower_only: bool = False
 

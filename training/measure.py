@@ -5,8 +5,8 @@ r"""How fast a recipe trains on this machine, and in how much memory: random wei
 
 `lvlm.base` may be a folder that holds nothing but a config.json. A row is an image with one caption to match
 and one answer to say. Model FLOPs are those of a step without chunks and checkpointing, counted operator by
-operator from their shapes, so that work done twice does not count as done; the share is of what a large bf16
-matrix product reaches on the same device, measured beside it.
+operator from their shapes, so that work done twice does not count as done; the share is of what a large
+matrix product in the same numbers (bfloat16 on a GPU) reaches on the same device, measured beside it.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BatchEncoding,
 
 from encoders.base import DatasetError
 from encoders.fwd2bot.model import IGNORED, Answers, Fwd2Bot
+from encoders.precision import choose_dtype
 from training.data import Step
 from training.data_settings import BatchSettings
 from training.distributed import Ranks, join_ranks
@@ -43,7 +44,7 @@ _COUNTED_ROWS = 2
 class Measurement(NamedTuple):
     """Of one process. memory_gib: the most that was allocated on a GPU, or resident without one.
 
-    flops_share: model FLOPs a second over those of a large bf16 matrix product, in per cent.
+    flops_share: model FLOPs a second over those of a large matrix product, in per cent.
     """
 
     device: str
@@ -105,9 +106,9 @@ def make_step(model: Fwd2Bot, rows: int) -> Step:
 
 
 def measure_matrix_rate(device: torch.device) -> float:
-    """FLOPs a second of a large bf16 matrix product: the best of some."""
+    """FLOPs a second of a large matrix product in the numbers that training computes in: the best of some."""
     side = 8192 if device.type == "cuda" else 1024
-    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    matrix = torch.randn(side, side, device=device, dtype=choose_dtype(device.type))
     seconds = []
     for _ in range(10):
         start = time.perf_counter()
