@@ -82,9 +82,11 @@ def find_resizing(image_processor: Any) -> Resizing | None:
     generator = np.random.default_rng(0)
     images = [Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)) for size in _TRIALS]
     wanted = [_process(image_processor, image, _SCALING).numpy() for image in images]
-    if getattr(image_processor, "resample", None) is None:
+    try:
+        resample = Image.Resampling(image_processor.resample)
+    except (AttributeError, ValueError):  # of a processor that has another way to resize, or none
         return None
-    resizing = Resizing(wanted[0].shape[:0:-1], Image.Resampling(image_processor.resample))
+    resizing = Resizing(wanted[0].shape[:0:-1], resample)
     same = (
         np.array_equal(resizing.apply(image), pixels) for image, pixels in zip(images, wanted, strict=True)
     )
