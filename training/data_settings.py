@@ -100,12 +100,15 @@ class DrawnSettings:
     """Scenes drawn for one step, or families of four that differ in one thing (`training.families`).
 
     most_things: how many things a scene holds at most, of 3: shapes are learned soonest from things alone.
+    questions: how many are asked about each scene, beside its caption; 0 for one or the other, by chance.
+    Families are never asked.
     """
 
     kind: Literal["scenes", "families"]
     contrastive: bool
     answer: bool
     most_things: Count = 3
+    questions: CountOrZero = 0
 
 
 SourceSettings = (

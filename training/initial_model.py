@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 
 from benchmarks.scenes import describe_scene, make_scene, questions, unique_caption
 from encoders.base import DatasetError
-from encoders.fwd2bot.adapters import NONE
+from encoders.fwd2bot.adapters import NONE, PER_PASS, list_adapter_weights
 from encoders.fwd2bot.checkpoint import load_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Fwd2Bot
@@ -72,7 +72,7 @@ def _adapt_pretrained(settings: TrainingSettings, base: BaseSettings, device: to
 
 
 def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialModel:
-    """All of a checkpoint, to be trained further in float32."""
+    """A checkpoint to be trained further in float32: all of it, or how it answers."""
     _require_sight(settings, start.checkpoint)
     model, processor, prompts = load_checkpoint(find_checkpoint(start.checkpoint), "cpu")
     found = model.summary_shape[0], model.adapters, prompts
@@ -81,12 +81,28 @@ def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialMode
             f"{start.checkpoint} has {found[0]} summary tokens, {found[1]} and {found[2]}: give the same "
             "summary_tokens, [adapters] and [prompts]"
         )
-    model.requires_grad_(True)
+    model.requires_grad_(start.trained == "all")
+    if start.trained == "generate":
+        _train_answers_alone(settings, model)
     use_fast_layout(model.lvlm)
     builder = InputBuilder(processor, prompts, settings.summary_tokens)
     if start.image_size:
         model.lvlm.config.image_seq_length = set_image_size(model, builder, start.image_size)
     return InitialModel(model, builder, None)
+
+
+def _train_answers_alone(settings: TrainingSettings, model: Fwd2Bot) -> None:
+    if model.adapters.mode != PER_PASS:
+        raise DatasetError(
+            f'trained = "generate" needs an adapter for pass 2 alone, not {model.adapters.mode}'
+        )
+    if settings.contrastive_weight or settings.feature_weight or settings.distillation:
+        raise DatasetError(
+            'trained = "generate" leaves embeddings as they are: set contrastive_weight and feature_weight '
+            "to 0, and leave out [distillation]"
+        )
+    for weight in list_adapter_weights(model.generator):
+        weight.requires_grad_(True)
 
 
 def _require_sight(settings: TrainingSettings, name: str) -> None:

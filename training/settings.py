@@ -42,14 +42,16 @@ class BaseSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """A Fwd2Bot checkpoint, of which every weight is trained further.
+    """A Fwd2Bot checkpoint that is trained further.
 
     checkpoint: a folder, a hub name, or "tiny". image_size: side in pixels of the pictures that it is shown
-    from now on, or 0 for what it had; only a convolutional tower reads another.
+    from now on, or 0 for what it had; only a convolutional tower reads another. trained: every weight, or
+    "generate", the adapter of pass 2 alone: embeddings and summary tokens stay as they are, to the last bit.
     """
 
     checkpoint: str
     image_size: CountOrZero = 0
+    trained: Literal["all", "generate"] = "all"
 
 
 @dataclass(frozen=True)

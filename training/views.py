@@ -47,6 +47,8 @@ class SquareViews:
         return self.builder.pixels((torch.cat(seen) - self.mean) / self.deviation)
 
     def _view_photos(self, photos: Sequence[Image.Image], plain: Tensor, chance: Chance) -> Tensor:
+        if not photos:  # of no pictures PyTorch makes no grid to sample by
+            return _stack([], self.size)
         pictures = _stack(photos, self.side)
         mirror = (chance.draw() < 0.5) & plain
         views = crop_randomly(pictures, self.size, self.settings.smallest_crop, mirror, chance)

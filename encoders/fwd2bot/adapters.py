@@ -51,6 +51,11 @@ def add_adapters(lvlm: PreTrainedModel, settings: AdapterSettings) -> tuple[nn.M
     return compressor, _add_adapter(_share_tensors(lvlm), settings)
 
 
+def list_adapter_weights(tree: nn.Module) -> list[nn.Parameter]:
+    """The weights of a tree's adapter, which no other tree shares in the mode per_pass."""
+    return [weight for name, weight in tree.named_parameters() if "lora_" in name]
+
+
 def find_base_model(tree: nn.Module) -> Any:
     """The LVLM of a tree, of its own class, adapted where the tree has an adapter."""
     return tree.get_base_model() if isinstance(tree, PeftModel) else tree

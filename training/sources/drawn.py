@@ -32,19 +32,21 @@ class DrawnSource:
         most_things = self.settings.most_things
         if self.settings.kind == "scenes":
             scenes = [make_scene(seed, index, most_things) for index in range(first, first + count)]
-            return scenes, [_ask_about_scene(scene, random) for scene in scenes]
+            return scenes, [_ask_about_scene(scene, random, self.settings.questions) for scene in scenes]
         starts = range(first, first + count, FAMILY_SIZE)
         scenes = [scene for start in starts for scene in make_family(seed, start, FAMILY_SIZE, most_things)]
         return scenes, [_ask_about_relative(scene, random) for scene in scenes]
 
 
-def _ask_about_scene(scene: Scene, random: Random) -> Sample:
+def _ask_about_scene(scene: Scene, random: Random, asked: int) -> Sample:
     phrasings = [phrasing.caption for phrasing in phrase_scene(scene, random)]
     target = phrasings[0] if random.random() < _FULL_CAPTIONS else random.choice(phrasings)
     negatives = [random.choice(hard_negatives(scene, random)).caption]
     caption = Turn("", random.choice(phrasings))
-    turn = caption if random.random() < 0.5 else Turn(*random.choice(questions(scene)))
-    return Sample(phrasings, target, [turn], negatives)
+    turns = [Turn(*pair) for pair in questions(scene)]
+    if asked:
+        return Sample(phrasings, target, [caption, *random.sample(turns, min(asked, len(turns)))], negatives)
+    return Sample(phrasings, target, [caption if random.random() < 0.5 else random.choice(turns)], negatives)
 
 
 def _ask_about_relative(scene: Scene, random: Random) -> Sample:
