@@ -79,10 +79,9 @@ def open_member(archive: Path, name: str) -> BinaryIO:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{archive}/{name}")
     with archive.open("rb") as stream:
         stream.seek(member.offset)
-        data = _read_all(stream if member.entry is None else _open_entry(stream, member.entry), member.size)
-    if data.tell() < member.size:
+        data = read_all(stream if member.entry is None else _open_entry(stream, member.entry), member.size)
+    if data.getbuffer().nbytes < member.size:
         raise ValueError("the archive ends within it")
-    data.seek(0)
     return data
 
 
@@ -152,13 +151,14 @@ def _open_entry(stream: BinaryIO, entry: zipfile.ZipInfo) -> BinaryIO:
     return zipfile.ZipExtFile(stream, "r", entry)  # type: ignore[return-value]
 
 
-def _read_all(stream: BinaryIO, size: int) -> BytesIO:
+def read_all(stream: BinaryIO, size: int) -> BytesIO:
     """Read no more than `size` bytes into memory; ValueError above MAX_FILE_BYTES."""
     if size > MAX_FILE_BYTES:
         raise ValueError(describe_size(size))
     data = BytesIO()
     while chunk := stream.read(min(_CHUNK, size - data.tell())):
         data.write(chunk)
+    data.seek(0)
     return data
 
 

@@ -2,22 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from encoders.base import NothingToIndex
 
-from .archives import ARCHIVE_EXTENSIONS, find_archive, list_archive, open_member
+from .archives import ARCHIVE_EXTENSIONS, find_archive, list_archive, open_member, read_all
 from .file_list import FileCollector, FoundImages
-from .images import (
-    MAX_FILE_BYTES,
-    Selection,
-    describe_error,
-    describe_size,
-    is_image_name,
-    make_image_file,
-)
+from .images import Selection, describe_error, is_image_name, make_image_file
 from .paths import escape_path, show_path, unescape_path
 
 
@@ -37,16 +29,10 @@ class FolderSource:
         """See Source."""
         name = unescape_path(path)
         member = find_archive(self.root, name)
-        return open_member(*member) if member else read_whole(self.root / name)
-
-
-def read_whole(path: Path) -> BytesIO:
-    """Read a file into memory, and no more of it than is read of any; it is digested and decoded there."""
-    with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size > MAX_FILE_BYTES:
-            raise ValueError(describe_size(size))
-        return BytesIO(stream.read(size))
+        if member:
+            return open_member(*member)
+        with (self.root / name).open("rb") as stream:
+            return read_all(stream, os.fstat(stream.fileno()).st_size)
 
 
 class _FolderWalk:

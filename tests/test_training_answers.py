@@ -71,17 +71,14 @@ def test_pass_two_taught_alone_leaves_what_is_stored_and_found_to_the_last_bit(
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"contrastive_weight": 1.0}, "leaves embeddings as they are"),
-        ({"feature_weight": 1.0}, "leaves embeddings as they are"),
-    ],
+    ("size", "changes"), [(0, {"contrastive_weight": 1.0}), (0, {"feature_weight": 1.0}), (24, {})]
 )
-def test_a_loss_on_embeddings_is_refused_where_they_do_not_change(
-    changes: dict[str, Any], message: str, run: Path, data: Path
+def test_what_would_change_embeddings_is_refused(
+    size: int, changes: dict[str, Any], run: Path, data: Path
 ) -> None:
-    settings = teach_answers(run, **changes)
-    with pytest.raises(DatasetError, match=message):
+    start = CheckpointSettings(str(run / "model"), size, "generate")
+    settings = teach_answers(run, lvlm=start, **changes)
+    with pytest.raises(DatasetError, match="leaves embeddings as they are"):
         make_initial_model(settings, open_sources(settings.sources, data), torch.device("cpu"))
 
 
