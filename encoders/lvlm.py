@@ -6,8 +6,6 @@ Fwd2Bot's paper (arXiv 2503.21757).
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchEncoding
 
-from encoders.base import Encoder, EncoderMismatch, FloatArray, ImageEmbeddings, PreparedImage
-from encoders.batches import MemoryLimit, find_batch_size, open_lanes
+from encoders.base import EncoderMismatch, FloatArray, ImageEmbeddings, PreparedImage
 from encoders.fwd2bot.encoder import hash_folders
 from encoders.fwd2bot.families import find_family
 from encoders.fwd2bot.inputs import InputBuilder
@@ -25,7 +22,7 @@ from encoders.fwd2bot.preparation import ImagePreparer
 from encoders.fwd2bot.pretrained import Lvlm, fetch_lvlm, load_lvlm
 from encoders.fwd2bot.prompts import Prompts
 from encoders.fwd2bot.seeing import answer_from_pixels
-from encoders.load import load_encoder
+from encoders.imaging import ImageEncoder
 from encoders.precision import choose_dtype
 
 ONE_WORD = Prompts(
@@ -34,16 +31,16 @@ ONE_WORD = Prompts(
 _TEXTS_AT_ONCE = 32
 
 
-class LvlmEncoder:
+class LvlmEncoder(ImageEncoder):
     """A stock LVLM that says each image and each text in one word."""
 
-    summary_shape: tuple[int, int] | None = None
+    summary_shape = None
 
     def __init__(self, name: str, fingerprint: str, lvlm: Lvlm, device: torch.device) -> None:
-        self.name, self.fingerprint, self.device = name, fingerprint, device
+        super().__init__(name, fingerprint, device)
         self.model: Any = lvlm.model
         self.builder = InputBuilder(lvlm.processor, ONE_WORD, summary_count=0)
-        self._preparer, self._memory = ImagePreparer(self.builder), MemoryLimit()
+        self._preparer = ImagePreparer(self.builder)
 
     @classmethod
     def load(cls, name: str, model_name: str, device: str) -> "LvlmEncoder":
@@ -63,27 +60,9 @@ class LvlmEncoder:
         """Shorter side, in pixels, of the largest picture that the model is shown."""
         return find_family(self.model.config.model_type).image_side(self.builder.processor)
 
-    @cached_property
-    def batch_size(self) -> int:
-        """See Encoder."""
-        example = self.prepare_image(Image.new("RGB", (self.image_size, self.image_size)))
-        return find_batch_size(self._encode, example, self.device)
-
-    def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
-        """See Encoder."""
-        return open_lanes(self, self.device, lambda device: load_encoder(self.name, device))
-
-    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
-        """Embed RGB images, all of them at once, where the memory holds them."""
-        return self.encode_prepared([self.prepare_image(image) for image in images])
-
     def prepare_image(self, image: Image.Image) -> PreparedImage:
         """What the processor makes of an image, where it looks at each alone."""
         return self._preparer.prepare(image)
-
-    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-        """Embed prepared images."""
-        return self._memory.encode(self._encode, prepared)
 
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
         return ImageEmbeddings(self._read_last(self._preparer.collate(prepared, self.device)), None)

@@ -1,7 +1,6 @@
 """Any open_clip model behind the `Encoder` protocol: the baseline, which keeps a vector and cannot talk."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +10,6 @@ import xxhash
 from PIL import Image
 
 from encoders.base import (
-    Encoder,
     EncoderNotFound,
     FloatArray,
     ImageEmbeddings,
@@ -19,28 +17,26 @@ from encoders.base import (
     PreparedImage,
     first_line,
 )
-from encoders.batches import MemoryLimit, find_batch_size, open_lanes, stack_pixels
-from encoders.load import load_encoder
+from encoders.batches import stack_pixels
+from encoders.imaging import ImageEncoder
 from encoders.precision import choose_dtype
 
 _TEXTS_AT_ONCE = 256
 _NAMES_SHOWN = 3
 
 
-class OpenClipEncoder:
+class OpenClipEncoder(ImageEncoder):
     """One of `open_clip.list_pretrained()`, named ARCH/PRETRAINED."""
 
-    summary_shape: tuple[int, int] | None = None
+    summary_shape = None
 
     def __init__(
         self, name: str, model: torch.nn.Module, preprocess: Any, tokenizer: Any, device: str
     ) -> None:
-        self.name, self.device = name, torch.device(device)
+        super().__init__(name, _fingerprint(model, repr(preprocess)), torch.device(device))
         self.preprocess, self.tokenizer = preprocess, tokenizer
-        self.fingerprint = _fingerprint(model, repr(preprocess))
         self._dtype = choose_dtype(self.device.type)
         self.model: Any = model.to(self.device, self._dtype).eval()
-        self._memory = MemoryLimit()
 
     @classmethod
     def load(cls, name: str, model_name: str, device: str) -> "OpenClipEncoder":
@@ -78,27 +74,9 @@ class OpenClipEncoder:
         size = self.model.visual.image_size
         return int(size if isinstance(size, int) else min(size))
 
-    @cached_property
-    def batch_size(self) -> int:
-        """See Encoder."""
-        example = self.prepare_image(Image.new("RGB", (self.image_size, self.image_size)))
-        return find_batch_size(self._encode, example, self.device)
-
-    def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
-        """See Encoder."""
-        return open_lanes(self, self.device, lambda device: load_encoder(self.name, device))
-
-    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
-        """Embed RGB images, all of them at once, where the memory holds them."""
-        return self.encode_prepared([self.prepare_image(image) for image in images])
-
     def prepare_image(self, image: Image.Image) -> FloatArray:
         """Resize, crop and normalise an image: float32 (3, height, width)."""
         return np.asarray(self.preprocess(image), np.float32)
-
-    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-        """Embed prepared images."""
-        return self._memory.encode(self._encode, prepared)
 
     @torch.inference_mode()
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:

@@ -28,10 +28,10 @@ from encoders.base import (
     PreparedImage,
     first_line,
 )
-from encoders.batches import MemoryLimit, find_batch_size
 from encoders.fwd2bot.encoder import hash_folders
 from encoders.fwd2bot.families import find_family_of_processor
 from encoders.fwd2bot.pretrained import fetch_lvlm
+from encoders.imaging import ImageEncoder
 from encoders.precision import choose_dtype
 
 _TEXTS_AT_ONCE = 64
@@ -39,15 +39,14 @@ _LIBRARY = "sentence_transformers"
 _QUIETLY = {"convert_to_tensor": True, "show_progress_bar": False}
 
 
-class SentenceEncoder:
+class SentenceEncoder(ImageEncoder):
     """A SentenceTransformer that embeds images and texts into one space."""
 
-    summary_shape: tuple[int, int] | None = None
+    summary_shape = None
 
     def __init__(self, name: str, fingerprint: str, model: Any, device: str) -> None:
-        self.name, self.fingerprint, self.device = name, fingerprint, torch.device(device)
+        super().__init__(name, fingerprint, torch.device(device))
         self.model = model.eval()
-        self._memory = MemoryLimit()
 
     @classmethod
     def load(cls, name: str, model_name: str, device: str) -> "SentenceEncoder":
@@ -91,27 +90,13 @@ class SentenceEncoder:
             size = processor.image_processor.size
             return int(size.get("shortest_edge") or min(size["height"], size["width"]))
 
-    @cached_property
-    def batch_size(self) -> int:
-        """See Encoder."""
-        example = Image.new("RGB", (self.image_size, self.image_size))
-        return find_batch_size(self._encode, example, self.device)
-
     def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
         """One: its tokenizer may not be asked from two threads at once."""
         return nullcontext([self])
 
-    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
-        """Embed RGB images, all of them at once, where the memory holds them."""
-        return self.encode_prepared(images)
-
     def prepare_image(self, image: Image.Image) -> PreparedImage:
         """Nothing: the library prepares images with their batch."""
         return image
-
-    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-        """Embed images."""
-        return self._memory.encode(self._encode, prepared)
 
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
         # The library leaves pixels in float32, and not every vision tower casts them.

@@ -2,8 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,7 @@ import xxhash
 from PIL import Image
 from torch import Tensor
 
-from encoders.base import Encoder, FloatArray, ImageEmbeddings, PreparedImage
-from encoders.batches import MemoryLimit, find_batch_size, open_lanes
+from encoders.base import FloatArray, ImageEmbeddings, PreparedImage
 from encoders.fwd2bot.adapters import find_base_model
 from encoders.fwd2bot.checkpoint import Checkpoint, list_folders, load_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
@@ -21,7 +18,7 @@ from encoders.fwd2bot.model import IGNORED, pool
 from encoders.fwd2bot.preparation import ImagePreparer
 from encoders.fwd2bot.pretrained import MODEL_FILES
 from encoders.fwd2bot.seeing import LONGEST_ANSWER, answer_from_pixels
-from encoders.load import load_encoder
+from encoders.imaging import ImageEncoder
 from encoders.precision import choose_dtype
 
 _TEXTS_AT_ONCE = 128
@@ -30,14 +27,14 @@ _DECODING = {"max_new_tokens": LONGEST_ANSWER, "do_sample": False, "no_repeat_ng
 _CHUNK = 1 << 22
 
 
-class Fwd2BotEncoder:
+class Fwd2BotEncoder(ImageEncoder):
     """A checkpoint, ready: a `TalkingEncoder`."""
 
     def __init__(self, name: str, fingerprint: str, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.name, self.fingerprint, self.device = name, fingerprint, device
+        super().__init__(name, fingerprint, device)
         self.model = checkpoint.model
         self.builder = InputBuilder(checkpoint.processor, checkpoint.prompts, self.model.summary_shape[0])
-        self._preparer, self._memory = ImagePreparer(self.builder), MemoryLimit()
+        self._preparer = ImagePreparer(self.builder)
 
     @classmethod
     def load(cls, name: str, folder: Path, device: str) -> "Fwd2BotEncoder":
@@ -61,27 +58,9 @@ class Fwd2BotEncoder:
         """Shorter side, in pixels, of the largest picture that the model is shown."""
         return self.model.family.image_side(self.builder.processor)
 
-    @cached_property
-    def batch_size(self) -> int:
-        """See Encoder."""
-        example = self.prepare_image(Image.new("RGB", (self.image_size, self.image_size)))
-        return find_batch_size(self._encode, example, self.device)
-
-    def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
-        """See Encoder."""
-        return open_lanes(self, self.device, lambda device: load_encoder(self.name, device))
-
-    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
-        """Pass 1 over images; all of them at once, where the memory holds them."""
-        return self.encode_prepared([self.prepare_image(image) for image in images])
-
     def prepare_image(self, image: Image.Image) -> PreparedImage:
         """What the processor makes of an image, where it looks at each alone."""
         return self._preparer.prepare(image)
-
-    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-        """Pass 1 over prepared images."""
-        return self._memory.encode(self._encode, prepared)
 
     @torch.inference_mode()
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:

@@ -1,0 +1,66 @@
+"""What encoders have in common: images are prepared one by one, in any thread, and encoded together."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+
+import torch
+from PIL import Image
+
+from encoders.base import Encoder, FloatArray, ImageEmbeddings, PreparedImage
+from encoders.batches import MemoryLimit, find_batch_size, open_lanes
+from encoders.load import load_encoder
+
+
+class ImageEncoder(ABC):
+    """The image half of an `Encoder`, for one that can prepare an image and encode a batch of them."""
+
+    def __init__(self, name: str, fingerprint: str, device: torch.device) -> None:
+        self.name, self.fingerprint, self.device = name, fingerprint, device
+        self._memory = MemoryLimit()
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """See Encoder."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """See Encoder."""
+
+    @property
+    @abstractmethod
+    def summary_shape(self) -> tuple[int, int] | None:
+        """See Encoder."""
+
+    @abstractmethod
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """See Encoder."""
+
+    @abstractmethod
+    def prepare_image(self, image: Image.Image) -> PreparedImage:
+        """See Encoder."""
+
+    @abstractmethod
+    def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        """Embed prepared images at once, whatever memory that takes."""
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Images that are best encoded at once: no more than the memory of the device holds."""
+        example = self.prepare_image(Image.new("RGB", (self.image_size, self.image_size)))
+        return find_batch_size(self._encode, example, self.device)
+
+    def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
+        """This encoder once for each batch that is best in hand at a time, and a copy on each further GPU."""
+        return open_lanes(self, self.device, lambda device: load_encoder(self.name, device))
+
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """Embed RGB images of any size, all of them at once, where the memory holds them."""
+        return self.encode_prepared([self.prepare_image(image) for image in images])
+
+    def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
+        """Embed what `prepare_image` gave, in as few pieces as the memory holds."""
+        return self._memory.encode(self._encode, prepared)
