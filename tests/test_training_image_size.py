@@ -100,21 +100,28 @@ def teach(
     return main([*command, *more]), settings
 
 
-def test_teachers_may_look_closer_than_they_learned_to(
-    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sides", [[24], [16, 24]])
+def test_teachers_look_at_pictures_and_mirror_images_at_every_size_given(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sides: list[int]
 ) -> None:
-    size = ("--image-size", "24")
+    size = ("--image-size", *map(str, sides))
     status, settings = teach(run, data, tmp_path, monkeypatch, str(run / "model"), *size)
     assert status == 0
-    model, builder, _ = go_on(run, data, 24)
     photos = open_sources(settings.sources, data)["photos"]
     picture = photos.load_picture(5, 0)  # type: ignore[union-attr]
-    views = [picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-    with torch.no_grad():
-        rows = torch.nn.functional.normalize(model.eval().compress(builder.images(views)).mean(1), dim=1)
-    wanted = torch.nn.functional.normalize(rows.sum(0), dim=0)
+    looks = []
+    for view in (picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+        rows = torch.cat([embed(*go_on(run, data, side)[:2], view) for side in sides])
+        looks.append(torch.nn.functional.normalize(rows.mean(0), dim=0))
+    wanted = torch.nn.functional.normalize(looks[0] + looks[1], dim=0)
     found = GuideTable(tmp_path, {"photos": 0}).find_pictures([5])[0]
     assert float(wanted @ found) > 0.999
+
+
+@torch.no_grad()
+def embed(model: Fwd2Bot, builder: InputBuilder, picture: Image.Image) -> torch.Tensor:
+    summaries: torch.Tensor = model.eval().compress(builder.images([picture]))
+    return torch.nn.functional.normalize(summaries.mean(1), dim=1)
 
 
 def test_an_encoder_of_another_make_cannot_look_closer(

@@ -40,7 +40,7 @@ _BATCH = 32
 
 
 class Teacher(Protocol):
-    """The part of an encoder that is asked."""
+    """The part of an encoder that is asked. Embeddings are of unit length."""
 
     @property
     def dim(self) -> int:
@@ -72,6 +72,23 @@ class ModelTeacher:
         """See Encoder."""
         rows: FloatArray = embed_texts(self.model, self.builder, texts).cpu().numpy()
         return rows
+
+
+class WideEyedTeacher:
+    """A model that looks at each picture at several sizes, and takes the mean of what it finds."""
+
+    def __init__(self, model: Compressor, builder: InputBuilder, sides: Sequence[int]) -> None:
+        """sides: of the pictures that it is shown, in pixels."""
+        self.teacher, self.sides = ModelTeacher(model, builder), sides
+        self.dim, self.encode_texts = self.teacher.dim, self.teacher.encode_texts
+
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
+        """See Encoder."""
+        looks = []
+        for side in self.sides:
+            set_image_size(self.teacher.model, self.teacher.builder, side)
+            looks.append(self.teacher.encode_images(images).vectors)
+        return ImageEmbeddings(_average(looks), None)
 
 
 def teach(teachers: Sequence[Teacher], sources: Sources, out: Path) -> None:
@@ -117,7 +134,13 @@ def _embed_mirrored(teacher: Teacher, pictures: Sequence[Image.Image]) -> FloatA
     """The mean of picture and mirror image, of unit length: a teacher that looks twice knows more."""
     plain = teacher.encode_images(pictures).vectors
     mirrored = teacher.encode_images([ImageOps.mirror(picture) for picture in pictures]).vectors
-    return normalize(torch.from_numpy(plain + mirrored), dim=1).numpy()
+    return _average([plain, mirrored])
+
+
+def _average(looks: Sequence[FloatArray]) -> FloatArray:
+    """The mean of what was found, of unit length."""
+    mean: FloatArray = normalize(torch.from_numpy(np.sum(looks, axis=0)), dim=1).numpy()
+    return mean
 
 
 def _join(embeddings: Sequence[FloatArray]) -> FloatArray:
@@ -126,16 +149,13 @@ def _join(embeddings: Sequence[FloatArray]) -> FloatArray:
     return joined
 
 
-def _show_at(teacher: Teacher, side: int | None) -> Teacher:
-    """The teacher, shown pictures of this side; raises DatasetError where it is none of ours."""
-    if side is None:
+def _show_at(teacher: Teacher, sides: Sequence[int]) -> Teacher:
+    """The teacher, shown pictures of these sides; raises DatasetError where it is none of ours."""
+    if not sides:
         return teacher
-    if isinstance(teacher, Fwd2BotEncoder):
-        teacher = ModelTeacher(teacher.model, teacher.builder)
-    if not isinstance(teacher, ModelTeacher):
+    if not isinstance(teacher, Fwd2BotEncoder | ModelTeacher):
         raise DatasetError("Only models that were trained here can be shown another --image-size")
-    set_image_size(teacher.model, teacher.builder, side)
-    return teacher
+    return WideEyedTeacher(teacher.model, teacher.builder, sides)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,9 +171,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--image-size",
+        nargs="+",
+        default=[],
         type=int,
         metavar="PIXELS",
-        help="show them pictures of this side, not of their own: crops made these look larger in training",
+        help="show them pictures of this side, not of their own: crops made these look larger in training; "
+        "of several sides, the mean is written",
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder that distillation.teachers names")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
