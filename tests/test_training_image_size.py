@@ -131,3 +131,12 @@ def test_an_encoder_of_another_make_cannot_look_closer(
     assert teach(run, data, tmp_path / "out", monkeypatch, "other", "--image-size", "24")[0] == 1
     assert "another --image-size" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_a_teacher_cannot_read_is_refused_before_anything_is_written(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ("--image-size", "24", "20")
+    assert teach(run, data, tmp_path / "out", monkeypatch, str(run / "model"), *size)[0] == 1
+    assert "cannot read pictures of 20 x 20 pixels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -78,7 +78,9 @@ class WideEyedTeacher:
     """A model that looks at each picture at several sizes, and takes the mean of what it finds."""
 
     def __init__(self, model: Compressor, builder: InputBuilder, sides: Sequence[int]) -> None:
-        """sides: of the pictures that it is shown, in pixels."""
+        """sides: of pictures to be shown, in pixels; raises DatasetError where it cannot read one."""
+        for side in sides:
+            set_image_size(model, builder, side)
         self.teacher, self.sides = ModelTeacher(model, builder), sides
         self.dim, self.encode_texts = self.teacher.dim, self.teacher.encode_texts
 
