@@ -194,3 +194,22 @@ def run(*arguments: str) -> Result:
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer need not know many words here."""
     monkeypatch.setattr("training.initial_model._TOKENIZER_SCENES", 60)
+
+
+@pytest.fixture(scope="module", name="data")
+def colours_on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `write_colours` writes, for the runs of a file."""
+    from tests.training_runs import write_colours
+
+    return write_colours(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module", name="run")
+def short_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps on it: its model reads 16 pixels a side, two of the strides of its tower."""
+    from tests.training_runs import make_settings
+    from training.train import train
+
+    folder = tmp_path_factory.mktemp("run")
+    train(make_settings(3), data, folder)
+    return folder

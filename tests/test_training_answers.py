@@ -14,7 +14,7 @@ from encoders.base import DatasetError
 from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from encoders.fwd2bot.model import AdapterSettings
 from tests.tiny_models import make_pictures
-from tests.training_runs import make_settings, write_colours
+from tests.training_runs import make_settings
 from training.data_settings import BatchSettings, DrawnSettings
 from training.initial_model import make_initial_model
 from training.settings import CheckpointSettings, TrainingSettings
@@ -27,19 +27,6 @@ pytestmark = [
     pytest.mark.usefixtures("few_scenes"),
 ]
 WORDS = ["a red wall", "the door is blue"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_colours(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of three steps."""
-    folder = tmp_path_factory.mktemp("run")
-    train(make_settings(3), data, folder)
-    return folder
 
 
 def teach_answers(run: Path, **changes: Any) -> TrainingSettings:

@@ -17,32 +17,18 @@ from encoders.fwd2bot.pretrained import load_lvlm
 from encoders.fwd2bot.prompts import Prompts
 from tests.conftest import FakeEncoder
 from tests.tiny_models import make_pictures
-from tests.training_runs import make_base, make_settings, write_colours
+from tests.training_runs import make_base, make_settings
 from training.guides import GuideTable
 from training.image_size import set_image_size
 from training.initial_model import InitialModel, make_initial_model
 from training.settings import CheckpointSettings, TrainingSettings
 from training.sources.open import open_sources
 from training.teach import main
-from training.train import train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
     pytest.mark.usefixtures("few_scenes"),
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_colours(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of two steps, that reads 16 pixels a side, four of its tower's strides of 8 in all."""
-    folder = tmp_path_factory.mktemp("run")
-    train(make_settings(3), data, folder)
-    return folder
 
 
 def go_on(run: Path, data: Path, side: int) -> InitialModel:

@@ -15,13 +15,17 @@ def set_image_size(model: Compressor, builder: InputBuilder, side: int) -> int:
     higher resolution than it learned at (FixRes, arXiv 1906.06423). Raises DatasetError where the tower reads
     the size that it was made for and no other.
     """
-    processor = builder.processor
-    processor.image_processor.size = {"height": side, "width": side}
+    show_at(builder, side)
     try:
         inputs = builder.images([Image.new("RGB", (side, side))])
         with torch.no_grad():
             model.compress(inputs.to(model.device))
     except (EncoderMismatch, RuntimeError, ValueError) as error:
         raise DatasetError(f"The model cannot read pictures of {side} x {side} pixels: {error}") from error
-    image_token: int = processor.image_token_id  # type: ignore[attr-defined]
+    image_token: int = builder.processor.image_token_id  # type: ignore[attr-defined]
     return int((inputs["input_ids"] == image_token).sum())
+
+
+def show_at(builder: InputBuilder, side: int) -> None:
+    """Make pictures of side x side pixels from now on, which `set_image_size` found that the model reads."""
+    builder.processor.image_processor.size = {"height": side, "width": side}

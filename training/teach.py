@@ -26,7 +26,7 @@ from encoders.fwd2bot.model import pool
 from encoders.load import load_encoder
 from encoders.precision import autocast
 from training.guides import PICTURE_COLUMNS, PICTURES_FILE, TEXT_COLUMNS, TEXTS_FILE, make_batch, write_table
-from training.image_size import set_image_size
+from training.image_size import set_image_size, show_at
 from training.run_log import run_command, tell
 from training.settings import read_settings
 from training.sources.base import Source
@@ -88,7 +88,7 @@ class WideEyedTeacher:
         """See Encoder."""
         looks = []
         for side in self.sides:
-            set_image_size(self.teacher.model, self.teacher.builder, side)
+            show_at(self.teacher.builder, side)
             looks.append(self.teacher.encode_images(images).vectors)
         return ImageEmbeddings(_average(looks), None)
 
@@ -151,7 +151,7 @@ def _join(embeddings: Sequence[FloatArray]) -> FloatArray:
     return joined
 
 
-def _show_at(teacher: Teacher, sides: Sequence[int]) -> Teacher:
+def _widen_eyes(teacher: Teacher, sides: Sequence[int]) -> Teacher:
     """The teacher, shown pictures of these sides; raises DatasetError where it is none of ours."""
     if not sides:
         return teacher
@@ -188,8 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(options.settings, options.overrides)
         models = [load_encoder(name) for name in options.teachers]
         towers = [load_two_towers(run, options.data) for run in options.two_towers]
-        teachers = [_show_at(model, options.image_size) for model in models]
-        teachers += [_show_at(ModelTeacher(*tower), options.image_size) for tower in towers]
+        teachers = [_widen_eyes(model, options.image_size) for model in models]
+        teachers += [_widen_eyes(ModelTeacher(*tower), options.image_size) for tower in towers]
         teach(teachers, open_sources(settings.sources, options.data), options.out)
 
     return run_command(command)
