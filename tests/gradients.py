@@ -7,11 +7,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import AdapterSettings, Answers, Fwd2Bot, JointOutput, pool
 from tests.tiny_models import make_pictures
-from training.distributed import Ranks
+from training.distributed import ALONE, Ranks
 from training.grad_cache import Chunk, Embeddings
 from training.losses import HARD_NEGATIVE
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
 ANSWER_WEIGHT = 0.7
 SOURCE_IDS = torch.tensor([5, 3, 9, 7, 4])
 TARGET_IDS = torch.tensor([3, 5, HARD_NEGATIVE, 4, 9, 7, 5])

@@ -20,6 +20,7 @@ from tests.training_data import (
     make_plain_builder,
     make_settings,
     read_texts,
+    share_out,
     write_lines,
     write_photos,
 )
@@ -183,7 +184,7 @@ def test_the_shares_of_all_ranks_are_the_step_of_one_process(
     for name in broken:
         (folder / name).unlink()
     alone = make_dataset(folder)
-    shares = [make_dataset(folder, rank=rank, ranks=ranks) for rank in range(ranks)]
+    shares = [make_dataset(folder, ranks=each) for each in share_out(ranks)]
     parts = [list_rows(share, share[9]) for share in shares]
     assert all(parts)
     together = sorted(row for part in parts for row in part)
@@ -237,7 +238,7 @@ def test_a_broken_line_is_passed_over_by_every_rank_alike(folder: Path) -> None:
     write_lines(folder / "groups.jsonl", [{"captions": ["cat 0 a", "cat 0 b"]}, {"captions": ["alone"]}, 3])
     batches = [BatchSettings(4, {"groups": 2})]
     alone = make_dataset(folder, batches=batches)
-    shares = [make_dataset(folder, batches=batches, rank=rank, ranks=2) for rank in range(2)]
+    shares = [make_dataset(folder, batches=batches, ranks=each) for each in share_out(2)]
     for step in range(4):
         assert set(alone[step].source_ids.tolist()) == {2 * 10**9}
         texts = [read_texts(alone, part["input_ids"]) for part in alone[step].sources]
@@ -275,7 +276,7 @@ def test_a_batch_that_cannot_be_made_is_refused_at_the_start(
 
 def test_a_batch_too_small_for_the_ranks_is_refused(folder: Path) -> None:
     with pytest.raises(DatasetError, match="8 or more"):
-        make_dataset(folder, batches=[BatchSettings(1, {"photos": PHOTOS})], ranks=8)
+        make_dataset(folder, batches=[BatchSettings(1, {"photos": PHOTOS})], ranks=share_out(8)[0])
 
 
 def test_a_source_that_would_train_nothing_is_refused(folder: Path) -> None:

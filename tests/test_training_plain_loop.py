@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from encoders.base import DatasetError
-from tests.training_runs import CONFIG, make_settings, write_colours
+from tests.training_runs import CONFIG, make_settings
 from training.data import StepDataset
 from training.distributed import Ranks
 from training.grad_cache import Chunk
@@ -20,12 +20,6 @@ from training.sources.open import open_sources
 from training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen pictures of four colours."""
-    return write_colours(tmp_path_factory.mktemp("data"))
 
 
 def make_pair(settings: TrainingSettings, data: Path) -> tuple[Trainer, PlainTrainer, StepDataset]:

@@ -16,28 +16,20 @@ from encoders.base import DatasetError, Fwd2BotError
 from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot
 from tests.tiny_models import LVLM, make_builder
-from tests.training_runs import CONFIG, make_base, make_settings, read_log, settle_on, write_colours
+from tests.training_runs import CONFIG, make_base, make_settings, read_log, settle_on
 from training import states
-from training.distributed import Ranks
+from training.distributed import ALONE, Ranks
 from training.lvlm import make_lvlm
 from training.settings import TrainingSettings
 from training.states import STATE_FILE, load_state, save_state
 from training.train import main, train
 from training.trainer import Trainer
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
-
 # Python 3.12 warns of every fork; the loader's worker is forked before the model computes.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
     pytest.mark.usefixtures("few_scenes"),
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen pictures of four colours."""
-    return write_colours(tmp_path_factory.mktemp("data"))
 
 
 def make_trainer(**changes: Any) -> Trainer:

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from training.data_settings import (
     ShardSettings,
     SourceSettings,
 )
+from training.distributed import ALONE, Ranks
 from training.lvlm import make_processor, train_tokenizer
 from training.sources.base import Source
 from training.sources.open import open_sources
@@ -82,11 +84,15 @@ def make_dataset(
     batches: Sequence[BatchSettings] = BATCHES,
     augmentation: AugmentationSettings | None = AUGMENTATION,
     seed: int = 5,
-    rank: int = 0,
-    ranks: int = 1,
+    ranks: Ranks = ALONE,
 ) -> StepDataset:
     sources = open_sources(settings or make_settings(), folder)
-    return StepDataset(sources, make_plain_builder(), batches, augmentation, seed, rank, ranks)
+    return StepDataset(sources, make_plain_builder(), batches, augmentation, seed, ranks)
+
+
+def share_out(count: int) -> list[Ranks]:
+    """So many ranks, in one process."""
+    return [replace(ALONE, rank=rank, count=count) for rank in range(count)]
 
 
 def read_texts(dataset: StepDataset, ids: Any) -> list[str]:

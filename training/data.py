@@ -25,6 +25,7 @@ from encoders.fwd2bot.model import Answers
 from training.augment import Chance
 from training.data_settings import AugmentationSettings, BatchSettings
 from training.deal import Deal, DealtRow
+from training.distributed import ALONE, Ranks
 from training.guides import Guides, GuideTable
 from training.packing import PART_ROWS, Row, mark_words, pack_answers, pack_targets
 from training.sources.base import Sample
@@ -86,8 +87,8 @@ class _Plan(NamedTuple):
 class StepDataset(Dataset[Step]):
     """Step number to step. The rows of a source come in epochs; drawn scenes are new at every step.
 
-    augmentation: None leaves pictures to the LVLM's own processor. rank, ranks: whose share of a step is
-    built. teachers: the folder of what they made of the rows (see `training.guides`).
+    augmentation: None leaves pictures to the LVLM's own processor. ranks: whose share of a step is built.
+    teachers: the folder of what they made of the rows (see `training.guides`).
     """
 
     def __init__(
@@ -97,13 +98,12 @@ class StepDataset(Dataset[Step]):
         batches: Sequence[BatchSettings],
         augmentation: AugmentationSettings | None,
         seed: int,
-        rank: int = 0,
-        ranks: int = 1,
+        ranks: Ranks = ALONE,
         teachers: Path | None = None,
     ) -> None:
-        require_batches(sources, batches, ranks, teachers is not None)
+        require_batches(sources, batches, ranks.count, teachers is not None)
         self.sources, self.builder, self.batches, self.seed = sources, builder, batches, seed
-        self.rank, self.ranks = rank, ranks
+        self.ranks = ranks
         self.views = SquareViews(builder, augmentation) if augmentation else None
         self._first_ids = _space_ids(sources)
         self.guides = GuideTable(teachers, self._first_ids) if teachers else None
@@ -124,11 +124,14 @@ class StepDataset(Dataset[Step]):
         random = Random(f"{self.seed} {step}")
         generator = torch.Generator().manual_seed(random.getrandbits(60))
         plan = self._plan(batch.counts, before, step * _SCENES_A_STEP, random)
-        own = slice(self.rank, None, self.ranks)
+        own = slice(self.ranks.rank, None, self.ranks.count)
         photos = [self._load_photo(name, dealt) for name, dealt in plan.photos[own]]
         scenes = [(row, draw_scene(scene)) for row, scene in plan.scenes[own]]
         seen, texts = [row for row, _ in [*photos, *scenes]], plan.texts[own]
-        chances = [Chance(generator, len(rows), self.rank, self.ranks) for rows in (plan.photos, plan.scenes)]
+        chances = [
+            Chance(generator, len(rows), self.ranks.rank, self.ranks.count)
+            for rows in (plan.photos, plan.scenes)
+        ]
         sources = self._show(photos, scenes, chances) if seen else []
         if texts:
             sources.append(self.builder.texts([row.sample.text for row in texts]))

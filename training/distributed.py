@@ -80,6 +80,9 @@ class Ranks:
         return parts
 
 
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
 def join_ranks() -> Ranks:
     """Meet the processes that `accelerate launch` started; alone where there is but this one."""
     device = choose_device("auto")

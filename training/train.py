@@ -46,8 +46,7 @@ def train(settings: TrainingSettings, data: Path, run: Path) -> None:
         settings.batches,
         settings.augmentation,
         settings.seed,
-        ranks.rank,
-        ranks.count,
+        ranks,
         Path(settings.distillation.teachers) if settings.distillation else None,
     )
     checkpoint = Checkpoint(model, builder.processor, settings.prompts)
