@@ -1,11 +1,12 @@
 """The shipped recipes, and settings that the command line puts over a file's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from encoders.base import DatasetError
-from training.settings import BaseSettings, read_settings
+from training.settings import BaseSettings, end_run_at, read_settings
 
 _FOLDER = Path(__file__).parent.parent / "training" / "configs"
 CONFIGS = sorted(set(_FOLDER.glob("*.toml")) - {_FOLDER / "ablations.toml"})  # which is many runs
@@ -62,3 +63,19 @@ def test_the_command_line_sets_what_the_file_says_otherwise() -> None:
 def test_a_wrong_override_is_named(override: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         read_settings(TINY, [override])
+
+
+@pytest.mark.parametrize(("until", "steps"), [(700, [150, 465, 85]), (615, [150, 465]), (1, [1])])
+def test_a_run_that_ends_sooner_leaves_out_its_last_steps_and_nothing_else(
+    until: int, steps: list[int]
+) -> None:
+    whole = read_settings(TINY)
+    ended = end_run_at(whole, until)
+    assert [batch.steps for batch in ended.batches] == steps
+    assert replace(ended, batches=whole.batches) == whole
+
+
+@pytest.mark.parametrize("until", [-1, 0, 5615])
+def test_a_run_cannot_end_where_it_has_no_step(until: int) -> None:
+    with pytest.raises(DatasetError, match=f"5614 steps: .* not at {until}"):
+        end_run_at(read_settings(TINY), until)

@@ -20,10 +20,10 @@ from tests.training_runs import CONFIG, make_base, make_settings, read_log, sett
 from training import states
 from training.distributed import ALONE, Ranks
 from training.lvlm import make_lvlm
-from training.settings import TrainingSettings
+from training.settings import TrainingSettings, end_run_at
 from training.states import STATE_FILE, load_state, save_state
 from training.train import main, train
-from training.trainer import Trainer
+from training.trainer import Trainer, schedule_rate
 
 # Python 3.12 warns of every fork; the loader's worker is forked before the model computes.
 pytestmark = [
@@ -92,6 +92,16 @@ def test_a_killed_run_goes_on_as_the_run_that_was_not(data: Path, tmp_path: Path
     assert whole["step"] == resumed["step"] == 6 and whole["best"] == resumed["best"]
     for name, value in whole["model"].items():
         assert torch.equal(resumed["model"][name], value), name
+
+
+def test_a_run_cannot_end_before_the_step_that_it_has_come_to(data: Path, tmp_path: Path) -> None:
+    settings = make_settings(3)
+    train(end_run_at(settings, 2), data, tmp_path)
+    with pytest.raises(DatasetError, match="has taken 2 steps already, and would end at 1"):
+        train(end_run_at(settings, 1), data, tmp_path)
+    train(settings, data, tmp_path)
+    rates = [line["rate"] for line in read_log(tmp_path) if "rate" in line]
+    assert rates == [schedule_rate(settings.optimizer, step, total) for step, total in enumerate((2, 2, 3))]
 
 
 def test_a_run_learns_and_leaves_models_that_can_be_loaded(data: Path, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Every setting of a training run, read from one TOML file and written into its checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from encoders.base import DatasetError
 from encoders.fwd2bot.model import AdapterSettings
 from encoders.fwd2bot.prompts import Prompts
 from training.data_settings import AugmentationSettings as AugmentationSettings
@@ -131,6 +132,22 @@ class TrainingSettings:
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainingSettings:
     """Read a TOML file, with `dotted.name=value` put over it; raises DatasetError with what is wrong."""
     return read_toml(path, TrainingSettings, overrides)
+
+
+def end_run_at(settings: TrainingSettings, step: int) -> TrainingSettings:
+    """The same run with so many steps in all: the last are left out, and the rate falls so much sooner.
+
+    Raises DatasetError where it has not so many.
+    """
+    if not 0 < step <= settings.total_steps:
+        raise DatasetError(
+            f"The settings have {settings.total_steps} steps: a run ends at one of these, and not at {step}"
+        )
+    batches, left = list[BatchSettings](), step
+    for batch in settings.batches:
+        batches.append(replace(batch, steps=min(batch.steps, left)))
+        left -= batches[-1].steps
+    return replace(settings, batches=tuple(batch for batch in batches if batch.steps))
 
 
 def restore_settings(values: dict[str, Any], where: str) -> TrainingSettings:

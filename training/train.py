@@ -18,12 +18,13 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
+from encoders.base import DatasetError
 from encoders.fwd2bot.checkpoint import Checkpoint
 from training.data import Step, StepDataset
 from training.distributed import join_ranks
 from training.initial_model import make_initial_model
 from training.run_log import RunLog, run_command, tell
-from training.settings import TrainingSettings, read_settings
+from training.settings import TrainingSettings, end_run_at, read_settings
 from training.sources.open import open_sources
 from training.states import STATE_FILE, load_state, save_model, save_state
 from training.trainer import Trainer
@@ -67,6 +68,11 @@ def run_steps(
         tell(
             f"resumed at step {trainer.step}" + (f"; changed since: {', '.join(changed)}" if changed else "")
         )
+        if trainer.step > total:
+            raise DatasetError(
+                f"{run} has taken {trainer.step} steps already, and would end at {total}: let it end later, "
+                "or choose another --run"
+            )
     log = RunLog(run, trainer.step, total) if trainer.ranks.rank == 0 else None
     saved = time.monotonic()
     for batch in _load_steps(dataset, trainer.step, settings.workers):
@@ -121,10 +127,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dest="overrides",
         help="a setting to put over the file's, such as optimizer.learning_rate=3e-4; may be repeated",
     )
+    parser.add_argument(
+        "--until",
+        type=int,
+        metavar="STEP",
+        help="end there, sooner than the settings say, the learning rate having fallen as at their end",
+    )
     options = parser.parse_args(arguments)
 
     def command() -> None:
-        train(read_settings(options.settings, options.overrides), options.data, options.run)
+        settings = read_settings(options.settings, options.overrides)
+        if options.until is not None:
+            settings = end_run_at(settings, options.until)
+        train(settings, options.data, options.run)
 
     return run_command(command)
 
