@@ -238,6 +238,9 @@ def test_a_model_goes_on_from_its_checkpoint_with_what_teachers_say(
     train(settings, data, tmp_path / "second")
     losses = [line["affinity"] for line in read_log(tmp_path / "second") if "rate" in line]
     assert len(losses) == 30 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    train_two_towers(replace(settings, lvlm=make_settings(4).lvlm), data, tmp_path / "taught")
+    losses = [line["affinity"] for line in read_log(tmp_path / "taught") if "rate" in line]
+    assert len(losses) == 30 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
 def test_a_checkpoint_of_another_make_is_refused(data: Path, tmp_path: Path) -> None:
@@ -248,12 +251,6 @@ def test_a_checkpoint_of_another_make_is_refused(data: Path, tmp_path: Path) -> 
         make_initial_model(settings, sources, torch.device("cpu"))
     with pytest.raises(DatasetError, match="sees already"):
         make_initial_model(replace(settings, word_weight=1.0), sources, torch.device("cpu"))
-
-
-def test_two_towers_have_no_teachers(data: Path, tmp_path: Path) -> None:
-    settings = replace(make_settings(4), distillation=DistillationSettings("x", 1.0, 0.1))
-    with pytest.raises(DatasetError, match=r"without \[distillation\]"):
-        train_two_towers(settings, data, tmp_path)
 
 
 def test_a_run_of_something_else_is_no_pair_of_towers(

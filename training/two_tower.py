@@ -8,7 +8,8 @@ models have the same number of weights. Rows, their order, views, captions, opti
 `training.train`, and so are log, states and resuming. The loss is symmetric InfoNCE, with the same positives
 and hard negatives; pairs of texts alone train the text tower. Two towers cannot answer, so there is no answer
 loss, and nor are there losses on words: batches that train Fwd2Bot's tower alone by the words of captions
-are contrastive here, on the same pictures and their captions.
+are contrastive here, on the same pictures and their captions. With [distillation] in the file it is no
+comparison: the towers learn from teachers too, and become one.
 
     RUN/result.json   weights of both models, steps, and recall of all captions of the val and test splits
 """
@@ -34,7 +35,7 @@ from training.data_settings import UnlabelledSettings
 from training.distributed import join_ranks
 from training.initial_model import make_initial_model
 from training.run_log import RunLog, run_command, tell
-from training.settings import LvlmSettings, TrainingSettings, read_settings, restore_settings
+from training.settings import LvlmSettings, TrainingSettings, end_run_at, read_settings, restore_settings
 from training.sources.open import Sources, open_sources
 from training.states import STATE_FILE, read_state
 from training.train import run_steps
@@ -86,12 +87,13 @@ class TwoTowers(nn.Module):
     def forward(
         self, sources: Sequence[BatchEncoding], targets: Sequence[BatchEncoding], answers: Sequence[Answers]
     ) -> JointOutput:
-        """Embed a step. answers: none."""
+        """Embed a step, whose images come first. answers: none."""
         none = self.image_projection.weight.new_empty(0, *self.summary_shape)
         embedded_sources, embedded_targets = (
             torch.cat([self.compress(inputs) for inputs in side] or [none]) for side in (sources, targets)
         )
-        return JointOutput(embedded_sources, embedded_targets, none[:, 0], none.sum())
+        images = sum(len(inputs["input_ids"]) for inputs in sources if "pixel_values" in inputs)
+        return JointOutput(embedded_sources, embedded_targets, embedded_sources[:images, 0], none.sum())
 
     def compile_layers(self) -> None:
         """Have torch.compile fuse each layer of the text tower."""
@@ -131,7 +133,10 @@ def count_weights(model: nn.Module) -> int:
 
 
 def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings:
-    """What of a settings file concerns two towers: InfoNCE alone, on every row, for a share of the steps."""
+    """What of a settings file concerns two towers: InfoNCE on every row, for a share of the steps.
+
+    Teachers stay, where the file has any, and with them the pictures that nobody described.
+    """
     optimizer = settings.optimizer
     return replace(
         settings,
@@ -141,9 +146,10 @@ def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings
         feature_weight=0.0,
         word_weight=0.0,
         sources={
-            name: replace(source, contrastive=True, answer=False)
+            name: source
+            if isinstance(source, UnlabelledSettings)
+            else replace(source, contrastive=True, answer=False)
             for name, source in settings.sources.items()
-            if not isinstance(source, UnlabelledSettings)
         },
         batches=tuple(
             replace(batch, steps=round(share * batch.steps), tower_only=False) for batch in settings.batches
@@ -160,14 +166,15 @@ def train_two_towers(settings: TrainingSettings, data: Path, run: Path, share: f
     """Run, or go on with, the training in the folder `run`; returns what result.json says."""
     if not isinstance(settings.lvlm, LvlmSettings):
         raise DatasetError("Two towers start from nothing: give settings whose [lvlm] is a shape and no base")
-    if settings.distillation:
-        raise DatasetError("Two towers learn from captions alone: give settings without [distillation]")
     run.mkdir(parents=True, exist_ok=True)
     settings = adapt_settings(settings, share)
     sources = open_sources(settings.sources, data)
     towers, builder, weights = start_two_towers(settings, sources)
     tell("  ".join(f"weights of {name}: {count:,}" for name, count in weights.items()))
-    dataset = StepDataset(sources, builder, settings.batches, settings.augmentation, settings.seed)
+    teachers = Path(settings.distillation.teachers) if settings.distillation else None
+    dataset = StepDataset(
+        sources, builder, settings.batches, settings.augmentation, settings.seed, teachers=teachers
+    )
     _take_steps(settings, towers, dataset, data, run)
     result = {
         "weights": weights,
@@ -241,10 +248,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--share", type=float, default=1.0, help="of each batch's steps, of warm-up and of cool-down (1.0)"
     )
+    parser.add_argument("--until", type=int, metavar="STEP", help="as for training.train")
     options = parser.parse_args(arguments)
 
     def command() -> None:
         settings = read_settings(options.settings, options.overrides)
+        if options.until is not None:
+            settings = end_run_at(settings, options.until)
         print(json.dumps(train_two_towers(settings, options.data, options.run, options.share)))
 
     return run_command(command)
