@@ -12,8 +12,6 @@ MEASURE_LLAVA = $(PYTHON) -m training.measure training/configs/llava-1.5-7b-k16.
 CONFIGS := training/configs
 TRAIN := $(BIN)/python -m training
 TEACHERS := --teachers runs/tiny/model --two-towers runs/two_tower
-TEACHER = $(TRAIN).two_tower $(CONFIGS)/teacher.toml --data $(DATA) --run runs/teacher
-TEACH_FOURTH = $(TRAIN).teach $(CONFIGS)/tiny-fourth.toml --data $(DATA) --image-size 128 160 --teachers runs/tiny-128/model
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-openclip test-st lint benchmark benchmark-rivals weights gpu gpu-here clean
@@ -40,7 +38,7 @@ benchmark-rivals: $(INSTALLED) ## race rclip and clip-retrieval, each in an envi
 		--only side_by_side_clip $(foreach rival,rclip_3_3_0 rclip_2_1_6 clip_retrieval_2_45_0,\
 			race_$(rival)_1mp $(if $(FAST),,race_$(rival)_12mp))
 
-weights: $(INSTALLED) ## with DATA=DIR: make the embedded model from nothing; ten hours of two cores, and may be stopped
+weights: $(INSTALLED) ## with DATA=DIR: make the embedded model from nothing; seven hours of two cores, and may be stopped
 	@test -d "$(DATA)" || { echo "make weights DATA=DIR: the folder of flickr8k, flickr30k_text and coco_unlabelled" >&2; exit 1; }
 	$(TRAIN).train $(CONFIGS)/tiny.toml --data $(DATA) --run runs/tiny
 	$(TRAIN).two_tower $(CONFIGS)/tiny.toml --data $(DATA) --run runs/two_tower
@@ -48,23 +46,12 @@ weights: $(INSTALLED) ## with DATA=DIR: make the embedded model from nothing; te
 	$(TRAIN).train $(CONFIGS)/tiny-distilled.toml --data $(DATA) --run runs/tiny-distilled
 	$(MAKE) runs/teachers-144/texts.parquet
 	$(TRAIN).train $(CONFIGS)/tiny-128.toml --data $(DATA) --run runs/tiny-128
-	$(MAKE) runs/teachers-160/texts.parquet
-	test -e runs/teacher/result.json || $(TEACHER) --until 2400 --set lvlm.image_size=80 --set optimizer.cooldown_steps=0
-	$(TEACHER)
-	$(MAKE) runs/teachers-fourth/texts.parquet
-	$(TRAIN).train $(CONFIGS)/tiny-fourth.toml --data $(DATA) --run runs/tiny-fourth
 
 runs/teachers/texts.parquet:
 	$(TRAIN).teach $(CONFIGS)/tiny-distilled.toml --data $(DATA) $(TEACHERS) --out runs/teachers
 
 runs/teachers-144/texts.parquet:
 	$(TRAIN).teach $(CONFIGS)/tiny-128.toml --data $(DATA) $(TEACHERS) --image-size 144 --out runs/teachers-144
-
-runs/teachers-160/texts.parquet:
-	$(TEACH_FOURTH) --out runs/teachers-160
-
-runs/teachers-fourth/texts.parquet:
-	$(TEACH_FOURTH) --two-towers runs/teacher --out runs/teachers-fourth
 
 gpu: ## with a CUDA GPU: the tests that need one and the figures of docs/performance.md, in an environment of their own
 	$(MAKE) VENV=$(VENV)-gpu FAISS=gpu $(VENV)-gpu/.installed
