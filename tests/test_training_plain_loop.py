@@ -10,8 +10,8 @@ import torch
 
 from encoders.base import DatasetError
 from tests.training_runs import CONFIG, make_settings
-from training.data import StepDataset
-from training.distributed import Ranks
+from training.data import StepDataset, open_dataset
+from training.distributed import ALONE
 from training.grad_cache import Chunk
 from training.initial_model import make_initial_model
 from training.plain_loop import PlainTrainer, compare_loops, main
@@ -25,10 +25,9 @@ pytestmark = pytest.mark.usefixtures("few_scenes")
 def make_pair(settings: TrainingSettings, data: Path) -> tuple[Trainer, PlainTrainer, StepDataset]:
     sources = open_sources(settings.sources, data)
     model, builder, words = make_initial_model(settings, sources, torch.device("cpu"))
-    dataset = StepDataset(sources, builder, settings.batches, settings.augmentation, settings.seed)
-    ranks = Ranks(0, 1, torch.device("cpu"))
-    plain = PlainTrainer(settings, copy.deepcopy(model), copy.deepcopy(words), ranks)
-    return Trainer(settings, model, words, ranks), plain, dataset
+    dataset = open_dataset(settings, sources, builder)
+    plain = PlainTrainer(settings, copy.deepcopy(model), copy.deepcopy(words), ALONE)
+    return Trainer(settings, model, words, ALONE), plain, dataset
 
 
 def test_without_rounding_both_find_the_same_losses_and_weights(

@@ -14,7 +14,7 @@ import torch
 from encoders.base import DatasetError
 from tests.training_runs import CONFIG, make_base, make_settings, read_log, settle_on, write_tested_colours
 from training import states
-from training.data import StepDataset
+from training.data import StepDataset, open_dataset
 from training.initial_model import make_initial_model
 from training.settings import BatchSettings, LvlmSettings, TrainingSettings, read_settings
 from training.sources.open import open_sources
@@ -49,7 +49,7 @@ def make_towers(settings: TrainingSettings, data: Path) -> tuple[TwoTowers, Step
     initial = make_initial_model(settings, sources, torch.device("cpu"))
     builder = write_plainly(initial.builder)
     towers = make_two_towers(initial.model, settings.lvlm, builder)
-    dataset = StepDataset(sources, builder, settings.batches, settings.augmentation, settings.seed)
+    dataset = open_dataset(settings, sources, builder)
     return towers.eval(), dataset, count_weights(initial.model)
 
 
@@ -63,7 +63,7 @@ def test_the_rows_and_views_of_a_step_are_those_that_fwd2bot_is_trained_on(data:
     _, plain, _ = make_towers(adapt_settings(settings, 1.0), data)
     sources = open_sources(settings.sources, data)
     builder = make_initial_model(settings, sources, torch.device("cpu")).builder
-    original = StepDataset(sources, builder, settings.batches, settings.augmentation, settings.seed)
+    original = open_dataset(settings, sources, builder)
     assert len(plain) == len(original) == 4
     for ours, theirs in zip(
         map(plain.__getitem__, range(4)), map(original.__getitem__, range(4)), strict=True

@@ -28,6 +28,7 @@ from training.deal import Deal, DealtRow
 from training.distributed import ALONE, Ranks
 from training.guides import Guides, GuideTable
 from training.packing import PART_ROWS, Row, mark_words, pack_answers, pack_targets
+from training.settings import TrainingSettings
 from training.sources.base import Sample
 from training.sources.drawn import DrawnSource
 from training.sources.karpathy import KarpathySource
@@ -214,6 +215,16 @@ class StepDataset(Dataset[Step]):
                 "Photos are held in_memory as squares, which need [augmentation]: set in_memory = false"
             )
         return self.views
+
+
+def open_dataset(
+    settings: TrainingSettings, sources: Sources, builder: InputBuilder, ranks: Ranks = ALONE
+) -> StepDataset:
+    """The steps of a run, with what its teachers wrote where it has any."""
+    teachers = Path(settings.distillation.teachers) if settings.distillation else None
+    return StepDataset(
+        sources, builder, settings.batches, settings.augmentation, settings.seed, ranks, teachers
+    )
 
 
 def _space_ids(sources: Sources) -> dict[str, int]:

@@ -26,7 +26,7 @@ from transformers import BatchEncoding
 from encoders.base import DatasetError
 from encoders.fwd2bot.adapters import find_base_model
 from encoders.fwd2bot.model import IGNORED, Fwd2Bot, JointOutput
-from training.data import Step, StepDataset
+from training.data import Step, open_dataset
 from training.distributed import join_ranks
 from training.grad_cache import Chunk, take_answers
 from training.initial_model import make_initial_model
@@ -73,7 +73,7 @@ def compare_loops(settings: TrainingSettings, data: Path, steps: int) -> Compari
     settings = _take_last_batch(settings, steps + _WARM_UP)
     sources, ranks = open_sources(settings.sources, data), join_ranks()
     model, builder, words = make_initial_model(settings, sources, ranks.device)
-    dataset = StepDataset(sources, builder, settings.batches, settings.augmentation, settings.seed)
+    dataset = open_dataset(settings, sources, builder)
     plain = PlainTrainer(
         replace(settings, compiled=False), _untune(copy.deepcopy(model)), copy.deepcopy(words), ranks
     )

@@ -129,9 +129,13 @@ class TrainingSettings:
         return sum(batch.steps for batch in self.batches)
 
 
-def read_settings(path: Path, overrides: Sequence[str] = ()) -> TrainingSettings:
-    """Read a TOML file, with `dotted.name=value` put over it; raises DatasetError with what is wrong."""
-    return read_toml(path, TrainingSettings, overrides)
+def read_settings(path: Path, overrides: Sequence[str] = (), until: int | None = None) -> TrainingSettings:
+    """Read a TOML file, with `dotted.name=value` put over it; raises DatasetError with what is wrong.
+
+    until: the step that the run ends at, sooner than the file says.
+    """
+    settings = read_toml(path, TrainingSettings, overrides)
+    return settings if until is None else end_run_at(settings, until)
 
 
 def end_run_at(settings: TrainingSettings, step: int) -> TrainingSettings:

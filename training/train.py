@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 
 from encoders.base import DatasetError
 from encoders.fwd2bot.checkpoint import Checkpoint
-from training.data import Step, StepDataset
+from training.data import Step, StepDataset, open_dataset
 from training.distributed import join_ranks
 from training.initial_model import make_initial_model
 from training.run_log import RunLog, run_command, tell
-from training.settings import TrainingSettings, end_run_at, read_settings
+from training.settings import TrainingSettings, read_settings
 from training.sources.open import open_sources
 from training.states import STATE_FILE, load_state, save_model, save_state
 from training.trainer import Trainer
@@ -41,15 +41,7 @@ def train(settings: TrainingSettings, data: Path, run: Path) -> None:
     model, builder, words = make_initial_model(settings, sources, ranks.device)
     trainer = Trainer(settings, model, words, ranks)
     held_out = read_held_out(settings.validation, data, settings.validation.split)
-    dataset = StepDataset(
-        sources,
-        builder,
-        settings.batches,
-        settings.augmentation,
-        settings.seed,
-        ranks,
-        Path(settings.distillation.teachers) if settings.distillation else None,
-    )
+    dataset = open_dataset(settings, sources, builder, ranks)
     checkpoint = Checkpoint(model, builder.processor, settings.prompts)
     validation = Validation(held_out, builder)
     run_steps(trainer, dataset, run, lambda log: _judge(trainer, validation, checkpoint, log, run))
@@ -136,9 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def command() -> None:
-        settings = read_settings(options.settings, options.overrides)
-        if options.until is not None:
-            settings = end_run_at(settings, options.until)
+        settings = read_settings(options.settings, options.overrides, options.until)
         train(settings, options.data, options.run)
 
     return run_command(command)

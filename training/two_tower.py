@@ -30,12 +30,12 @@ from encoders.base import DatasetError
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Answers, Fwd2Bot, JointOutput
 from encoders.fwd2bot.prompts import Prompts
-from training.data import StepDataset
+from training.data import StepDataset, open_dataset
 from training.data_settings import UnlabelledSettings
 from training.distributed import join_ranks
 from training.initial_model import make_initial_model
 from training.run_log import RunLog, run_command, tell
-from training.settings import LvlmSettings, TrainingSettings, end_run_at, read_settings, restore_settings
+from training.settings import LvlmSettings, TrainingSettings, read_settings, restore_settings
 from training.sources.open import Sources, open_sources
 from training.states import STATE_FILE, read_state
 from training.train import run_steps
@@ -171,10 +171,7 @@ def train_two_towers(settings: TrainingSettings, data: Path, run: Path, share: f
     sources = open_sources(settings.sources, data)
     towers, builder, weights = start_two_towers(settings, sources)
     tell("  ".join(f"weights of {name}: {count:,}" for name, count in weights.items()))
-    teachers = Path(settings.distillation.teachers) if settings.distillation else None
-    dataset = StepDataset(
-        sources, builder, settings.batches, settings.augmentation, settings.seed, teachers=teachers
-    )
+    dataset = open_dataset(settings, sources, builder)
     _take_steps(settings, towers, dataset, data, run)
     result = {
         "weights": weights,
@@ -252,9 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def command() -> None:
-        settings = read_settings(options.settings, options.overrides)
-        if options.until is not None:
-            settings = end_run_at(settings, options.until)
+        settings = read_settings(options.settings, options.overrides, options.until)
         print(json.dumps(train_two_towers(settings, options.data, options.run, options.share)))
 
     return run_command(command)
