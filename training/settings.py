@@ -48,11 +48,14 @@ class CheckpointSettings:
     checkpoint: a folder, a hub name, or "tiny". image_size: side in pixels of the pictures that it is shown
     from now on, or 0 for what it had; only a convolutional tower reads another. trained: every weight, or
     "generate", the adapter of pass 2 alone: embeddings and summary tokens stay as they are, to the last bit.
+    tower: a run of training.two_tower whose image tower takes the place of the checkpoint's (see
+    `training.graft`), or "" for none.
     """
 
     checkpoint: str
     image_size: CountOrZero = 0
     trained: Literal["all", "generate"] = "all"
+    tower: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from torch.utils.data import DataLoader
+from transformers import BatchEncoding
 
 from encoders.base import DatasetError
 from encoders.fwd2bot.checkpoint import Checkpoint
 from training.data import Step, StepDataset, open_dataset
 from training.distributed import join_ranks
+from training.graft import graft_tower
 from training.initial_model import make_initial_model
 from training.run_log import RunLog, run_command, tell
-from training.settings import TrainingSettings, read_settings
+from training.settings import CheckpointSettings, TrainingSettings, read_settings
 from training.sources.open import open_sources
 from training.states import STATE_FILE, load_state, save_model, save_state
 from training.trainer import Trainer
 from training.validate import Validation, read_held_out
 
 _STEPS_AHEAD = 4  # that each worker makes ready
+_FITTED_STEPS = 12  # whose pictures a projector is fitted to
 
 
 def train(settings: TrainingSettings, data: Path, run: Path) -> None:
@@ -42,6 +45,9 @@ def train(settings: TrainingSettings, data: Path, run: Path) -> None:
     trainer = Trainer(settings, model, words, ranks)
     held_out = read_held_out(settings.validation, data, settings.validation.split)
     dataset = open_dataset(settings, sources, builder, ranks)
+    tower = settings.lvlm.tower if isinstance(settings.lvlm, CheckpointSettings) else ""
+    if tower and not (run / STATE_FILE).exists():
+        graft_tower(model, Path(tower), _read_pictures(dataset))
     checkpoint = Checkpoint(model, builder.processor, settings.prompts)
     validation = Validation(held_out, builder)
     run_steps(trainer, dataset, run, lambda log: _judge(trainer, validation, checkpoint, log, run))
@@ -91,6 +97,12 @@ def _judge(
         trainer.best = measures["recall@10"]
         save_model(run / "best", checkpoint, trainer.settings)
     tell(f"the model of step {trainer.step} is in {run / 'model'}, and the best so far in {run / 'best'}")
+
+
+def _read_pictures(dataset: StepDataset) -> list[BatchEncoding]:
+    """Those of the first steps, to fit a projector to."""
+    steps = (dataset[step] for step in range(min(_FITTED_STEPS, len(dataset))))
+    return [inputs for step in steps for inputs in step.sources if "pixel_values" in inputs]
 
 
 def _load_steps(dataset: StepDataset, start: int, workers: int) -> Iterator[Step]:
