@@ -38,7 +38,7 @@ benchmark-rivals: $(INSTALLED) ## race rclip and clip-retrieval, each in an envi
 		--only side_by_side_clip $(foreach rival,rclip_3_3_0 rclip_2_1_6 clip_retrieval_2_45_0,\
 			race_$(rival)_1mp $(if $(FAST),,race_$(rival)_12mp))
 
-weights: $(INSTALLED) ## with DATA=DIR: make the embedded model from nothing; seven hours of two cores, and may be stopped
+weights: $(INSTALLED) ## with DATA=DIR: make the embedded model from nothing; eleven hours of two cores, and may be stopped
 	@test -d "$(DATA)" || { echo "make weights DATA=DIR: the folder of flickr8k, flickr30k_text and coco_unlabelled" >&2; exit 1; }
 	$(TRAIN).train $(CONFIGS)/tiny.toml --data $(DATA) --run runs/tiny
 	$(TRAIN).two_tower $(CONFIGS)/tiny.toml --data $(DATA) --run runs/two_tower
@@ -46,12 +46,40 @@ weights: $(INSTALLED) ## with DATA=DIR: make the embedded model from nothing; se
 	$(TRAIN).train $(CONFIGS)/tiny-distilled.toml --data $(DATA) --run runs/tiny-distilled
 	$(MAKE) runs/teachers-144/texts.parquet
 	$(TRAIN).train $(CONFIGS)/tiny-128.toml --data $(DATA) --run runs/tiny-128
+	$(MAKE) runs/teachers-160/texts.parquet runs/teacher/seen-80
+	$(TRAIN).two_tower $(CONFIGS)/teacher.toml --data $(DATA) --run runs/teacher
+	$(MAKE) runs/teachers-grafted/texts.parquet runs/tiny-grafted/seen-96 runs/tiny-grafted/seen-112
+	$(TRAIN).train $(CONFIGS)/tiny-grafted.toml --data $(DATA) --run runs/tiny-grafted
 
 runs/teachers/texts.parquet:
 	$(TRAIN).teach $(CONFIGS)/tiny-distilled.toml --data $(DATA) $(TEACHERS) --out runs/teachers
 
 runs/teachers-144/texts.parquet:
 	$(TRAIN).teach $(CONFIGS)/tiny-128.toml --data $(DATA) $(TEACHERS) --image-size 144 --out runs/teachers-144
+
+runs/teachers-160/texts.parquet:
+	$(TRAIN).teach $(CONFIGS)/tiny-128.toml --data $(DATA) --teachers runs/tiny-128/model --image-size 128 160 \
+		--out runs/teachers-160
+
+runs/teachers-grafted/texts.parquet:
+	$(TRAIN).teach $(CONFIGS)/tiny-grafted.toml --data $(DATA) --teachers runs/tiny-128/model \
+		--two-towers runs/teacher --image-size 128 160 --out runs/teachers-grafted
+
+# The first steps of a run, at fewer pixels a side; the file says that they are done.
+runs/teacher/seen-80:
+	$(TRAIN).two_tower $(CONFIGS)/teacher.toml --data $(DATA) --run runs/teacher --until 2400 \
+		--set lvlm.image_size=80 --set optimizer.cooldown_steps=0
+	@touch $@
+
+runs/tiny-grafted/seen-96:
+	$(TRAIN).train $(CONFIGS)/tiny-grafted.toml --data $(DATA) --run runs/tiny-grafted --until 660 \
+		--set lvlm.image_size=96 --set optimizer.cooldown_steps=0
+	@touch $@
+
+runs/tiny-grafted/seen-112: runs/tiny-grafted/seen-96
+	$(TRAIN).train $(CONFIGS)/tiny-grafted.toml --data $(DATA) --run runs/tiny-grafted --until 1050 \
+		--set lvlm.image_size=112
+	@touch $@
 
 gpu: ## with a CUDA GPU: the tests that need one and the figures of docs/performance.md, in an environment of their own
 	$(MAKE) VENV=$(VENV)-gpu FAISS=gpu $(VENV)-gpu/.installed

@@ -58,12 +58,18 @@ def test_pass_two_taught_alone_leaves_what_is_stored_and_found_to_the_last_bit(
 
 
 @pytest.mark.parametrize(
-    ("size", "changes"), [(0, {"contrastive_weight": 1.0}), (0, {"feature_weight": 1.0}), (24, {})]
+    ("size", "tower", "changes"),
+    [
+        (0, "", {"contrastive_weight": 1.0}),
+        (0, "", {"feature_weight": 1.0}),
+        (24, "", {}),
+        (0, "runs/teacher", {}),
+    ],
 )
 def test_what_would_change_embeddings_is_refused(
-    size: int, changes: dict[str, Any], run: Path, data: Path
+    size: int, tower: str, changes: dict[str, Any], run: Path, data: Path
 ) -> None:
-    start = CheckpointSettings(str(run / "model"), size, "generate")
+    start = CheckpointSettings(str(run / "model"), size, "generate", tower)
     settings = teach_answers(run, lvlm=start, **changes)
     with pytest.raises(DatasetError, match="leaves embeddings as they are"):
         make_initial_model(settings, open_sources(settings.sources, data), torch.device("cpu"))

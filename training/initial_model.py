@@ -83,7 +83,7 @@ def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialMode
         )
     model.requires_grad_(start.trained == "all")
     if start.trained == "generate":
-        _train_answers_alone(settings, model, start.image_size)
+        _train_answers_alone(settings, model, start)
     use_fast_layout(model.lvlm)
     builder = InputBuilder(processor, prompts, settings.summary_tokens)
     if start.image_size:
@@ -91,15 +91,16 @@ def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialMode
     return InitialModel(model, builder, None)
 
 
-def _train_answers_alone(settings: TrainingSettings, model: Fwd2Bot, image_size: int) -> None:
+def _train_answers_alone(settings: TrainingSettings, model: Fwd2Bot, start: CheckpointSettings) -> None:
     if model.adapters.mode != PER_PASS:
         raise DatasetError(
             f'trained = "generate" needs an adapter for pass 2 alone, not {model.adapters.mode}'
         )
-    if settings.contrastive_weight or settings.feature_weight or settings.distillation or image_size:
+    matched = settings.contrastive_weight or settings.feature_weight or settings.distillation
+    if matched or start.image_size or start.tower:
         raise DatasetError(
             'trained = "generate" leaves embeddings as they are: set contrastive_weight and feature_weight '
-            "to 0, and leave out [distillation] and image_size"
+            "to 0, and leave out [distillation], image_size and tower"
         )
     for weight in list_adapter_weights(model.generator):
         weight.requires_grad_(True)

@@ -88,6 +88,8 @@ def save_model(folder: Path, checkpoint: Checkpoint, settings: TrainingSettings)
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """What `save_state` wrote; raises DatasetError where that is not what the file holds."""
+    if not path.exists():
+        raise DatasetError(f"{path.parent} is no run of a training: it holds no {path.name}")
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
     except (EOFError, OSError, RuntimeError, UnpicklingError) as error:
