@@ -46,9 +46,9 @@ weights: $(INSTALLED) ## with DATA=DIR: make the embedded model from nothing; el
 	$(TRAIN).train $(CONFIGS)/tiny-distilled.toml --data $(DATA) --run runs/tiny-distilled
 	$(MAKE) runs/teachers-144/texts.parquet
 	$(TRAIN).train $(CONFIGS)/tiny-128.toml --data $(DATA) --run runs/tiny-128
-	$(MAKE) runs/teachers-160/texts.parquet runs/teacher/seen-80
+	$(MAKE) runs/teacher/seen-80
 	$(TRAIN).two_tower $(CONFIGS)/teacher.toml --data $(DATA) --run runs/teacher
-	$(MAKE) runs/teachers-grafted/texts.parquet runs/tiny-grafted/seen-96 runs/tiny-grafted/seen-112
+	$(MAKE) runs/tiny-grafted/seen-112
 	$(TRAIN).train $(CONFIGS)/tiny-grafted.toml --data $(DATA) --run runs/tiny-grafted
 
 runs/teachers/texts.parquet:
@@ -66,12 +66,12 @@ runs/teachers-grafted/texts.parquet:
 		--two-towers runs/teacher --image-size 128 160 --out runs/teachers-grafted
 
 # The first steps of a run, at fewer pixels a side; the file says that they are done.
-runs/teacher/seen-80:
+runs/teacher/seen-80: runs/teachers-160/texts.parquet
 	$(TRAIN).two_tower $(CONFIGS)/teacher.toml --data $(DATA) --run runs/teacher --until 2400 \
 		--set lvlm.image_size=80 --set optimizer.cooldown_steps=0
 	@touch $@
 
-runs/tiny-grafted/seen-96:
+runs/tiny-grafted/seen-96: runs/teachers-grafted/texts.parquet
 	$(TRAIN).train $(CONFIGS)/tiny-grafted.toml --data $(DATA) --run runs/tiny-grafted --until 660 \
 		--set lvlm.image_size=96 --set optimizer.cooldown_steps=0
 	@touch $@

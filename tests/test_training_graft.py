@@ -143,3 +143,28 @@ def test_a_folder_without_a_run_is_named(run: Path, tmp_path: Path) -> None:
     model, batches = load(run)
     with pytest.raises(DatasetError, match=r"nowhere is no run of a training"):
         graft_tower(model, tmp_path / "nowhere", batches)
+
+
+def test_steps_without_pictures_are_refused(run: Path, towers: Towers) -> None:
+    model, _ = load(run)
+    with pytest.raises(DatasetError, match=r"first steps have none"):
+        graft_tower(model, towers.run, [])
+
+
+def test_a_model_without_such_a_projector_is_refused(run: Path, towers: Towers) -> None:
+    model, batches = load(run)
+    del model.lvlm.model.multi_modal_projector
+    with pytest.raises(DatasetError, match=r"A fast_vlm has no projector as LLaVA's"):
+        graft_tower(model, towers.run, batches)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_fits_what_the_cpu_does(run: Path, towers: Towers) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        model, batches = load(run)
+        graft_tower(model.to(device), towers.run, batches)
+        with torch.no_grad():
+            found.append(model.compress(batches[0]).cpu())
+    torch.testing.assert_close(found[1], found[0], atol=2e-2, rtol=2e-2)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BatchEncoding
 
 from encoders.base import DatasetError
@@ -21,11 +21,13 @@ def graft_tower(model: Fwd2Bot, run: Path, batches: Sequence[BatchEncoding]) -> 
     The projector's first layer is fitted, by least squares over the pictures of `batches`, to make of the new
     tower's features what it made of the old one's: the LLM sees nearly what it saw, and what else the tower
     knows is there to be learned ("model stitching", Lenc and Vedaldi, arXiv 1411.5908, section 4). Raises
-    DatasetError where the run has no such tower.
+    DatasetError where the run has no such tower, the model no such projector, or there are no pictures.
     """
+    layer = _find_first_layer(model)
+    if not batches:
+        raise DatasetError("Another tower is fitted to pictures, and the first steps have none: add some")
     model.eval()
-    layer = model.lvlm.model.multi_modal_projector.linear_1
-    wanted = torch.cat([layer(_read_features(model, inputs)) for inputs in batches]).double()
+    wanted = torch.cat([layer(_read_features(model, inputs)) for inputs in batches]).double().cpu()
     state = read_state(run / STATE_FILE, torch.device("cpu")).get("model", {})
     tower = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     try:
@@ -35,7 +37,7 @@ def graft_tower(model: Fwd2Bot, run: Path, batches: Sequence[BatchEncoding]) -> 
             f"{run} holds no image tower like the model's: name a run of training.two_tower with the same "
             "tower_stem, tower_widths and tower_depths"
         ) from error
-    features = torch.cat([_read_features(model, inputs) for inputs in batches]).double()
+    features = torch.cat([_read_features(model, inputs) for inputs in batches]).double().cpu()
     features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
     fitted = torch.linalg.lstsq(features, wanted).solution.T
     layer.weight.copy_(fitted[:, :-1])
@@ -45,7 +47,16 @@ def graft_tower(model: Fwd2Bot, run: Path, batches: Sequence[BatchEncoding]) -> 
 def _read_features(model: Fwd2Bot, inputs: BatchEncoding) -> Tensor:
     """What the projector is given: (image tokens of the batch, tower's width)."""
     kept: list[Tensor] = []
-    layer = model.lvlm.model.multi_modal_projector.linear_1
-    with layer.register_forward_pre_hook(lambda _, given: kept.append(given[0])):
-        model.image_features(inputs)
+    with _find_first_layer(model).register_forward_pre_hook(lambda _, given: kept.append(given[0])):
+        model.image_features(inputs.to(model.device))
     return torch.cat([each.flatten(0, -2) for each in kept])
+
+
+def _find_first_layer(model: Fwd2Bot) -> nn.Linear:
+    try:
+        layer: nn.Linear = model.lvlm.model.multi_modal_projector.linear_1
+    except AttributeError as error:
+        raise DatasetError(
+            f"A {model.lvlm.config.model_type} has no projector as LLaVA's to be fitted: leave tower out"
+        ) from error
+    return layer

@@ -41,7 +41,10 @@ class InitialModel(NamedTuple):
 
 
 def make_initial_model(settings: TrainingSettings, sources: Sources, device: torch.device) -> InitialModel:
-    """Build the model of step 0; the same settings and sources give the same weights."""
+    """Build the model of step 0; the same settings and sources give the same weights.
+
+    Another tower for a checkpoint is not put in here: it is fitted to the run's pictures (`training.graft`).
+    """
     if isinstance(settings.lvlm, BaseSettings):
         return _adapt_pretrained(settings, settings.lvlm, device)
     if isinstance(settings.lvlm, CheckpointSettings):
