@@ -107,10 +107,8 @@ def test_gradient_checkpointing_changes_no_gradient_in_any_mode(tiny: TinyLvlm, 
 def test_every_mode_comes_back_with_its_base_beside_it_or_elsewhere(
     tiny: TinyLvlm, base: Path, tmp_path: Path, mode: str, where: str
 ) -> None:
-    checkpoint = make_checkpoint(tiny, mode)
-    save_checkpoint(
-        tmp_path, checkpoint, base="base" if where == "beside" else str(base), dtype=torch.float32
-    )
+    checkpoint = make_checkpoint(tiny, mode)._replace(base="base" if where == "beside" else str(base))
+    save_checkpoint(tmp_path, checkpoint, dtype=torch.float32)
     loaded = load_checkpoint(tmp_path, "cpu")
     expected = AdapterSettings(mode=mode) if mode == "none" else AdapterSettings(4, 8, mode)
     assert loaded.model.adapters == expected
@@ -128,7 +126,7 @@ def test_every_mode_comes_back_with_its_base_beside_it_or_elsewhere(
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
 def test_peft_alone_loads_a_shared_adapter(tiny: TinyLvlm, base: Path, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tiny, "shared")
-    save_checkpoint(tmp_path, checkpoint, base=str(base))
+    save_checkpoint(tmp_path, checkpoint._replace(base=str(base)))
     stock = AutoModelForImageTextToText.from_pretrained(base)
     theirs = PeftModel.from_pretrained(stock, str(tmp_path / "shared")).eval().get_base_model()
     words = torch.randn(1, 5, 32)
@@ -141,7 +139,7 @@ def test_peft_alone_loads_a_shared_adapter(tiny: TinyLvlm, base: Path, tmp_path:
 def test_the_fingerprint_is_of_a_shared_adapter_and_of_the_processor_too(
     tiny: TinyLvlm, base: Path, tmp_path: Path
 ) -> None:
-    save_checkpoint(tmp_path, make_checkpoint(tiny, "shared"), base=str(base))
+    save_checkpoint(tmp_path, make_checkpoint(tiny, "shared")._replace(base=str(base)))
     before = fingerprint_checkpoint(tmp_path, "Pil")
     for name in ("shared/adapter_config.json", "processor/chat_template.jinja"):
         original = (tmp_path / name).read_text()
@@ -154,7 +152,7 @@ def test_the_fingerprint_is_of_a_shared_adapter_and_of_the_processor_too(
 def test_a_base_of_another_family_than_it_was_trained_over_is_refused(
     tiny: TinyLvlm, base: Path, tmp_path: Path
 ) -> None:
-    save_checkpoint(tmp_path, make_checkpoint(tiny, "per_pass"), base=str(base))
+    save_checkpoint(tmp_path, make_checkpoint(tiny, "per_pass")._replace(base=str(base)))
     settings = json.loads((tmp_path / "fwd2bot.json").read_text())
     (tmp_path / "fwd2bot.json").write_text(json.dumps(settings | {"family": "qwen2_vl"}))
     with pytest.raises(EncoderDamaged, match="over a qwen2_vl and its base is now a llava"):
@@ -173,14 +171,14 @@ def test_a_mode_that_is_not_there_names_those_that_are(tiny: TinyLvlm, tmp_path:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_card_says_what_a_checkpoint_is_made_of(tiny: TinyLvlm, tmp_path: Path, mode: str) -> None:
-    save_checkpoint(tmp_path, make_checkpoint(tiny, mode), base="somebody/a-model")
+    save_checkpoint(tmp_path, make_checkpoint(tiny, mode)._replace(base="somebody/a-model"))
     card = (tmp_path / "README.md").read_text()
     for part in ("llava", f"| summary tokens | {SUMMARIES} |", "Say what you see.", "fwd2bot index"):
         assert part in card
     assert ("base_model: somebody/a-model" in card) == (mode != "none")
     assert ("rank 4, alpha 8" in card) == (mode != "none")
     (tmp_path / "README.md").write_text("mine")
-    save_checkpoint(tmp_path, make_checkpoint(tiny, mode), base="somebody/a-model")
+    save_checkpoint(tmp_path, make_checkpoint(tiny, mode)._replace(base="somebody/a-model"))
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
@@ -195,8 +193,12 @@ def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
             assert exist_ok
             hub[name] = tmp_path / name
 
-        def upload_folder(self, repo_id: str, folder_path: str) -> str:
-            shutil.copytree(folder_path, hub[repo_id])
+        def file_exists(self, repo_id: str, filename: str) -> bool:
+            return (hub[repo_id] / filename).exists()
+
+        def upload_folder(self, repo_id: str, folder_path: str, ignore_patterns: list[str] | None) -> str:
+            ignore = shutil.ignore_patterns(*ignore_patterns or ())
+            shutil.copytree(folder_path, hub[repo_id], ignore=ignore, dirs_exist_ok=True)
             return f"hub/{repo_id}"
 
     def download(name: str, **_: Any) -> str:
@@ -205,8 +207,8 @@ def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
     monkeypatch.setattr("encoders.fwd2bot.checkpoint.HfApi", Api)
     monkeypatch.setattr("encoders.fwd2bot.pretrained.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    checkpoint = make_checkpoint(tiny, "per_pass")
-    assert checkpoint.push_to_hub("somebody/mine", base="somebody/base") == "hub/somebody/mine"
+    checkpoint = make_checkpoint(tiny, "per_pass")._replace(base="somebody/base")
+    assert checkpoint.push_to_hub("somebody/mine") == "hub/somebody/mine"
     tokens = load_file(hub["somebody/mine"] / "summary_tokens.safetensors")["summary_tokens"]
     assert torch.equal(tokens, checkpoint.model.summary_tokens)
     encoder: Any = load_encoder("somebody/mine", "cpu")
@@ -214,3 +216,10 @@ def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
         torch.testing.assert_close(
             run_passes(encoder.model, tiny), run_passes(checkpoint.model, tiny), atol=1e-5, rtol=1e-4
         )
+    # Once more: the base stays where it is, and what its maker wrote on the card too.
+    (hub["somebody/mine"] / "README.md").write_text("mine")
+    loaded = Checkpoint.from_pretrained("somebody/mine")
+    assert loaded.base == "somebody/base"
+    loaded.push_to_hub("somebody/mine")
+    assert not (hub["somebody/mine"] / "base").exists()
+    assert (hub["somebody/mine"] / "README.md").read_text() == "mine"

@@ -52,7 +52,7 @@ def encoder(saved: tuple[Path, Checkpoint]) -> Fwd2BotEncoder:
 
 
 def test_a_saved_model_computes_the_same_after_loading(saved: tuple[Path, Checkpoint]) -> None:
-    folder, (model, _, prompts) = saved
+    folder, (model, _, prompts, _) = saved
     loaded = load_checkpoint(folder, "cpu")
     assert loaded.prompts == prompts
     builder = make_builder()
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_a_later_format_says_to_update(copy: Path) -> None:
 
 def test_a_base_elsewhere_on_disk_is_found(saved: tuple[Path, Checkpoint], tmp_path: Path) -> None:
     folder, checkpoint = saved
-    save_checkpoint(tmp_path, checkpoint, base=str(folder / "base"))
+    save_checkpoint(tmp_path, checkpoint._replace(base=str(folder / "base")))
     assert not (tmp_path / "base").exists()
     builder = make_builder()
     with torch.no_grad():

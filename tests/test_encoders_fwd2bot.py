@@ -291,6 +291,14 @@ def test_a_very_long_text_is_cut_and_not_an_error(model: Fwd2Bot, builder: Input
         assert torch.isfinite(model.compress(inputs)).all()
 
 
+def test_an_answer_that_is_cut_has_no_end_to_be_learned(builder: InputBuilder) -> None:
+    end = builder.tokenizer.eos_token_id
+    for words, ends in ((builder.longest_answer // 2, True), (builder.longest_answer * 2, False)):
+        _, labels = builder.answers([QUESTION], ["dog " * words])
+        assert (int(labels[0, -1]) == end) == ends
+        assert int((labels != IGNORED).sum()) <= builder.longest_answer + 1
+
+
 def test_pixels_and_pictures_make_the_same_inputs(builder: InputBuilder) -> None:
     pictures = [Image.new("RGB", (16, 16), (value, 10, 200)) for value in (0, 90, 255)]
     from_pictures = builder.images(pictures)

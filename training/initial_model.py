@@ -54,7 +54,7 @@ def make_initial_model(settings: TrainingSettings, sources: Sources, device: tor
 
 def _start_from_nothing(settings: TrainingSettings, shape: LvlmSettings, captions: list[str]) -> InitialModel:
     tokenizer = train_tokenizer(_tokenizer_texts(captions, settings), shape.vocabulary)
-    builder = InputBuilder(make_processor(tokenizer, shape), settings.prompts, settings.summary_tokens)
+    builder = _build_inputs(make_processor(tokenizer, shape), settings)
     frequencies = _count_words(builder, captions, settings.seed)
     torch.manual_seed(settings.seed)
     lvlm = make_lvlm(tokenizer, shape)
@@ -71,13 +71,13 @@ def _adapt_pretrained(settings: TrainingSettings, base: BaseSettings, device: to
     lvlm, processor = load_lvlm(base.base, str(device), dtype, base.quantize)
     torch.manual_seed(settings.seed)
     model = Fwd2Bot(lvlm, settings.summary_tokens, settings.adapters)
-    return InitialModel(model, InputBuilder(processor, settings.prompts, settings.summary_tokens), None)
+    return InitialModel(model, _build_inputs(processor, settings), None)
 
 
 def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialModel:
     """A checkpoint to be trained further in float32: all of it, or how it answers."""
     _require_sight(settings, start.checkpoint)
-    model, processor, prompts = load_checkpoint(find_checkpoint(start.checkpoint), "cpu")
+    model, processor, prompts, _ = load_checkpoint(find_checkpoint(start.checkpoint), "cpu")
     found = model.summary_shape[0], model.adapters, prompts
     if found != (settings.summary_tokens, settings.adapters, settings.prompts):
         raise DatasetError(
@@ -88,10 +88,16 @@ def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialMode
     if start.trained == "generate":
         _train_answers_alone(settings, model, start)
     use_fast_layout(model.lvlm)
-    builder = InputBuilder(processor, prompts, settings.summary_tokens)
+    builder = _build_inputs(processor, settings)
     if start.image_size:
         model.lvlm.config.image_seq_length = set_image_size(model, builder, start.image_size)
     return InitialModel(model, builder, None)
+
+
+def _build_inputs(processor: ProcessorMixin, settings: TrainingSettings) -> InputBuilder:
+    return InputBuilder(
+        processor, settings.prompts, settings.summary_tokens, longest_answer=settings.longest_answer
+    )
 
 
 def _train_answers_alone(settings: TrainingSettings, model: Fwd2Bot, start: CheckpointSettings) -> None:

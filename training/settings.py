@@ -95,6 +95,7 @@ class TrainingSettings:
     gradient_checkpointing: keep one activation a layer, and compute the others again in the backward.
     compiled: have torch.compile fuse each layer of the LLM, which asks for a C++ compiler.
     workers: processes that make steps ready.
+    longest_answer: tokens of an answer that are learned; of a longer one the first, without an end.
     augmentation: None leaves pictures to the LVLM's own processor.
     """
 
@@ -118,6 +119,7 @@ class TrainingSettings:
     adapters: AdapterSettings
     optimizer: OptimizerSettings
     batches: tuple[BatchSettings, ...]
+    longest_answer: Count = 256
     augmentation: AugmentationSettings | None = None
     distillation: DistillationSettings | None = None
 
@@ -155,6 +157,20 @@ def end_run_at(settings: TrainingSettings, step: int) -> TrainingSettings:
         batches.append(replace(batch, steps=min(batch.steps, left)))
         left -= batches[-1].steps
     return replace(settings, batches=tuple(batch for batch in batches if batch.steps))
+
+
+def require_losses(settings: TrainingSettings) -> None:
+    """Raise DatasetError where a batch has rows that no loss with a weight learns from."""
+    matched = settings.contrastive_weight or settings.feature_weight
+    for name in {name for batch in settings.batches for name, count in batch.counts.items() if count}:
+        source = settings.sources.get(name)  # one that is not there is told of by who looks for it
+        if source is None or settings.word_weight or settings.affinity_weight:
+            continue
+        if not (source.contrastive and matched) and not (source.answer and settings.answer_weight):
+            raise DatasetError(
+                f"Source {name} would train nothing: give a weight to a loss that learns from its rows "
+                "(contrastive_weight, answer_weight), or leave it out"
+            )
 
 
 def restore_settings(values: dict[str, Any], where: str) -> TrainingSettings:

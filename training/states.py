@@ -4,9 +4,12 @@
     RUN/model/      the newest model, a checkpoint for `fwd2bot index --model RUN/model`
     RUN/best/       the one that found most in a validation
 
+In each checkpoint training/settings.json holds all settings of the run; no encoder reads it.
+
 Each replaces the one before it in one move, once it is whole.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +19,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from encoders.base import DatasetError, Fwd2BotError, first_line
@@ -25,6 +27,8 @@ from training.settings import BaseSettings, TrainingSettings, write_settings
 from training.trainer import Trainer
 
 STATE_FILE = "state.pt"
+SETTINGS_FILE = "training/settings.json"
+_CHANGING = ("image_size", "tower")  # of [lvlm], while a run goes on
 
 
 def save_state(trainer: Trainer, path: Path) -> None:
@@ -56,8 +60,9 @@ def load_state(trainer: Trainer, path: Path) -> list[str]:
     """
     state = read_state(path, trainer.ranks.device)
     now = write_settings(trainer.settings)
-    changed = [name for name, value in now.items() if state["settings"].get(name) != value]
+    changed = [name for name, value in now.items() if state["settings"].get(name, value) != value]
     try:
+        _require_same_model(state["settings"], now)
         _load_trained(trainer, state["model"])
         trainer.contrastive.load_state_dict(state["contrastive"])
         if trainer.words:
@@ -77,9 +82,14 @@ def save_model(folder: Path, checkpoint: Checkpoint, settings: TrainingSettings)
     base = _name_base(settings.lvlm.base) if isinstance(settings.lvlm, BaseSettings) else OWN_BASE
     temporary, before = (folder.with_name(f"{folder.name}.{word}") for word in ("new", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
+    if before.exists() and not folder.exists():  # killed between the two moves below
+        before.rename(folder)
     shutil.rmtree(before, ignore_errors=True)
     with _keep_whole(folder, temporary):
-        save_checkpoint(temporary, checkpoint, base)
+        save_checkpoint(temporary, checkpoint._replace(base=base))
+        text = json.dumps(write_settings(settings), indent=2)
+        (temporary / SETTINGS_FILE).parent.mkdir()
+        (temporary / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
     if folder.exists():
         folder.rename(before)
     temporary.rename(folder)
@@ -95,6 +105,19 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     except (EOFError, OSError, RuntimeError, UnpicklingError) as error:
         raise DatasetError(f"{path} is no state of a run: remove it to start anew") from error
     return state
+
+
+def _require_same_model(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ValueError where weights would fit that were trained for something else.
+
+    Other pixels a side are no other model, and a tower is put in before the first step.
+    """
+    for name in ("summary_tokens", "adapters", "prompts"):
+        if before[name] != now[name]:
+            raise ValueError(name)
+    shapes = [{k: v for k, v in settings["lvlm"].items() if k not in _CHANGING} for settings in (before, now)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("lvlm")
 
 
 def _find_trained(trainer: Trainer) -> dict[str, Tensor]:
@@ -116,7 +139,10 @@ def _keep_whole(path: Path, temporary: Path) -> Iterator[None]:
     """Turn a failed write into one sentence, and remove what was written."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Fwd2BotError:
+        _remove(temporary)
+        raise
+    except Exception as error:  # tokenizers know no other class for a full disk
         _remove(temporary)
         reason = first_line(error)
         raise Fwd2BotError(

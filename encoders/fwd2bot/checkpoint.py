@@ -26,40 +26,59 @@ from encoders.fwd2bot.card import write_card
 from encoders.fwd2bot.model import Fwd2Bot
 from encoders.fwd2bot.pretrained import fetch_lvlm, load_lvlm, load_processor
 from encoders.fwd2bot.prompts import Prompts
+from encoders.load import find_checkpoint
 
 SETTINGS_FILE = "fwd2bot.json"
 OWN_BASE = "base"
 _FORMAT = 1
 _PROCESSOR = "processor"
 _ADAPTERS = {PER_PASS: ("compress", "generate"), SHARED: ("shared",), NONE: ()}
+_CARD_FILE = "README.md"
 _TOKENS_FILE = "summary_tokens.safetensors"
 _ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class Checkpoint(NamedTuple):
-    """A model in evaluation mode, with what it needs to read images and texts."""
+    """A model in evaluation mode, with what it needs to read images and texts.
+
+    base: where the LVLM's own weights are, a path or a hub name; OWN_BASE for in the checkpoint itself.
+    """
 
     model: Fwd2Bot
     processor: ProcessorMixin
     prompts: Prompts
+    base: str = OWN_BASE
 
-    def push_to_hub(self, repository: str, base: str = OWN_BASE) -> str:
-        """Upload what `save_checkpoint` writes to a hub name, made where it is new; returns the address."""
+    @classmethod
+    def from_pretrained(cls, name: str, device: str = "cpu") -> "Checkpoint":
+        """Load a folder, a hub name, or "tiny", in float32; raises EncoderNotFound and EncoderDamaged."""
+        return load_checkpoint(find_checkpoint(name), device)
+
+    def push_to_hub(self, repository: str) -> str:
+        """Upload what `save_checkpoint` writes to a hub name, made where it is new; returns the address.
+
+        A model card that is there already stays.
+        """
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
+        described = api.file_exists(repository, _CARD_FILE)
         with TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), self, base)
-            return str(api.upload_folder(repo_id=repository, folder_path=folder))
+            save_checkpoint(Path(folder), self)
+            return str(
+                api.upload_folder(
+                    repo_id=repository,
+                    folder_path=folder,
+                    ignore_patterns=[_CARD_FILE] if described else None,
+                )
+            )
 
 
-def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, base: str = OWN_BASE, dtype: torch.dtype = torch.float16
-) -> None:
-    """Write a checkpoint; the base's weights too, in `dtype`, unless `base` names where they are.
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float16) -> None:
+    """Write a checkpoint; the base's weights too, in `dtype`, unless its `base` names where they are.
 
     An LLM that was trained itself is always written. Raises DatasetError where that cannot be.
     """
-    model, processor, prompts = checkpoint
+    model, processor, prompts, base = checkpoint
     base = OWN_BASE if model.adapters.mode == NONE else base
     folder.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(folder / (OWN_BASE if base == OWN_BASE else _PROCESSOR))
@@ -106,7 +125,7 @@ def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float3
         raise EncoderDamaged(
             f"The checkpoint {folder} cannot be read ({first_line(error)}): fetch or train it again"
         ) from error
-    return Checkpoint(model.to(device).eval(), processor, Prompts(**settings["prompts"]))
+    return Checkpoint(model.to(device).eval(), processor, Prompts(**settings["prompts"]), settings["base"])
 
 
 def find_base(folder: Path) -> Path:

@@ -19,20 +19,26 @@ from encoders.fwd2bot.prompts import PromptFrames, Prompts, frame_prompts
 class InputBuilder:
     """Writes prompts with the LVLM's own processor; pads on the left, because summary tokens come last.
 
-    summary_count: k, how many placeholders a pass-2 prompt holds. longest_text: tokens kept of a text, a
-    question or an answer.
+    summary_count: k, how many placeholders a pass-2 prompt holds. longest_text, longest_answer: tokens kept
+    of a text or a question, and of an answer. One that is cut has no end to be learned.
     """
 
     processor: ProcessorMixin
     prompts: Prompts
     summary_count: int
     longest_text: int = 128
+    longest_answer: int = 256
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The LVLM's tokenizer."""
         tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
         return tokenizer
+
+    @property
+    def image_side(self) -> int:
+        """Shorter side, in pixels, of the largest picture that the LVLM is shown."""
+        return find_family_of_processor(self.processor).image_side(self.processor)
 
     @cached_property
     def frames(self) -> PromptFrames:
@@ -102,12 +108,14 @@ class InputBuilder:
 
     def _answer(self, answer: str) -> list[int]:
         space = "" if self.frames.image[-1:].isspace() else " "
-        return [*self._cut(space + answer.strip()), self.tokenizer.eos_token_id]
+        ids = self._tokenize_plain(space + answer.strip())
+        fits = len(ids) <= self.longest_answer
+        return [*ids, self.tokenizer.eos_token_id] if fits else ids[: self.longest_answer]
 
     def _clean(self, text: str) -> str:
         """A user's text, not too long, in which no token has a special meaning."""
         plain = self._special_tokens.sub(" ", text)
-        ids = self._cut(plain)
+        ids = self._tokenize_plain(plain)[: self.longest_text]
         return plain if len(ids) < self.longest_text else str(self.tokenizer.decode(ids))
 
     @cached_property
@@ -116,10 +124,10 @@ class InputBuilder:
         special.add(self.processor.image_token)  # type: ignore[attr-defined]
         return re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
 
-    def _cut(self, text: str) -> list[int]:
-        # Asked to truncate, the tokenizer would keep that setting, and save it.
+    def _tokenize_plain(self, text: str) -> list[int]:
+        # All of it: asked to truncate, the tokenizer would keep that setting, and save it.
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids[: self.longest_text]
+        return ids
 
     def _tokenize(self, prompt: str) -> list[int]:
         special = self._wants_special_tokens(prompt)
