@@ -1,7 +1,7 @@
 """Each kind of source: what it reads, and what it refuses in which words."""
 
 import json
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +18,7 @@ from tests.training_data import (
     make_plain_builder,
     open_one,
     read_texts,
+    share_out,
     write_lines,
     write_shard,
 )
@@ -30,6 +31,7 @@ from training.data_settings import (
     KarpathySettings,
     SourceSettings,
 )
+from training.losses import HARD_NEGATIVE
 from training.sources.base import Turn
 from training.sources.open import open_sources, read_all_captions
 from training.typed_toml import read_toml
@@ -101,6 +103,34 @@ def test_all_turns_of_a_row_are_answers_about_one_source(tmp_path: Path) -> None
         (1, "cat"),
     ]
     assert not step.targets and not step.paired.any() and not step.tower_only
+
+
+def test_no_rank_goes_without_where_pictures_and_texts_are_mixed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode_picture("red"))
+    write_talks(
+        tmp_path,
+        {"conversations": talk("a text", "cat")},
+        {"image": "a.png", "conversations": talk("<image>\nwhat?", "dog")},
+    )
+    batches = [BatchSettings(1, {"talk": 2})]
+    steps = [
+        make_dataset(tmp_path, {"talk": CONVERSATIONS}, batches, augmentation=None, ranks=ranks)[0]
+        for ranks in share_out(2)
+    ]
+    assert [len(step.source_ids) for step in steps] == [1, 1]
+    assert ["pixel_values" in part for step in steps for part in step.sources] == [True, False]
+
+
+def test_negative_columns_are_told_from_the_caption(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode_picture("red"))
+    rows = {"file": ["a.png"], "short": ["a dog"], "wrong": [["a cat", " "]], "other": [None]}
+    pq.write_table(pa.table(rows), tmp_path / "table.parquet")
+    settings = replace(TABLE, caption_columns=("short",), negative_columns=("wrong", "other"))
+    assert open_one(settings, tmp_path).draw_sample(0, Random(0)).negatives == ["a cat"]
+    step = make_dataset(tmp_path, {"table": settings}, [BatchSettings(1, {"table": 1})], augmentation=None)[0]
+    assert step.target_ids.tolist().count(HARD_NEGATIVE) == 1
+    with pytest.raises(DatasetError, match="no column worse"):
+        open_one(replace(settings, negative_columns=("worse",)), tmp_path)
 
 
 @pytest.mark.parametrize(

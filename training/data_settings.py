@@ -49,7 +49,8 @@ class ConversationSettings:
 class CaptionTableSettings:
     """A row for each picture, in a .parquet or a .jsonl: its file below `images`, and columns of captions.
 
-    A caption column holds one text or a list of texts.
+    A caption column holds one text or a list of texts. negative_columns: such columns too, of captions that
+    are not true of the picture: hard negatives of the contrastive loss. A row may have none.
     """
 
     kind: Literal["captions"]
@@ -59,6 +60,7 @@ class CaptionTableSettings:
     caption_columns: tuple[str, ...]
     contrastive: bool
     answer: bool
+    negative_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

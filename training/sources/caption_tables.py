@@ -36,17 +36,15 @@ class CaptionTableSource:
 
     def read_captions(self, row: int) -> Sequence[str]:
         """See Source."""
-        record = self._table.read(row)
-        captions = [
-            caption for name in self.settings.caption_columns for caption in _list_texts(record, name)
-        ]
+        captions = _list_all_texts(self._table.read(row), self.settings.caption_columns)
         if not captions:
             raise DatasetError("it has no caption with words in it")
         return captions
 
     def draw_sample(self, row: int, random: Random) -> Sample:
         """See Source."""
-        return draw_captions(self.read_captions(row), random)
+        negatives = _list_all_texts(self._table.read(row), self.settings.negative_columns)
+        return draw_captions(self.read_captions(row), random)._replace(negatives=negatives)
 
     def load_picture(self, row: int, side: int) -> Image.Image:
         """See Source."""
@@ -89,10 +87,15 @@ class _ParquetTable:
 
 def _open_table(path: Path, settings: CaptionTableSettings) -> _Table:
     if path.suffix == ".parquet":
-        return _ParquetTable(path, [settings.image_column, *settings.caption_columns])
+        columns = [settings.image_column, *settings.caption_columns, *settings.negative_columns]
+        return _ParquetTable(path, columns)
     if path.suffix == ".jsonl":
         return RecordFile(path)
     raise DatasetError(f"{path} is no caption table: a .parquet or a .jsonl is expected")
+
+
+def _list_all_texts(record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [text for name in names for text in _list_texts(record, name)]
 
 
 def _list_texts(record: Mapping[str, Any], name: str) -> list[str]:
