@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from encoders.base import TrainingDiverged
 from training.ablations.settings import PhaseSettings
 from training.run_log import tell
-from training.trainer import schedule_rate
+from training.trainer import make_optimizer, schedule_rate
 
 _TOLD_EVERY = 50
 
@@ -20,13 +20,7 @@ def run_phase(
     """Take all steps, and return their seconds; raises TrainingDiverged at a loss that is not finite."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     settings = phase.optimizer
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [each for each in trained if each.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [each for each in trained if each.ndim < 2], "weight_decay": 0.0},
-        ],
-        fused=True,
-    )
+    optimizer = make_optimizer(trained, settings)
     start = time.perf_counter()
     for step in range(phase.steps):
         for group in optimizer.param_groups:

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 from training.data_settings import AugmentationSettings, KarpathySettings
 from training.settings import OptimizerSettings
+from training.typed_toml import Count, Positive, PositiveOrZero
 
 
 @dataclass(frozen=True)
 class PhaseSettings:
     """So many steps of so many photos, each with one caption to be matched and one to be said."""
 
-    steps: int
-    photos: int
+    steps: Count
+    photos: Count
     optimizer: OptimizerSettings
 
 
@@ -28,13 +29,13 @@ class AblationSettings:
     checkpoint: str
     photos: KarpathySettings
     test_split: str
-    copies: int
+    copies: Count
     augmentation: AugmentationSettings
-    summary_tokens: int
-    rank: int
-    contrastive_weight: float
-    answer_weight: float
-    llm_rate: float
-    longest_caption: int
+    summary_tokens: Count
+    rank: Count
+    contrastive_weight: PositiveOrZero
+    answer_weight: PositiveOrZero
+    llm_rate: Positive
+    longest_caption: Count
     stock: PhaseSettings
     variant: PhaseSettings

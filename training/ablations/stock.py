@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from transformers import BatchEncoding, PreTrainedModel, ProcessorMixin
 
 from benchmarks.datasets import CaptionedImage
+from benchmarks.embedding import decode_pictures
 from encoders.base import DatasetError
 from encoders.fwd2bot.adapters import NONE
 from encoders.fwd2bot.checkpoint import Checkpoint
@@ -33,7 +35,6 @@ from training.augment import Chance
 from training.deal import Deal
 from training.grad_cache import Chunk, count_tokens
 from training.sources.base import Source
-from training.sources.pictures import open_picture
 from training.views import SquareViews
 
 _FEATURES, _STOCK = "features.safetensors", "stock"
@@ -143,7 +144,7 @@ def _see_training_photos(
 @torch.no_grad()
 def _see_test_photos(model: Fwd2Bot, builder: InputBuilder, images: Sequence[CaptionedImage]) -> Tensor:
     parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-    photos = ([open_picture(image.path, 0) for image in part] for part in parts)
+    photos = (list(decode_pictures([image.path for image in part], builder.image_side)) for part in parts)
     return torch.cat([_see(model, builder.images(part), len(part)) for part in photos])
 
 
@@ -169,9 +170,18 @@ def _load_features(path: Path, photos: int, test_photos: int) -> tuple[Tensor, T
 
 def _view(views: SquareViews, source: Source, rows: Sequence[int], seed: int) -> BatchEncoding:
     """Random views; none is mirrored, as captions name sides."""
-    photos = [source.load_picture(row, views.side) for row in rows]
+    photos = [_load(source, row, views.side) for row in rows]
     chance = Chance(torch.Generator().manual_seed(seed), len(photos))
     return views.show(photos, [], torch.zeros(len(photos), dtype=torch.bool), chance, replace(chance, rows=0))
+
+
+def _load(source: Source, row: int, side: int) -> Image.Image:
+    try:
+        return source.load_picture(row, side)
+    except DatasetError as error:
+        raise DatasetError(
+            f"{source.describe_row(row)}: {error}; every variant sees every photo, so mend or remove it"
+        ) from error
 
 
 def _save_stock(checkpoint: Checkpoint, folder: Path) -> None:
