@@ -94,7 +94,11 @@ class DatasetError(Fwd2BotError):
 
 
 class TrainingDiverged(Fwd2BotError):
-    """A loss that is no longer finite."""
+    """A loss that is no longer finite. rows: the ids of those it was computed of, where they have any."""
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class ImageEmbeddings(NamedTuple):

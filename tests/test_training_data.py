@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,11 @@ from tests.training_data import (
     write_lines,
     write_photos,
 )
+from tests.training_runs import CONFIG
 from training.data import Step, StepDataset
 from training.data_settings import BatchSettings, CaptionGroupSettings, KarpathySettings
 from training.losses import HARD_NEGATIVE
+from training.settings import read_settings, require_losses
 from training.views import SquareViews
 
 # Of the steps of `BATCHES`: all that is not a pixel, and a weighted mean of the pixels of each picture.
@@ -284,6 +287,30 @@ def test_a_source_that_would_train_nothing_is_refused(folder: Path) -> None:
     settings["groups"] = CaptionGroupSettings("caption_groups", "groups.jsonl", False, False)
     with pytest.raises(DatasetError, match="groups would train nothing"):
         make_dataset(folder, settings)
+
+
+@pytest.mark.parametrize(
+    ("weights", "named"),
+    [
+        ({"contrastive_weight": 0.0, "answer_weight": 0.0, "feature_weight": 0.0}, "photos"),
+        ({"contrastive_weight": 0.0, "feature_weight": 0.0}, "matched"),
+        ({"answer_weight": 0.0}, "said"),
+    ],
+)
+def test_a_source_that_only_losses_without_a_weight_would_read_is_refused(
+    weights: dict[str, float], named: str
+) -> None:
+    photos = KarpathySettings("karpathy", "dataset.json", ".", ("train",), True, True)
+    sources = {
+        "photos": photos,
+        "matched": replace(photos, answer=False),
+        "said": replace(photos, contrastive=False),
+    }
+    settings = replace(read_settings(CONFIG), sources=sources, word_weight=0.0)
+    settings = replace(settings, batches=(BatchSettings(1, {named: 1}),))
+    require_losses(settings)
+    with pytest.raises(DatasetError, match=f"{named} would train nothing"):
+        require_losses(replace(settings, **weights))
 
 
 def test_squares_in_memory_need_views(folder: Path) -> None:

@@ -1,8 +1,12 @@
 """A whole training run, minutes made seconds: it learns, it can be killed, and what it leaves can be used."""
 
+import errno
+import json
 import multiprocessing
 import os
+import re
 import resource
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +17,19 @@ import torch
 from PIL import Image
 
 from encoders.base import DatasetError, Fwd2BotError
+from encoders.fwd2bot.checkpoint import Checkpoint
 from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot
+from encoders.fwd2bot.prompts import Prompts
 from tests.tiny_models import LVLM, make_builder
 from tests.training_runs import CONFIG, make_base, make_settings, read_log, settle_on
 from training import states
+from training.data_settings import CaptionGroupSettings
 from training.distributed import ALONE, Ranks
 from training.lvlm import make_lvlm
+from training.run_log import run_command
 from training.settings import TrainingSettings, end_run_at
-from training.states import STATE_FILE, load_state, save_state
+from training.states import STATE_FILE, load_state, save_model, save_state
 from training.train import main, train
 from training.trainer import Trainer, schedule_rate
 
@@ -136,18 +144,53 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     monkeypatch.setattr(
         "training.losses.ContrastiveLoss.forward", lambda *_: torch.tensor(float("nan"), requires_grad=True)
     )
-    with pytest.raises(Fwd2BotError, match=r"nan at step 0, .*20000000"):
+    with pytest.raises(Fwd2BotError, match=r"nan at step 0: look at its rows.*line \d of .*captions_train"):
         train(make_settings(3), data, tmp_path)
     assert not (tmp_path / STATE_FILE).exists()
 
 
+@pytest.mark.parametrize(
+    ("folder", "named"), [(".", "dataset_flickr8k.json"), ("none", "no folder .*--data")]
+)
 def test_missing_data_is_one_line_and_exit_code_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, named: str
 ) -> None:
-    assert main([str(CONFIG), "--data", str(tmp_path), "--run", str(tmp_path / "run")]) == 1
+    assert main([str(CONFIG), "--data", str(tmp_path / folder), "--run", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "dataset_flickr8k.json" in error
+    assert re.search(named, error)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_can_read_none_of_its_rows_ends_in_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    """Whoever makes the steps ready: an error in a worker comes as one in this process."""
+    settings = make_settings(4)
+    (tmp_path / "groups.jsonl").write_text('{"captions": []}\n' * 3)
+    groups = CaptionGroupSettings("caption_groups", str(tmp_path / "groups.jsonl"), True, True)
+    sources = {**settings.sources, "groups": groups}
+    settings = replace(settings, sources=sources, workers=workers)
+    assert run_command(lambda: train(settings, data, tmp_path / "run")) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "passes over" not in line]
+    assert re.fullmatch(r"error: \d+ rows of source groups one after the other cannot be used.*", lines[-1])
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(capsys: pytest.CaptureFixture[str]) -> None:
+    def write_log() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run_command(write_log) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "No space left" in error
+
+
+def test_a_damaged_photo_to_be_judged_by_is_named(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "flickr8k" / "images" / "12.png").write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match=r"12\.png cannot be decoded"):
+        train(make_settings(3), tmp_path / "data", tmp_path / "run")
 
 
 def test_a_state_comes_back_and_says_which_settings_changed(tmp_path: Path) -> None:
@@ -177,7 +220,14 @@ def test_a_state_that_holds_shared_weights_under_all_names_is_read(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "change", [{"summary_tokens": 3}, {"adapters": AdapterSettings(2, 4)}], ids=["k", "rank"]
+    "change",
+    [
+        {"summary_tokens": 3},
+        {"adapters": AdapterSettings(2, 4)},
+        {"adapters": AdapterSettings(4, 32)},  # whose weights would fit
+        {"prompts": Prompts(image="Say less.")},
+    ],
+    ids=["k", "rank", "alpha", "prompts"],
 )
 def test_a_state_of_another_model_is_refused_by_its_settings(tmp_path: Path, change: dict[str, Any]) -> None:
     save_state(make_trainer(), tmp_path / STATE_FILE)
@@ -203,6 +253,24 @@ def test_a_full_disk_leaves_the_last_good_state_whole(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == [STATE_FILE]
+
+
+def test_a_kill_between_two_moves_and_a_full_disk_leave_a_model(tmp_path: Path) -> None:
+    trainer, builder, folder = make_trainer(), make_builder(), tmp_path / "model"
+    checkpoint = Checkpoint(trainer.model, builder.processor, trainer.settings.prompts)
+    save_model(folder, checkpoint, trainer.settings)
+    settings = json.loads((folder / "training" / "settings.json").read_text())
+    assert settings["seed"] == trainer.settings.seed
+    folder.rename(tmp_path / "model.old")  # where a kill may leave it
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(Fwd2BotError, match=r"model could not be written .*make room"):
+            save_model(folder, checkpoint, trainer.settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    Fwd2BotEncoder.load("whole", folder, "cpu")
 
 
 @pytest.mark.parametrize(("chunk_size", "ranks"), [(2, 1), (0, 2)])

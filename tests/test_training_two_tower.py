@@ -16,13 +16,15 @@ from tests.training_runs import CONFIG, make_base, make_settings, read_log, sett
 from training import states
 from training.data import StepDataset, open_dataset
 from training.initial_model import make_initial_model
-from training.settings import BatchSettings, LvlmSettings, TrainingSettings, read_settings
+from training.settings import BatchSettings, LvlmSettings, TrainingSettings, end_run_at, read_settings
 from training.sources.open import open_sources
+from training.train import train
 from training.trainer import Trainer
 from training.two_tower import (
     TwoTowers,
     adapt_settings,
     count_weights,
+    load_two_towers,
     main,
     make_two_towers,
     train_two_towers,
@@ -138,7 +140,7 @@ def test_a_killed_run_goes_on_to_the_losses_of_one_that_was_not(data: Path, tmp_
 
 
 def test_two_towers_learn(data: Path, tmp_path: Path) -> None:
-    train_two_towers(make_settings(40), data, tmp_path)
+    train_two_towers(replace(make_settings(40), gradient_checkpointing=True), data, tmp_path)
     losses = [line["contrastive"] for line in read_log(tmp_path) if "rate" in line][2:]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
 
@@ -148,6 +150,9 @@ def test_settings_on_a_base_are_refused(data: Path, tmp_path: Path) -> None:
     settings = settle_on(tmp_path / "base", make_settings(4), rows=5)
     with pytest.raises(DatasetError, match=r"shape and no base"):
         train_two_towers(settings, data, tmp_path / "run")
+    train(end_run_at(settings, 1), data, tmp_path / "run")
+    with pytest.raises(DatasetError, match=r"shape and no base"):
+        load_two_towers(tmp_path / "run", data)
 
 
 def test_missing_data_is_one_line_and_exit_code_one(

@@ -10,17 +10,20 @@ _LUMINANCE = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 
 @dataclass(frozen=True)
 class Chance:
-    """Random numbers for the `rows` of a global batch, of which a rank sees those of its own rows."""
+    """Random numbers for the `rows` of a global batch, of which a rank sees those of its own rows.
+
+    first: which of them is the rank's first; each `ranks`-th after it is its own too.
+    """
 
     generator: Generator
     rows: int
-    rank: int = 0
+    first: int = 0
     ranks: int = 1
 
     def draw(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """One number in [low, high) for each own row."""
         drawn = low + (high - low) * torch.rand(self.rows, generator=self.generator)
-        return drawn[self.rank :: self.ranks]
+        return drawn[self.first :: self.ranks]
 
 
 def crop_randomly(pictures: Tensor, size: int, smallest: float, mirror: Tensor, chance: Chance) -> Tensor:

@@ -8,6 +8,7 @@ draw the same random numbers, and each decodes its own pictures.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from training.deal import Deal, DealtRow
 from training.distributed import ALONE, Ranks
 from training.guides import Guides, GuideTable
 from training.packing import PART_ROWS, Row, mark_words, pack_answers, pack_targets
-from training.settings import TrainingSettings
+from training.settings import TrainingSettings, require_losses
 from training.sources.base import Sample
 from training.sources.drawn import DrawnSource
 from training.sources.karpathy import KarpathySource
@@ -47,6 +48,7 @@ class Step(NamedTuple):
     them. source_ids, paired: int64 and bool (sources,), where only those that are paired have targets and
     take part in the contrastive loss. words: bool (images, vocabulary), those in the captions of each image;
     (0, vocabulary) where pictures go through the LVLM's own processor. guides: None without teachers.
+    tower_only: as the batch's settings say, on every rank alike: nothing to match and nothing to answer.
     """
 
     sources: list[BatchEncoding]
@@ -57,11 +59,7 @@ class Step(NamedTuple):
     words: Tensor
     paired: Tensor
     guides: Guides | None = None
-
-    @property
-    def tower_only(self) -> bool:
-        """Whether there is nothing to match and nothing to answer."""
-        return not self.targets and not self.answers
+    tower_only: bool = False
 
     def to(self, device: torch.device) -> "Step":
         """The same step on another device."""
@@ -74,6 +72,7 @@ class Step(NamedTuple):
             self.words.to(device),
             self.paired.to(device),
             self.guides.to(device) if self.guides else None,
+            self.tower_only,
         )
 
 
@@ -125,19 +124,30 @@ class StepDataset(Dataset[Step]):
         random = Random(f"{self.seed} {step}")
         generator = torch.Generator().manual_seed(random.getrandbits(60))
         plan = self._plan(batch.counts, before, step * _SCENES_A_STEP, random)
-        own = slice(self.ranks.rank, None, self.ranks.count)
-        photos = [self._load_photo(name, dealt) for name, dealt in plan.photos[own]]
-        scenes = [(row, draw_scene(scene)) for row, scene in plan.scenes[own]]
-        seen, texts = [row for row, _ in [*photos, *scenes]], plan.texts[own]
-        chances = [
-            Chance(generator, len(rows), self.ranks.rank, self.ranks.count)
-            for rows in (plan.photos, plan.scenes)
-        ]
+        # Dealt out to the ranks in turn, one kind of row after the other, so that none goes without.
+        counts, ranks = (len(plan.photos), len(plan.scenes)), self.ranks.count
+        firsts = [(self.ranks.rank - start) % ranks for start in accumulate(counts, initial=0)]
+        photos = [self._load_photo(name, dealt) for name, dealt in plan.photos[firsts[0] :: ranks]]
+        scenes = [(row, draw_scene(scene)) for row, scene in plan.scenes[firsts[1] :: ranks]]
+        seen, texts = [row for row, _ in [*photos, *scenes]], plan.texts[firsts[2] :: ranks]
+        chances = [Chance(generator, rows, first, ranks) for rows, first in zip(counts, firsts, strict=False)]
         sources = self._show(photos, scenes, chances) if seen else []
         if texts:
             sources.append(self.builder.texts([row.sample.text for row in texts]))
         words = mark_words(self.builder, [" ".join(row.sample.captions) for row in seen if self.views])
         return self._assemble(sources, [*seen, *texts], words, batch.tower_only)
+
+    def describe_rows(self, ids: Sequence[int]) -> str:
+        """What a person finds the rows of a step by, which have these ids; drawn scenes are only counted."""
+        names = {first: name for name, first in self._first_ids.items()}
+        described = list[str]()
+        for known in ids:
+            place, row = divmod(known, _ID_SPACE)
+            source = self.sources[names[place * _ID_SPACE]]
+            if not isinstance(source, DrawnSource):
+                described.append(source.describe_row(row))
+        drawn = len(ids) - len(described)
+        return ", ".join([*described, *([f"{drawn} drawn scenes"] if drawn else [])])
 
     def _plan(self, counts: dict[str, int], before: Counter[str], first_scene: int, random: Random) -> _Plan:
         plan = _Plan([], [], [])
@@ -188,7 +198,7 @@ class StepDataset(Dataset[Step]):
         answers = pack_answers(self.builder, [] if tower_only else rows)
         ids, paired = torch.tensor([row.id for row in rows]), torch.tensor([row.contrastive for row in rows])
         guides = self._guide(rows, targets.texts) if self.guides else None
-        return Step(sources, targets.parts, answers, ids, targets.ids, words, paired, guides)
+        return Step(sources, targets.parts, answers, ids, targets.ids, words, paired, guides, tower_only)
 
     def _guide(self, rows: list[Row], targets: list[str]) -> Guides:
         """What teachers made of the sources, those with pictures first, and of the targets."""
@@ -220,7 +230,11 @@ class StepDataset(Dataset[Step]):
 def open_dataset(
     settings: TrainingSettings, sources: Sources, builder: InputBuilder, ranks: Ranks = ALONE
 ) -> StepDataset:
-    """The steps of a run, with what its teachers wrote where it has any."""
+    """The steps of a run, with what its teachers wrote where it has any.
+
+    Raises DatasetError where a batch cannot be made, or would train nothing.
+    """
+    require_losses(settings)
     teachers = Path(settings.distillation.teachers) if settings.distillation else None
     return StepDataset(
         sources, builder, settings.batches, settings.augmentation, settings.seed, ranks, teachers

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from encoders.base import Fwd2BotError
+from encoders.base import Fwd2BotError, first_line
 from training.trainer import StepReport
 
 LOG_FILE = "log.jsonl"
@@ -85,6 +85,9 @@ def run_command(command: Callable[[], None]) -> int:
         command()
     except Fwd2BotError as error:
         tell(f"error: {error}")
+        return 1
+    except OSError as error:  # a full disk, above all: logs, tables and results are written everywhere
+        tell(f"error: {first_line(error)}: mend this and start again, what was written before is whole")
         return 1
     return 0
 

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import BatchEncoding
 
-from encoders.base import DatasetError
+from encoders.base import DatasetError, Fwd2BotError, TrainingDiverged
 from encoders.fwd2bot.checkpoint import Checkpoint
 from training.data import Step, StepDataset, open_dataset
 from training.distributed import join_ranks
@@ -74,7 +74,11 @@ def run_steps(
     log = RunLog(run, trainer.step, total) if trainer.ranks.rank == 0 else None
     saved = time.monotonic()
     for batch in _load_steps(dataset, trainer.step, settings.workers):
-        report = trainer.train_step(batch)
+        try:
+            report = trainer.train_step(batch)
+        except TrainingDiverged as error:
+            rows = dataset.describe_rows(error.rows)
+            raise TrainingDiverged(f"{error}: look at its rows, or lower the learning rate; {rows}") from None
         if log:
             log.add(trainer.step, report)
         if trainer.step % settings.validate_every == 0 or trainer.step == total:
@@ -105,12 +109,31 @@ def _read_pictures(dataset: StepDataset) -> list[BatchEncoding]:
     return [inputs for step in steps for inputs in step.sources if "pixel_values" in inputs]
 
 
+class _CarefulSteps(Dataset[Step | Fwd2BotError]):
+    """Steps, or why one cannot be made: what a worker raises would reach the user as its traceback."""
+
+    def __init__(self, dataset: StepDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, step: int) -> Step | Fwd2BotError:
+        try:
+            return self._dataset[step]
+        except Fwd2BotError as error:
+            return error
+
+
 def _load_steps(dataset: StepDataset, start: int, workers: int) -> Iterator[Step]:
-    steps = range(start, len(dataset))
-    loader = DataLoader(
-        dataset, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=_STEPS_AHEAD
+    loader: DataLoader[Step | Fwd2BotError] = DataLoader(
+        _CarefulSteps(dataset),
+        batch_size=None,
+        sampler=range(start, len(dataset)),
+        num_workers=workers,
+        prefetch_factor=_STEPS_AHEAD if workers else None,
     )
-    return iter(loader)
+    for made in loader:
+        if isinstance(made, Fwd2BotError):
+            raise made
+        yield made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """The step that moves a model: all its losses over the batch of all ranks, and one update."""
 
+from collections.abc import Iterable
 from random import Random
 from typing import Any, NamedTuple
 
@@ -54,9 +55,9 @@ class Trainer:
         if self.sharded:
             require_shards_fit(settings)
             shard_frozen_weights(model, ranks)
-        self.optimizer = torch.optim.AdamW(
-            self._group_parameters(), settings.optimizer.learning_rate, fused=True
-        )
+        losses = [self.contrastive, *([self.words] if self.words else [])]
+        parameters = [each for module in [model, *losses] for each in module.parameters()]
+        self.optimizer = make_optimizer(parameters, settings.optimizer)
         self.step, self.best = 0, 0.0
 
     def train_step(self, batch: Step) -> StepReport:
@@ -155,8 +156,7 @@ class Trainer:
         loss = torch.stack(weighted or [torch.zeros(())]).sum()
         if not torch.isfinite(loss):
             raise TrainingDiverged(
-                f"the loss is {loss.item()} at step {self.step}, where the source ids are "
-                f"{self.ranks.gather(batch.source_ids).tolist()}: look at these, or lower the learning rate"
+                f"the loss is {loss.item()} at step {self.step}", self.ranks.gather(batch.source_ids).tolist()
             )
         return loss
 
@@ -188,16 +188,17 @@ class Trainer:
                 f"{self.ranks.count}"
             )
 
-    def _group_parameters(self) -> list[dict[str, Any]]:
-        losses = [self.contrastive, *([self.words] if self.words else [])]
-        parameters = [each for module in [self.model, *losses] for each in module.parameters()]
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        matrices = [parameter for parameter in trained if parameter.ndim >= 2]
-        others = [parameter for parameter in trained if parameter.ndim < 2]
-        return [
-            {"params": matrices, "weight_decay": self.settings.optimizer.weight_decay},
-            {"params": others, "weight_decay": 0.0},  # norms, biases and the temperature
-        ]
+
+def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
+    """AdamW on what is trained of some weights; its rate is set before every step (`schedule_rate`)."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    others = [parameter for parameter in trained if parameter.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},  # norms, biases and the temperature
+    ]
+    return torch.optim.AdamW(groups, settings.learning_rate, fused=True)
 
 
 def schedule_rate(settings: OptimizerSettings, step: int, total: int) -> float:

@@ -143,6 +143,7 @@ def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings
         contrastive_weight=1.0,
         contrastive_loss="infonce",
         answer_weight=0.0,
+        gradient_checkpointing=False,  # of an LLM, and there is none
         feature_weight=0.0,
         word_weight=0.0,
         sources={
@@ -164,8 +165,7 @@ def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings
 
 def train_two_towers(settings: TrainingSettings, data: Path, run: Path, share: float = 1.0) -> dict[str, Any]:
     """Run, or go on with, the training in the folder `run`; returns what result.json says."""
-    if not isinstance(settings.lvlm, LvlmSettings):
-        raise DatasetError("Two towers start from nothing: give settings whose [lvlm] is a shape and no base")
+    _require_shape(settings)
     run.mkdir(parents=True, exist_ok=True)
     settings = adapt_settings(settings, share)
     sources = open_sources(settings.sources, data)
@@ -189,11 +189,11 @@ def start_two_towers(
     settings: TrainingSettings, sources: Sources
 ) -> tuple[TwoTowers, InputBuilder, dict[str, int]]:
     """The towers of step 0, what writes their inputs, and the weights of Fwd2Bot and of them."""
-    assert isinstance(settings.lvlm, LvlmSettings)
+    shape = _require_shape(settings)
     initial = make_initial_model(settings, sources, torch.device("cpu"))
     builder = write_plainly(initial.builder)
     weights = {"fwd2bot": count_weights(initial.model)}
-    towers = make_two_towers(initial.model, settings.lvlm, builder)
+    towers = make_two_towers(initial.model, shape, builder)
     return towers, builder, {**weights, "two_towers": count_weights(towers)}
 
 
@@ -210,6 +210,15 @@ def load_two_towers(run: Path, data: Path) -> tuple[TwoTowers, InputBuilder]:
     except RuntimeError as error:
         raise DatasetError(f"{run} is no run of training.two_tower on the data of {data}") from error
     return towers.eval(), builder
+
+
+def _require_shape(settings: TrainingSettings) -> LvlmSettings:
+    if not isinstance(settings.lvlm, LvlmSettings):
+        raise DatasetError(
+            "Two towers start from nothing: give settings, or a run of settings, whose [lvlm] is a shape and "
+            "no base"
+        )
+    return settings.lvlm
 
 
 def _take_steps(

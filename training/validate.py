@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BatchEncoding
 
 from benchmarks.datasets import CaptionedImage, read_karpathy
+from benchmarks.embedding import decode_pictures
 from benchmarks.recall import PairReport, report_pairs
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, Fwd2Bot, pool
@@ -85,10 +85,11 @@ def report_recall(model: Compressor, builder: InputBuilder, images: Sequence[Cap
 
 
 def compress_images(model: Compressor, builder: InputBuilder, images: Sequence[CaptionedImage]) -> Tensor:
-    """Photos to (images, k, width)."""
+    """Photos to (images, k, width); raises DatasetError where one cannot be decoded."""
     summaries = []
     for start in range(0, len(images), _BATCH):
-        photos = [_open(image) for image in images[start : start + _BATCH]]
+        paths = [image.path for image in images[start : start + _BATCH]]
+        photos = list(decode_pictures(paths, builder.image_side))
         with autocast(model.device):
             summaries.append(model.compress(builder.images(photos).to(model.device)))
     return torch.cat(summaries)
@@ -106,8 +107,3 @@ def embed_texts(model: Compressor, builder: InputBuilder, texts: Sequence[str]) 
 def read_held_out(settings: ValidationSettings, data: Path, split: str) -> list[CaptionedImage]:
     """The photos of a split of the validation file."""
     return read_karpathy(data / settings.annotations, data / settings.images, {split})
-
-
-def _open(image: CaptionedImage) -> Image.Image:
-    with Image.open(image.path) as photo:
-        return photo.convert("RGB")

@@ -28,6 +28,8 @@ Sources = Mapping[str, Source | DrawnSource]
 
 def open_sources(settings: Mapping[str, SourceSettings], folder: Path) -> Sources:
     """Open all sources, whose paths start at `folder`; raises DatasetError where one cannot be used."""
+    if not folder.is_dir():
+        raise DatasetError(f"There is no folder {folder}: --data names where the settings' paths start")
     return {name: _open_source(source, folder) for name, source in settings.items()}
 
 
@@ -59,10 +61,10 @@ def require_batches(
             )
     for number, batch in enumerate(batches, start=1):
         where = f"Batch {number} of the settings"
-        if max(batch.counts.values(), default=0) < ranks:
+        if sum(batch.counts.values()) < ranks:
             raise DatasetError(
                 f"{where} holds {batch.counts or 'no rows'}: each of {ranks} processes needs a row, so take "
-                f"{ranks} or more of a source"
+                f"{ranks} or more"
             )
         for name, count in batch.counts.items():
             _require_count(sources, name, count, batch.tower_only, where)
