@@ -79,6 +79,23 @@ def test_a_run_in_bfloat16_has_nearly_the_losses_of_one_in_float32(
         assert losses and all(found[name] == pytest.approx(wanted[name], rel=0.02) for name in losses)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_run_on_a_gpu_has_nearly_the_losses_of_one_on_the_cpu(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(4)
+    train(settings, data, tmp_path / "gpu")
+    train(settings, data, tmp_path / "gpu")  # reads its state, and has nothing left to do
+    monkeypatch.setattr("training.distributed.choose_device", lambda _: "cpu")
+    train(settings, data, tmp_path / "cpu")
+    cpu, gpu = ([line for line in read_log(tmp_path / run) if "rate" in line] for run in ("cpu", "gpu"))
+    assert len(cpu) == len(gpu) == 4
+    for wanted, found in zip(cpu, gpu, strict=True):
+        losses = wanted.keys() & {"contrastive", "answer", "word"}
+        assert losses and all(found[name] == pytest.approx(wanted[name], rel=0.05) for name in losses)
+
+
 def test_a_killed_run_goes_on_as_the_run_that_was_not(data: Path, tmp_path: Path) -> None:
     settings = make_settings(6)
     train(settings, data, tmp_path / "whole")
