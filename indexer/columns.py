@@ -19,6 +19,8 @@ from .manifest import Manifest
 from .metadata import NO_METADATA, Metadata
 from .quantize import dequantize_summaries, quantize_summaries
 
+LARGEST_SIDE = 2**31 - 1  # of int32
+
 
 class FileRow(NamedTuple):
     """What a part says about a file besides its embedding; `status` is ok, skipped or deleted."""

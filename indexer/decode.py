@@ -24,7 +24,7 @@ from .images import (
     describe_error,
     describe_size,
 )
-from .metadata import NO_METADATA, Metadata, read_metadata
+from .metadata import NO_METADATA, Metadata, is_orientation, read_metadata
 from .pixels import decode_upright
 from .raw import measure_raw, open_raw, open_view
 from .sources import Source
@@ -138,8 +138,10 @@ def _read_metadata(image: Image.Image) -> Metadata:
         metadata = read_metadata(exif) if exif else NO_METADATA
     except Exception:  # broken EXIF is no reason to lose the photo
         return NO_METADATA
-    # pillow_heif turns the image itself, and says so in its EXIF.
-    return metadata._replace(orientation=image.info.get("original_orientation") or metadata.orientation)
+    if image.format != "HEIF":  # any other file may hold a text of this name
+        return metadata
+    turned = image.info.get("original_orientation")  # pillow_heif turns the image itself, and notes it here
+    return metadata._replace(orientation=turned) if is_orientation(turned) else metadata
 
 
 def _read_raw_metadata(stream: BinaryIO) -> Metadata | None:

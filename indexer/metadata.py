@@ -7,7 +7,7 @@ nothing here raises.
 import math
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from PIL import Image
 
@@ -56,7 +56,12 @@ def read_metadata(exif: Image.Exif) -> Metadata:
 def read_orientation(exif: Mapping[int, Any]) -> int:
     """The EXIF orientation: 1..8, 1 where it says nothing sensible."""
     value = _read_tag(exif, _ORIENTATION)
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return value if is_orientation(value) else 1
+
+
+def is_orientation(value: object) -> TypeGuard[int]:
+    """Whether a value is one of the eight orientations of EXIF."""
+    return isinstance(value, int) and 1 <= value <= 8
 
 
 def _read_ifd(exif: Image.Exif, tag: int) -> Mapping[int, Any]:

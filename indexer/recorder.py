@@ -5,7 +5,7 @@ from typing import Protocol
 
 from encoders.base import ImageEmbeddings
 
-from .columns import FileRow
+from .columns import LARGEST_SIDE, FileRow
 from .contents import KnownContents
 from .images import ImageFile, Photo
 from .writer import IndexWriter
@@ -90,4 +90,7 @@ class BatchRecorder:
 def describe_photo(photo: Photo) -> FileRow:
     """The row of a photo."""
     status = "skipped" if photo.error else "ok"
-    return FileRow(*photo.file, photo.digest, photo.width, photo.height, status, photo.error, photo.metadata)
+    size = photo.width, photo.height
+    if max(size) > LARGEST_SIDE:  # no camera's: the header lies, and no column could hold it
+        size = 0, 0
+    return FileRow(*photo.file, photo.digest, *size, status, photo.error, photo.metadata)

@@ -16,6 +16,7 @@ from benchmarks.fuzz_files import draw_picture, make_dng, make_exif, make_files
 from indexer.decode import quiet_pillow, read_photo
 from indexer.images import MAX_FILE_BYTES, ImageFile, describe_error
 from indexer.raw import open_view
+from indexer.recorder import describe_photo
 from indexer.sources import open_source
 from tests.pictures import SIZE, UNDO, assert_upright, draw_corner, read, read_pixels, turn
 
@@ -153,6 +154,13 @@ def test_too_many_pixels_are_refused_by_the_header_alone(tmp_path: Path) -> None
     photo = read(tmp_path / "bomb.png")
     assert photo.error == "400 megapixels are over the limit of 200 (--max-megapixels)"
     assert (photo.width, photo.height) == (20_000, 20_000)
+
+
+@pytest.mark.parametrize("size", [(1 << 31, 10), (10, 1 << 31), ((1 << 32) - 1, (1 << 32) - 1)])
+def test_a_size_that_no_column_can_hold_is_recorded_as_none(tmp_path: Path, size: tuple[int, int]) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_header(*size))
+    row = describe_photo(read(tmp_path / "bomb.png"))
+    assert "over the limit of 200" in row.error and (row.width, row.height) == (0, 0)
 
 
 def test_the_limit_on_pixels_can_be_raised_past_that_of_pillow(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from PIL.TiffImagePlugin import IFDRational
 
 from benchmarks.fuzz import find_fault, mutate
@@ -138,6 +138,15 @@ def test_a_place_is_on_the_globe_or_nowhere(
 def test_an_orientation_that_is_none_is_upright(value: object) -> None:
     assert read_tags({0x0112: value}).orientation == 1
     assert read_tags({0x0112: 6}).orientation == 6
+
+
+@pytest.mark.parametrize("text", ["1", "6", "", "x" * 99])
+def test_only_heic_turns_itself(tmp_path: Path, text: str) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("original_orientation", text)
+    draw_corner().save(tmp_path / "photo.png", pnginfo=texts, exif=make_exif(3).tobytes())
+    photo = read(tmp_path / "photo.png")
+    assert photo.metadata.orientation == 3 and find_fault(photo) == ""
 
 
 def test_exif_that_leads_nowhere_is_neutral() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import faiss
 import pytest
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from encoders.base import (
     IndexLocked,
@@ -91,6 +92,17 @@ def test_an_unlisted_folder_is_reported_and_what_it_held_is_kept(
     summary = build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness)
     assert witness.skipped == {"below": "Permission denied"}
     assert summary.removed == 0 and len(open_table(gallery)) == 8
+
+
+def test_no_file_stops_the_run_of_the_others(gallery: Path, encoder: FakeEncoder) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("original_orientation", "1")
+    Image.new("RGB", (40, 40), "red").save(gallery / "named.png", pnginfo=texts)
+    huge = TiffImagePlugin.ImageFileDirectory_v2()
+    huge[256], huge[257] = 2**32 - 1, 1
+    (gallery / "huge.tif").write_bytes(b"II*\0\x08\0\0\0" + huge.tobytes(8))
+    assert build(gallery, encoder) == BuildReport(9, 0, 0, 0, 1)
+    assert build(gallery, encoder) == BuildReport(0, 0, 9, 0, 1)
 
 
 SLOW_RUN = """
