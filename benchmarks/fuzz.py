@@ -11,8 +11,10 @@ import argparse
 import multiprocessing
 import os
 import resource
+import struct
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,17 +26,22 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from benchmarks.command import describe_run, refuse_overwriting, run_command, write_result
 from benchmarks.fuzz_files import make_files
-from encoders.base import Fwd2BotError
+from encoders.base import Fwd2BotError, ImageEmbeddings
+from indexer.columns import encode_rows
 from indexer.decode import quiet_pillow, read_photo
 from indexer.images import Photo
+from indexer.manifest import EncoderRecord, Manifest
 from indexer.metadata import LONGEST_TEXT
+from indexer.recorder import describe_photo
 from indexer.sources import open_source
 
 _MODULE = "benchmarks.fuzz"
+_ENCODER = EncoderRecord("none", "none", 1, None)
 _IMAGE_SIZE = 64
 _MAX_MEGAPIXELS = 20.0
 _SECONDS = 20.0  # for one mutant; a sound file takes milliseconds
@@ -92,6 +99,14 @@ def _write_number(data: bytearray, other: bytes, random: Random) -> None:
     data[place : place + width] = number.to_bytes(width, random.choice(("little", "big")))
 
 
+def _claim_size(data: bytearray, other: bytes, random: Random) -> None:
+    """Let a PNG claim a size that its checksum vouches for; put a number in any other file."""
+    if data[12:16] != b"IHDR" or len(data) < 33:
+        return _write_number(data, other, random)
+    struct.pack_into(">I", data, random.choice((16, 20)), random.choice(_TELLING_NUMBERS))
+    struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+
+
 def _splice(data: bytearray, other: bytes, random: Random) -> None:
     """Put a piece of this or the other file over, or between, what is there."""
     source = random.choice((bytes(data), other))
@@ -106,7 +121,7 @@ def _blank(data: bytearray, other: bytes, random: Random) -> None:
     data[place : place + length] = random.choice((b"\0", b"\xff", random.randbytes(1))) * length
 
 
-_MUTATIONS = (_flip_bits, _flip_bits, _write_number, _write_number, _truncate, _splice, _blank)
+_MUTATIONS = (_flip_bits, _flip_bits, _write_number, _claim_size, _truncate, _splice, _blank)
 
 
 @cache
@@ -159,7 +174,18 @@ def find_fault(photo: Photo) -> str:
         and -180 <= (longitude or 0) <= 180
         and orientation in range(1, 9)
     )
-    return "" if sound else f"metadata {photo.metadata}"
+    return _find_unstorable(photo) if sound else f"metadata {photo.metadata}"
+
+
+def _find_unstorable(photo: Photo) -> str:
+    """Why the row of a photo is none that a part can hold: it would stop a run, and every run after it."""
+    row = describe_photo(photo)
+    embeddings = ImageEmbeddings(np.ones((int(row.status == "ok"), _ENCODER.dim), np.float32), None)
+    try:
+        encode_rows(Manifest("..", _ENCODER, "none", "", ""), 0, [row], embeddings)
+    except Exception as error:  # pyarrow has many
+        return f"a row that no part can hold: {error!r}"
+    return ""
 
 
 def watch_readings(read: Reader, count: int, seconds: float = _SECONDS) -> Iterator[Reading]:

@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 SIDE = 96
 _NUMBERS = {"B": 1, "H": 3, "I": 4, "2I": 5, "2i": 10}  # struct's letters to TIFF's types; text is type 2
@@ -70,6 +70,7 @@ def _save_pictures(picture: Image.Image) -> dict[str, bytes]:
         "deep.png": _save(deep, "PNG"),
         "palette.png": _save(picture.quantize(16), "PNG", transparency=0),
         "clear.png": _save(clear, "PNG"),
+        "named.png": _save(picture, "PNG", pnginfo=_name_texts()),
         "lossy.webp": _save(picture, "WEBP", exif=exif),
         "film.webp": _save(clear, "WEBP", exif=exif, lossless=True, frames=2),
         "film.gif": _save(picture, "GIF", frames=2),
@@ -84,6 +85,14 @@ def _save_pictures(picture: Image.Image) -> dict[str, bytes]:
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
         files[f"{compression}.tif"] = _save(picture, "TIFF", compression=compression)
     return files | _save_heic(picture, exif)
+
+
+def _name_texts() -> PngImagePlugin.PngInfo:
+    """Texts that are called like what decoders of other formats note beside an image."""
+    texts = PngImagePlugin.PngInfo()
+    for name in ("original_orientation", "exif", "icc_profile", "photoshop"):
+        texts.add_text(name, "1")
+    return texts
 
 
 def _save_heic(picture: Image.Image, exif: Image.Exif) -> dict[str, bytes]:

@@ -95,6 +95,8 @@ def test_what_leaves_the_reader_is_a_fault(tmp_path: Path, monkeypatch: pytest.M
         Photo(FILE, error="MemoryError"),
         Photo(FILE, image=Image.new("L", (4, 4))),
         Photo(FILE, image=Image.new("RGB", (2000, 4))),
+        Photo(ImageFile("a.png", 1 << 63, 1), error="a size beyond its column"),
+        Photo(ImageFile("\udcff.png", 1, 1), error="a path that is no text"),
         *(
             Photo(FILE, image=SMALL, metadata=Photo(FILE).metadata._replace(**wrong))
             for wrong in (
