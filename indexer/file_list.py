@@ -46,7 +46,8 @@ class FileList(Sequence[ImageFile]):
 class FoundImages(NamedTuple):
     """What a source lists: image files in order of their paths; the rest are pairs of path and reason.
 
-    unreadable: folders and archives that could not be listed, so that nothing is known of what they hold.
+    unreadable: folders and archives that could not be listed, and files that could not be looked at, so that
+    nothing is known of what they hold.
     refused: what was seen and left out on purpose.
     """
 

@@ -1,5 +1,6 @@
 """The images of a folder on disk, those in its archives included."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from .archives import ARCHIVE_EXTENSIONS, find_archive, list_archive, open_membe
 from .file_list import FileCollector, FoundImages
 from .images import Selection, describe_error, is_image_name, make_image_file
 from .paths import escape_path, show_path, unescape_path
+
+# What `stat` says of a file gone since the listing, and of a link that leads in circles or to nothing.
+_IS_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class FolderSource:
@@ -76,8 +80,8 @@ class _FolderWalk:
                     continue
                 try:
                     self._sort_entry(entry, path)
-                except OSError:  # a link that leads in circles, or a file gone since the listing: no image
-                    continue
+                except OSError as error:
+                    self._report_entry(entry, path, error)
 
     def _sort_entry(self, entry: os.DirEntry[str], path: str) -> None:
         """Take an entry for a folder, an image, an archive or nothing."""
@@ -93,6 +97,11 @@ class _FolderWalk:
                 self._list_archive(path, status.st_mtime_ns)
             else:
                 self.files.append(make_image_file(path, status.st_size, status.st_mtime_ns))
+
+    def _report_entry(self, entry: os.DirEntry[str], path: str, error: OSError) -> None:
+        """Note an entry that is there but cannot be looked at: what the index knows of it is no less true."""
+        if error.errno not in _IS_GONE and not self._leads_out(entry, path):
+            self.unreadable.append((escape_path(path), describe_error(error)))
 
     def _list_archive(self, path: str, mtime_ns: int) -> None:
         stored = escape_path(path)

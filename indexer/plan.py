@@ -1,5 +1,6 @@
 """What a run has to do: the files of a folder set against the newest rows of its index."""
 
+from collections.abc import Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,9 +57,15 @@ def _mark_unchanged(files: FileList, rows: pa.Table, max_megapixels: float) -> N
 
 
 def _list_removed(found: FoundImages, known: pa.Table, listed: NDArray[np.int64]) -> list[str]:
-    """The paths that are no longer there, but for those below a folder that could not be listed."""
+    """The paths that are no longer there, but for those that could not be seen, or whose folder could not."""
     gone = pc.not_equal(known["status"], "deleted").to_numpy().copy()
     gone[listed] = False
-    hidden = tuple(f"{folder}/" for folder, _ in found.unreadable)
+    unseen = {path for path, _ in found.unreadable}
     paths = known["path"].filter(pa.array(gone)).to_pylist()
-    return sorted(path for path in paths if not path.startswith(hidden))  # unseen is not gone
+    return sorted(path for path in paths if not _lies_in(path, unseen))  # unseen is not gone
+
+
+def _lies_in(path: str, places: Set[str]) -> bool:
+    """Whether a path is one of these, or lies below one."""
+    ends = (end for end, letter in enumerate(path) if letter == "/")
+    return path in places or any(path[:end] in places for end in ends)

@@ -1,11 +1,13 @@
 """What a run survives: other writers, kills, folders it may not read; and what others can read of it."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import faiss
@@ -92,6 +94,42 @@ def test_an_unlisted_folder_is_reported_and_what_it_held_is_kept(
     summary = build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness)
     assert witness.skipped == {"below": "Permission denied"}
     assert summary.removed == 0 and len(open_table(gallery)) == 8
+
+
+class UnseenEntry:
+    """An entry of a folder that cannot be looked at."""
+
+    def __init__(self, entry: os.DirEntry[str], reason: int) -> None:
+        self.entry, self.reason = entry, reason
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.entry, name)
+
+    def stat(self) -> os.stat_result:
+        raise OSError(self.reason, os.strerror(self.reason))
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOENT])
+def test_only_a_file_that_is_gone_is_recorded_as_gone(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    build(gallery, encoder)
+    below = sorted(f"below/{path.name}" for path in (gallery / "below").iterdir())
+    scandir = os.scandir
+
+    def hide_files(path: Path) -> AbstractContextManager[object]:
+        with scandir(path) as entries:
+            hidden = Path(path).name == "below"
+            return nullcontext([UnseenEntry(entry, reason) if hidden else entry for entry in entries])
+
+    monkeypatch.setattr(os, "scandir", hide_files)
+    witness = Witness()
+    removed = build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness).removed
+    if reason == errno.ENOENT:
+        assert (removed, witness.skipped, len(open_table(gallery))) == (4, {}, 4)
+    else:
+        assert (removed, len(open_table(gallery))) == (0, 8)
+        assert witness.skipped == dict.fromkeys(below, os.strerror(reason))
 
 
 def test_no_file_stops_the_run_of_the_others(gallery: Path, encoder: FakeEncoder) -> None:
