@@ -12,6 +12,7 @@ import struct
 import tarfile
 import threading
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO, FileIO
@@ -119,6 +120,22 @@ def _list_zip(stream: FileIO, listing: Listing) -> None:
         for entry in archive.infolist():
             plain = stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG)
             listing.add(entry.filename, Member(entry.file_size, entry.header_offset, entry), plain)
+    if not _lie_apart(member.entry for member in listing.members.values() if member.entry):
+        listing.members.clear()
+        raise ValueError("images in it share bytes, as in a zip bomb: pack it anew")
+
+
+def _lie_apart(entries: Iterable[zipfile.ZipInfo]) -> bool:
+    """Whether no byte is to be unpacked for two entries, so that the work is bounded by the archive's size.
+
+    An entry has at least its header and its compressed bytes; names, fields and descriptors lie between.
+    """
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.header_offset < end:
+            return False
+        end = entry.header_offset + _ZIP_HEADER.size + entry.compress_size
+    return True
 
 
 def _list_tar(stream: FileIO, listing: Listing) -> None:
