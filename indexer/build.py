@@ -123,10 +123,10 @@ def plan_build(folder: Root, index: Path, settings: BuildSettings | None = None)
 
 def _find_some_images(folder: Root, settings: BuildSettings, observer: BuildObserver) -> FoundImages:
     found = open_source(folder).find(settings.exclude, settings.follow_links)
+    for path, reason in (*found.unreadable, *found.refused):  # first: it may be why there is no image
+        observer.skip(path or ".", reason)
     if not found.files:  # more likely the disk is not mounted than every photo gone: the index stays as it is
         raise NothingToIndex(f"{folder} holds no image that can be indexed: name a folder that does")
-    for path, reason in (*found.unreadable, *found.refused):
-        observer.skip(path or ".", reason)
     return found
 
 

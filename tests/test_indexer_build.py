@@ -136,6 +136,14 @@ def test_folders_without_images_are_refused_and_left_alone(tmp_path: Path, encod
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_hides_the_only_images_is_named(tmp_path: Path, encoder: FakeEncoder) -> None:
+    (tmp_path / "photos.zip").write_bytes(b"no archive")
+    witness = Witness()
+    with pytest.raises(NothingToIndex, match="holds no image"):
+        build_index(tmp_path, tmp_path / ".fwd2bot", encoder, observer=witness)
+    assert list(witness.skipped) == ["photos.zip"] and "cannot be read" in witness.skipped["photos.zip"]
+
+
 def test_an_index_is_left_as_it_is_when_all_images_are_gone(gallery: Path, encoder: FakeEncoder) -> None:
     build(gallery, encoder)
     for path in list(gallery.rglob("*.png")):
