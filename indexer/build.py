@@ -91,10 +91,10 @@ def build(
     found = _find_some_images(folder, settings, observer)
     with lock_index(index), quiet_pillow():
         remove_orphans(index)
-        manifest = None if settings.rebuild else _read_matching_manifest(folder, index, encoder, settings)
+        manifest = _read_matching_manifest(folder, index, settings)
         plan = compare_files(found, index, manifest, settings.max_megapixels)
         del found
-        if plan.fresh and manifest is not None:
+        if manifest is not None and (plan.fresh or encoder.name != manifest.encoder.name):
             require_same_encoder(encoder, manifest)
         manifest = manifest or create_manifest(folder, index, encoder, _choose_tokens(encoder, settings))
         writer = IndexWriter(index, manifest)
@@ -110,14 +110,13 @@ def build(
     return BuildReport(done.embedded, done.copied, plan.reused, len(plan.removed), skipped)
 
 
-def plan_build(folder: Root, index: Path, settings: BuildSettings | None = None) -> BuildPlan:
-    """Say what `build` would do, without a model and without writing anything."""
+def plan_build(
+    folder: Root, index: Path, settings: BuildSettings | None = None, observer: BuildObserver | None = None
+) -> BuildPlan:
+    """Say what `build` would do, or refuse as it would, without a model and without writing anything."""
     settings = settings or BuildSettings()
-    found = _find_some_images(folder, settings, SilentObserver())
-    try:
-        manifest = None if settings.rebuild else read_manifest(index)
-    except IndexNotFound:
-        manifest = None
+    found = _find_some_images(folder, settings, observer or SilentObserver())
+    manifest = _read_matching_manifest(folder, index, settings)
     return compare_files(found, index, manifest, settings.max_megapixels)
 
 
@@ -130,10 +129,10 @@ def _find_some_images(folder: Root, settings: BuildSettings, observer: BuildObse
     return found
 
 
-def _read_matching_manifest(
-    folder: Root, index: Path, encoder: Encoder, settings: BuildSettings
-) -> Manifest | None:
+def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) -> Manifest | None:
     """The manifest to go on with, or None for a new index; refuses what this run would not fit."""
+    if settings.rebuild:
+        return None
     try:
         manifest = read_manifest(index)
     except IndexNotFound:
@@ -147,8 +146,6 @@ def _read_matching_manifest(
         raise IndexFailure(
             f"{index} keeps tokens as {manifest.tokens}, not {settings.tokens}: drop --tokens, or --rebuild"
         )
-    if encoder.name != manifest.encoder.name:
-        require_same_encoder(encoder, manifest)
     return manifest
 
 

@@ -77,12 +77,12 @@ def index(
         max_megapixels=max_megapixels,
         rebuild=rebuild,
     )
+    progress = Progress()
     if dry_run:
-        print_plan(plan_build(root, place, settings), as_json)
+        print_plan(plan_build(root, place, settings, progress), as_json)
         return
     name = choose_model(place, model, rebuild)
     encoder = LazyEncoder(name, lambda: _load_encoder(name, device))
-    progress = Progress()
     try:
         if watch:
             watch_folder(

@@ -51,6 +51,17 @@ def test_a_dry_run_lists_steps_and_changes_nothing(here: Path) -> None:
     assert json.loads(result.stdout) == {"action": "remove", "path": "red.png"}
 
 
+def test_a_dry_run_refuses_and_names_what_the_run_would(
+    indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paint(tmp_path / "others/red.png", "red")
+    (tmp_path / "others/bad.zip").write_bytes(b"no archive")
+    for folder, *options in (("../others", "--index", ".fwd2bot"), (".", "--tokens", "float16"), ("gone",)):
+        ended = run_main(monkeypatch, capsys, "index", folder, *options)
+        assert ended[0] == 1 and run_main(monkeypatch, capsys, "index", folder, *options, "--dry-run") == ended
+    assert "skipped bad.zip" in run("index", "../others", "--dry-run").stderr
+
+
 def test_index_options_reach_the_index(here: Path, tmp_path: Path) -> None:
     place = tmp_path / "elsewhere"
     options = (
