@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from encoders.base import DEFAULT_ENCODER, IndexDamaged, IndexNotFound
-from indexer.manifest import MANIFEST_NAME, Root, read_manifest
+from encoders.base import DEFAULT_ENCODER, IndexDamaged, IndexFailure, IndexNotFound
+from indexer.manifest import MANIFEST_NAME, Root, read_manifest, resolve_root
 
 INDEX_FOLDER = ".fwd2bot"
 
@@ -24,7 +24,12 @@ def find_index(start: Path, given: Path | None = None) -> Path:
 
 
 def place_index(root: Root, given: Path | None = None) -> Path:
-    """Where the index of a folder goes: `given`, else inside the folder."""
+    """Where the index of a folder goes: `given`, but not among the images; else hidden inside the folder."""
+    if given is not None and given.resolve() == resolve_root(root):
+        raise IndexFailure(
+            f"{given} is the folder of the images, among which no index goes: "
+            f"leave out --index for {given / INDEX_FOLDER}, or name another place"
+        )
     if given is not None:
         return given
     if isinstance(root, str):

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from encoders.base import IndexFailure
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
 from indexer.manifest import locate_root, read_manifest
@@ -54,6 +55,17 @@ def test_a_url_below_a_url_can_be_merged(bucket: str, tmp_path: Path, encoder: F
     build_index(f"{bucket}/below", tmp_path / "below", encoder)
     assert merge_index(tmp_path / "all", tmp_path / "below").added == 4
     assert "below/green.png" in EmbeddingTable.open(tmp_path / "all").paths
+
+
+def test_no_index_goes_among_the_images(here: Path) -> None:
+    before = sorted(here.iterdir())
+    for place in (here, Path("below/..")):
+        with pytest.raises(
+            IndexFailure, match=r"is the folder of the images.*leave out --index for .*/\.fwd2bot"
+        ):
+            run("index", ".", "--index", str(place))
+    assert sorted(here.iterdir()) == before
+    assert run("index", ".", "--index", ".fwd2bot").exit_code == 0
 
 
 def test_links_that_leave_the_folder_are_followed_only_when_asked(here: Path, tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def test_a_dry_run_refuses_and_names_what_the_run_would(
     (tmp_path / "others/bad.zip").write_bytes(b"no archive")
     for folder, *options in (("../others", "--index", ".fwd2bot"), (".", "--tokens", "float16"), ("gone",)):
         ended = run_main(monkeypatch, capsys, "index", folder, *options)
-        assert ended[0] == 1 and run_main(monkeypatch, capsys, "index", folder, *options, "--dry-run") == ended
+        assert (
+            ended[0] == 1 and run_main(monkeypatch, capsys, "index", folder, *options, "--dry-run") == ended
+        )
     assert "skipped bad.zip" in run("index", "../others", "--dry-run").stderr
 
 
