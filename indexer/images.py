@@ -33,7 +33,8 @@ _LONGEST_REASON = 300
 class ImageFile(NamedTuple):
     """A file as its source lists it; `path` is relative to the root, posix, in stored form (see paths.py).
 
-    mtime_ns: nanoseconds since 1970; a member of an archive has those of the archive; for URLs see remote.py.
+    size: in bytes, -1 where a URL does not tell. mtime_ns: nanoseconds since 1970; a member of an archive has
+    those of the archive; for URLs see remote.py.
     """
 
     path: str

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from io import BytesIO
 from typing import Any, BinaryIO
@@ -14,6 +15,7 @@ from encoders.base import MissingDependency, NothingToIndex
 from .file_list import FileCollector, FoundImages
 from .images import (
     MAX_FILE_BYTES,
+    ImageFile,
     Selection,
     describe_error,
     describe_size,
@@ -25,7 +27,7 @@ from .paths import escape_path, unescape_path
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 # What the file systems of fsspec call the time of the last write, and a mark that changes with the content.
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
-_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "checksum")
+_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "checksum", "Last-Modified")
 
 
 class UrlSource:
@@ -43,7 +45,7 @@ class UrlSource:
         while folders:
             folder = folders.pop()
             try:
-                entries = self._files.ls(self._locate(folder), detail=True)
+                entries = self._list_folder(folder)
             except Exception as error:  # each file system has its own
                 reason = describe_error(error)
                 if not folder:
@@ -52,8 +54,13 @@ class UrlSource:
                     ) from error
                 unreadable.append((escape_path(folder), reason))
                 continue
-            for entry in entries:
-                self._sort_entry(entry, folder, selection, files, folders)
+            for path, entry in entries:
+                if not selection.takes(path):
+                    continue
+                if entry["type"] == "directory":
+                    folders.append(path)
+                elif is_image_name(path):
+                    files.append(self._list_file(path, entry))
         return FoundImages(files.sort(), unreadable, [])
 
     def open(self, path: str) -> BinaryIO:
@@ -71,24 +78,24 @@ class UrlSource:
     def _locate(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root or "/"
 
-    def _sort_entry(
-        self,
-        entry: Mapping[str, Any],
-        folder: str,
-        selection: Selection,
-        files: FileCollector,
-        folders: list[str],
-    ) -> None:
-        """Take an entry for a folder, an image or nothing."""
-        path = entry["name"].removeprefix(self._root).strip("/")
-        if not path.startswith(f"{folder}/" if folder else "") or path == folder or not path:
-            return  # the mark that some stores keep for the folder itself
-        if not selection.takes(path):
-            return
-        if entry["type"] == "directory":
-            folders.append(path)
-        elif is_image_name(path):
-            files.append(make_image_file(path, int(entry["size"] or 0), read_stamp(entry)))
+    def _list_folder(self, folder: str) -> list[tuple[str, Mapping[str, Any]]]:
+        """What lies in a folder, by its path below the root."""
+        entries = self._files.ls(self._locate(folder), detail=True)
+        paths = (entry["name"].removeprefix(self._root).strip("/") for entry in entries)
+        # Some stores keep a mark for the folder itself.
+        return [
+            (path, entry)
+            for path, entry in zip(paths, entries, strict=True)
+            if path and path != folder and path.startswith(f"{folder}/" if folder else "")
+        ]
+
+    def _list_file(self, path: str, entry: Mapping[str, Any]) -> ImageFile:
+        """List a file; one whose listing was of names alone, as HTTP's are, is asked for the rest."""
+        if entry["size"] is None:
+            with suppress(Exception):  # reading it will say why
+                entry = self._files.info(entry["name"])
+        size = -1 if entry["size"] is None else int(entry["size"])
+        return make_image_file(path, size, read_stamp(entry))
 
 
 def read_stamp(entry: Mapping[str, Any]) -> int:

@@ -3,8 +3,11 @@
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import uuid4
 
@@ -119,6 +122,57 @@ def test_only_what_was_written_again_has_another_stamp(url: str) -> None:
     assert [file.path for file, old in zip(after, before, strict=True) if file != old] == ["a.png"]
     with fsspec.open(f"{url}/a.png", "wb") as stream:
         stream.write(FILES["a.png"])
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """A URL on a web server of this machine that holds two photos and an empty one."""
+    pytest.importorskip("aiohttp")
+    for name in ("a.png", "below/b.JPG", "empty.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(FILES[name])
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/photos/"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def test_files_whose_listing_tells_no_size_are_asked_for_it(
+    web: str, tmp_path: Path, encoder: FakeEncoder
+) -> None:
+    files = {file.path: file for file in open_source(web).find().files}
+    assert {path: file.size for path, file in files.items()} == {
+        name: len(FILES[name]) for name in ("a.png", "below/b.JPG", "empty.png")
+    }
+    report = build(web, tmp_path / "index", encoder)
+    assert (report.indexed, report.skipped) == (2, 1)
+    (tmp_path / "photos/a.png").write_bytes(FILES["a.png"])
+    os.utime(tmp_path / "photos/a.png", (10**9, 10**9))
+    report = build(web, tmp_path / "index", encoder)
+    assert (report.copied, report.reused, report.skipped) == (1, 1, 1)
+
+
+def test_a_file_whose_size_nobody_tells_is_read(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.filesystem("memory").rm(f"{memory}/empty.png")
+    before, files = read_all(memory), fsspec.get_filesystem_class("memory")
+    listed, info = files.ls, files.info
+
+    def forget(entry: dict[str, object]) -> dict[str, object]:
+        return entry | {"size": None}
+
+    monkeypatch.setattr(files, "ls", lambda *given, **options: list(map(forget, listed(*given, **options))))
+    monkeypatch.setattr(files, "info", lambda *given, **options: forget(info(*given, **options)))
+    after = read_all(memory)
+    assert {file.size for file in open_source(memory).find().files} == {-1}
+    assert [(photo.error, photo.digest) for photo in after.values()] == [
+        (photo.error, photo.digest) for photo in before.values()
+    ]
 
 
 def test_what_is_gone_is_tried_again(url: str) -> None:
