@@ -12,6 +12,7 @@ import xxhash
 
 from encoders.base import MissingDependency, NothingToIndex
 
+from .archives import ARCHIVE_EXTENSIONS
 from .file_list import FileCollector, FoundImages
 from .images import (
     MAX_FILE_BYTES,
@@ -41,7 +42,7 @@ class UrlSource:
     def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
         """See Source."""
         selection, files, folders = Selection(exclude), FileCollector(), [""]
-        unreadable: list[tuple[str, str]] = []
+        unreadable, archives = list[tuple[str, str]](), list[str]()
         while folders:
             folder = folders.pop()
             try:
@@ -61,7 +62,9 @@ class UrlSource:
                     folders.append(path)
                 elif is_image_name(path):
                     files.append(self._list_file(path, entry))
-        return FoundImages(files.sort(), unreadable, [])
+                elif path.lower().endswith(ARCHIVE_EXTENSIONS):
+                    archives.append(path)
+        return FoundImages(files.sort(), unreadable, _refuse_archives(archives))
 
     def open(self, path: str) -> BinaryIO:
         """See Source."""
@@ -96,6 +99,14 @@ class UrlSource:
                 entry = self._files.info(entry["name"])
         size = -1 if entry["size"] is None else int(entry["size"])
         return make_image_file(path, size, read_stamp(entry))
+
+
+def _refuse_archives(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """One line for all archives: to list one would take a request for every few of its bytes."""
+    if not paths:
+        return []
+    more = f", nor are {len(paths) - 1:,} more" if len(paths) > 1 else ""
+    return [(escape_path(min(paths)), f"an archive behind a URL is not read{more}: unpack it there")]
 
 
 def read_stamp(entry: Mapping[str, Any]) -> int:

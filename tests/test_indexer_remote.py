@@ -175,6 +175,15 @@ def test_a_file_whose_size_nobody_tells_is_read(memory: str, monkeypatch: pytest
     ]
 
 
+def test_archives_behind_a_url_are_named_in_one_line(memory: str) -> None:
+    for name in ("z.tar", "below/shard.ZIP", ".hidden/c.zip", "trash/d.zip"):
+        with fsspec.open(f"{memory}/{name}", "wb") as stream:
+            stream.write(b"x")
+    reason = "an archive behind a URL is not read, nor are 1 more: unpack it there"
+    assert open_source(memory).find(["trash"]).refused == [("below/shard.ZIP", reason)]
+    assert open_source(memory).find(["trash", "*.ZIP", "*.tar"]).refused == []
+
+
 def test_what_is_gone_is_tried_again(url: str) -> None:
     with pytest.raises(FileNotFoundError):
         open_source(url).open("gone.png")
