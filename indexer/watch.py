@@ -25,7 +25,8 @@ def watch_folder(
     """Build the index now and after every batch of changes, until interrupted; `report` hears of each run.
 
     What was read before the interruption is committed. A run that another process keeps from writing, or that
-    finds no image any more, is tried again at the next change.
+    finds no image any more, is tried again at the next change. NothingToIndex where the folder itself is
+    gone: of one that takes its place no change would be heard.
     """
     if isinstance(folder, str):
         raise IndexFailure(f"{folder} is a URL and cannot be watched: run `fwd2bot index` from time to time")
@@ -45,9 +46,10 @@ def watch_folder(
 
 def _await_changes(folder: Path, index: Path) -> Iterator[None]:
     """Yield at once, and again whenever images may have changed."""
-    from watchfiles import watch
+    from watchfiles import Change, watch
 
-    places = folder.resolve(), index.resolve()
+    given, places = folder.absolute(), (folder.resolve(), index.resolve())
+    identity = _identify_folder(given)
     is_first = True
     for changes in watch(
         places[0],
@@ -58,9 +60,22 @@ def _await_changes(folder: Path, index: Path) -> Iterator[None]:
         yield_on_timeout=True,  # from the first time on, before the first run, no change is missed
         ignore_permission_denied=True,
     ):
+        if (Change.deleted, str(places[0])) in changes or _identify_folder(given) != identity:
+            raise NothingToIndex(
+                f"{given} was removed or replaced and is watched no longer: start `fwd2bot index` again"
+            )
         if changes or is_first:
             yield
         is_first = False
+
+
+def _identify_folder(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another at the same path; one that was removed may leave its number to it."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _concerns_images(path: Path, folder: Path, index: Path) -> bool:

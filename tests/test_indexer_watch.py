@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from watchfiles import Change
 
 from encoders.base import IndexFailure, IndexLocked, NothingToIndex
 from indexer import watch
@@ -76,6 +78,38 @@ def test_a_run_that_cannot_be_is_tried_again_but_for_the_first(
     outcomes[:] = [error]
     with pytest.raises(type(error)):
         watch_for(monkeypatch, 3, gallery, build=build)
+
+
+def replace(folder: Path) -> None:
+    move(folder)
+    folder.mkdir()
+
+
+def move(folder: Path) -> None:
+    folder.rename(folder.with_name("moved"))
+
+
+@pytest.mark.parametrize("part", [shutil.rmtree, move, replace])
+def test_a_folder_that_is_gone_or_another_is_watched_no_longer(
+    tmp_path: Path, part: Callable[[Path], None]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    changes = watch._await_changes(tmp_path / "photos", tmp_path / "index")
+    next(changes)
+    part(tmp_path / "photos")
+    with pytest.raises(NothingToIndex, match="photos was removed or replaced and is watched no longer"):
+        next(changes)
+
+
+def test_a_folder_removed_and_made_anew_at_once_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happens = [set(), {(Change.deleted, str(tmp_path))}]  # and the disk gives it the same number again
+    monkeypatch.setattr("watchfiles.watch", lambda *_, **__: iter(happens))
+    changes = watch._await_changes(tmp_path, tmp_path / "index")
+    next(changes)
+    with pytest.raises(NothingToIndex, match="removed or replaced"):
+        next(changes)
 
 
 def test_only_what_may_be_an_image_sets_off_a_run(tmp_path: Path) -> None:
