@@ -90,7 +90,7 @@ def _save_pictures(picture: Image.Image) -> dict[str, bytes]:
 def _name_texts() -> PngImagePlugin.PngInfo:
     """Texts that are called like what decoders of other formats note beside an image."""
     texts = PngImagePlugin.PngInfo()
-    for name in ("original_orientation", "exif", "icc_profile", "photoshop"):
+    for name in ("original_orientation", "exif", "icc_profile", "photoshop", "transparency"):
         texts.add_text(name, "1")
     return texts
 

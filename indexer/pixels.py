@@ -36,6 +36,8 @@ def _turn_upright(image: Image.Image) -> bool:
 def _flatten_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_scale_to_bytes(np.asarray(image))).convert("RGB")
+    if isinstance(image.info.get("transparency"), str):  # a text that a PNG calls so, and no colour
+        del image.info["transparency"]
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

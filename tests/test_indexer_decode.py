@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from benchmarks.fuzz_files import draw_picture, make_dng, make_exif, make_files
 from indexer.decode import quiet_pillow, read_photo
@@ -80,6 +80,13 @@ def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str) -> None:
     else:
         clear.convert(mode).save(tmp_path / "clear.png")
     assert read_pixels(tmp_path / "clear.png").min() == 255
+
+
+def test_a_text_called_transparency_is_no_colour(tmp_path: Path) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("transparency", "of the sea")
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "sea.png", pnginfo=texts)
+    assert read_pixels(tmp_path / "sea.png")[0, 0].tolist() == [0, 0, 255]
 
 
 def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
