@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -26,6 +27,7 @@ from .manifest import PARTS_FOLDER, REBUILD_REMEDY, Manifest, PartRecord
 ROWS_AT_ONCE = 512
 ROWS_PER_GROUP = 128  # small, because reading one image's tokens reads its whole row group
 LONGEST_ROW = 1 << 15  # bytes that names and words of a row may take, beside its embedding and tokens
+_ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY"}  # of all else, a value may be made of the one before it
 
 
 def write_part(index_dir: Path, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> PartRecord:
@@ -96,21 +98,48 @@ def open_part(index_dir: Path, manifest: Manifest, part: PartRecord) -> Iterator
         if status.st_size != part.size:
             raise ValueError(f"{status.st_size} bytes where the manifest says {part.size}")
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            _require_agreement(file, manifest, part)
+            _require_agreement(file, path, manifest, part)
             yield file
 
 
-def _require_agreement(file: pq.ParquetFile, manifest: Manifest, part: PartRecord) -> None:
+def _require_agreement(file: pq.ParquetFile, path: Path, manifest: Manifest, part: PartRecord) -> None:
     schema = build_schema(manifest)
     if not file.schema_arrow.equals(schema, check_metadata=True):
         raise ValueError("its columns or its model are not those of the manifest")
     if file.metadata.num_rows != part.rows:
         raise ValueError(f"{file.metadata.num_rows} rows where the manifest says {part.rows}")
     longest = LONGEST_ROW + 2 * sum(_count_bytes(field.type) for field in schema)
+    words = [place for place, field in enumerate(schema) if pa.types.is_string(field.type)]
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
+        if not 0 < group.num_rows <= ROWS_PER_GROUP:
+            raise ValueError(f"{group.num_rows} rows in a group")
         if not 0 <= group.total_byte_size <= longest * group.num_rows:
             raise ValueError(f"{group.num_rows} rows of {group.total_byte_size} bytes")
+        if sum(group.column(place).total_uncompressed_size for place in words) > LONGEST_ROW:
+            _require_few_words(path, group, number, words)
+
+
+def _require_few_words(path: Path, group: pq.RowGroupMetaData, number: int, words: Sequence[int]) -> None:
+    """Refuse a group whose names and words, written out, are too long for its rows.
+
+    Encoded, rows that share a value share its bytes, so they are measured before they are written out. Where
+    all of them together are no longer than one row may be, encoded, no row can be: most groups need no measure.
+    """
+    if any(not _ENCODINGS.issuperset(group.column(place).encodings) for place in words):
+        raise ValueError("its names are encoded as fwd2bot encodes none")
+    names = [group.column(place).path_in_schema for place in words]
+    with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=names) as file:
+        table = file.read_row_group(number, columns=names, use_threads=False)
+    size = sum(_measure_words(chunk) for column in table.columns for chunk in column.chunks)
+    if size > LONGEST_ROW * group.num_rows:
+        raise ValueError(f"{group.num_rows} rows of {size} bytes")
+
+
+def _measure_words(words: pa.DictionaryArray) -> int:
+    """Bytes of all values, each as often as it occurs."""
+    lengths = pc.binary_length(words.dictionary).to_numpy().astype(np.int64)
+    return int(lengths[words.indices.to_numpy()].sum())
 
 
 def _count_bytes(kind: pa.DataType) -> int:

@@ -1,0 +1,82 @@
+"""A part is believed in nothing: how much it holds is known before it is written out in memory."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from encoders.base import IndexDamaged
+from indexer.audit import audit_index, describe_index
+from indexer.durable import digest_file
+from indexer.manifest import read_manifest, write_manifest
+from indexer.parts import ROWS_PER_GROUP, find_rows, write_part
+from indexer.table import EmbeddingTable
+from tests.conftest import FakeEncoder, build, open_table
+
+WORDS = ["path", "digest", "status", "error", "camera", "lens"]
+
+
+@pytest.fixture
+def index(gallery: Path, encoder: FakeEncoder) -> Path:
+    build(gallery, encoder)
+    return gallery / ".fwd2bot"
+
+
+def read_part(index: Path) -> pa.Table:
+    (part,) = (index / "parts").iterdir()
+    return pq.read_table(part)
+
+
+def put(rows: pa.Table, name: str, values: list[str]) -> pa.Table:
+    return rows.set_column(rows.column_names.index(name), rows.schema.field(name), [values])
+
+
+def forge_part(index: Path, rows: pa.Table, **options: Any) -> None:
+    """Replace the one part by these rows, whoever wrote them, and the manifest by one that agrees."""
+    manifest = read_manifest(index)
+    path = index / "parts" / manifest.parts[0].name
+    pq.write_table(rows, path, compression="zstd", write_page_checksum=True, **options)
+    part = replace(manifest.parts[0], size=path.stat().st_size, digest=digest_file(path), rows=len(rows))
+    write_manifest(index, replace(manifest, parts=(replace(part, last_id=len(rows) - 1),), next_id=len(rows)))
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_rows_that_share_one_long_value_are_refused_before_it_is_written_out(index: Path, name: str) -> None:
+    rows = read_part(index)
+    forge_part(index, put(rows, name, ["x" * 200_000] * len(rows)))
+    assert (index / "parts/part-000001.parquet").stat().st_size < 20_000
+    with pytest.raises(IndexDamaged, match=r"8 rows of 1\d{6} bytes"):
+        describe_index(index)
+    (fault, *_) = audit_index(index)
+    assert "8 rows of" in fault.sentence
+    with pytest.raises(IndexDamaged, match="8 rows of"):
+        find_rows(index, read_manifest(index), [3], ["id"])
+
+
+def test_values_made_of_the_ones_before_them_are_refused(index: Path) -> None:
+    rows = put(read_part(index), "path", ["x" * 200_000 + str(number) for number in range(8)])
+    forge_part(index, rows, use_dictionary=False, column_encoding={"path": "DELTA_BYTE_ARRAY"})
+    with pytest.raises(IndexDamaged, match="encoded as fwd2bot encodes none"):
+        open_table(index.parent)
+
+
+def test_a_group_of_more_rows_than_are_written_together_is_refused(index: Path) -> None:
+    rows = pa.concat_tables([read_part(index)] * (ROWS_PER_GROUP // 8 + 1))
+    ids = pa.array(range(len(rows)), pa.int64())
+    forge_part(index, rows.set_column(0, rows.schema.field("id"), ids))
+    with pytest.raises(IndexDamaged, match="136 rows in a group"):
+        open_table(index.parent)
+
+
+@pytest.mark.parametrize("length", [10, 4_000, 30_000])
+def test_long_names_are_read_to_the_letter(index: Path, length: int) -> None:
+    rows = read_part(index)
+    rows = put(rows, "path", ["x" * (length - len(path)) + path for path in rows["path"].to_pylist()])
+    manifest = read_manifest(index)
+    part = write_part(index, manifest.parts[0].name, rows.schema, [rows])
+    write_manifest(index, replace(manifest, parts=(part,)))
+    assert EmbeddingTable.open(index).to_arrow().equals(rows)
+    assert list(audit_index(index)) == []
