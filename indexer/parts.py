@@ -124,7 +124,7 @@ def _require_few_words(path: Path, group: pq.RowGroupMetaData, number: int, word
     """Refuse a group whose names and words, written out, are too long for its rows.
 
     Encoded, rows that share a value share its bytes, so they are measured before they are written out. Where
-    all of them together are no longer than one row may be, encoded, no row can be: most groups need no measure.
+    all values together are no longer than a row may be, no row can be longer: most groups need no measure.
     """
     if any(not _ENCODINGS.issuperset(group.column(place).encodings) for place in words):
         raise ValueError("its names are encoded as fwd2bot encodes none")
@@ -190,15 +190,21 @@ def find_rows(index_dir: Path, manifest: Manifest, ids: Sequence[int], columns: 
     tables = [build_schema(manifest).empty_table().select(["id", *columns])]
     for number, wanted in by_part.items():
         with open_part(index_dir, manifest, manifest.parts[number]) as file:
-            tables += _read_ids(file, np.array(wanted), ["id", *columns])
+            tables += _read_ids(file, manifest.parts[number], np.array(wanted), ["id", *columns])
     found = pa.concat_tables(tables)
     place = {row_id: index for index, row_id in enumerate(found["id"].to_pylist())}
     return found.take(np.array([place[row_id] for row_id in ids if row_id in place], dtype=np.int64))
 
 
-def _read_ids(file: pq.ParquetFile, wanted: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
+def _read_ids(
+    file: pq.ParquetFile, part: PartRecord, wanted: NDArray[np.int64], columns: Sequence[str]
+) -> Iterator[pa.Table]:
     """Read the rows of increasing ids that one part has."""
     starts = [_read_first_id(file, number) for number in range(file.num_row_groups)]
+    if starts[:1] != [part.first_id] or any(here >= there for here, there in pairwise(starts)):
+        raise ValueError(
+            "its ids do not lie where the manifest says"
+        )  # or rows would be missed without a word
     cuts = np.searchsorted(wanted, [*starts, np.iinfo(np.int64).max])
     for number, (begin, end) in enumerate(pairwise(cuts)):
         if begin < end:

@@ -80,3 +80,11 @@ def test_long_names_are_read_to_the_letter(index: Path, length: int) -> None:
     write_manifest(index, replace(manifest, parts=(part,)))
     assert EmbeddingTable.open(index).to_arrow().equals(rows)
     assert list(audit_index(index)) == []
+
+
+def test_a_part_that_says_its_ids_lie_elsewhere_is_refused(index: Path) -> None:
+    manifest = read_manifest(index)
+    moved = replace(manifest.parts[0], first_id=1, last_id=8)
+    write_manifest(index, replace(manifest, parts=(moved,), next_id=9))
+    with pytest.raises(IndexDamaged, match="ids do not lie where"):
+        find_rows(index, read_manifest(index), [3], ["path"])
