@@ -21,6 +21,8 @@ FORMAT = 2
 LARGEST_MANIFEST = 1 << 26  # bytes: a billion images need a third of it
 MANIFEST_NAME = "manifest.json"
 MOST_IDS = 1 << 62
+LARGEST_DIM = 1 << 16
+LARGEST_SUMMARY = 1 << 23  # values: a row group of 128 such rows fits the memory
 PARTS_FOLDER = "parts"
 PART_NAME = re.compile(r"part-(\d{6,12})\.parquet")
 FAISS_NAME = re.compile(r"index-(\d{6,12})\.faiss")
@@ -195,11 +197,11 @@ def _parse_encoder(data: Any, tokens: str) -> EncoderRecord:
         raise ValueError(f"summary shape {shape} with tokens {tokens!r}")
     if shape is not None:
         count, width = shape
-        if not 0 < _check(count, "k", int) * _check(width, "width", int) < 1 << 28:
+        if not 0 < _check(count, "k", int) * _check(width, "width", int) <= LARGEST_SUMMARY:
             raise ValueError(f"impossible summary shape {shape}")
         shape = (count, width)
     dim = _take(data, "dim", int)
-    if not 0 < dim < 1 << 20:
+    if not 0 < dim <= LARGEST_DIM:
         raise ValueError(f"impossible dim {dim}")
     return EncoderRecord(_take(data, "name", str), _take(data, "fingerprint", str), dim, shape)
 
