@@ -4,7 +4,7 @@ All columns are Arrow or numpy, so that ten million rows stay in the memory of a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +43,12 @@ def _mark_last(values: pa.ChunkedArray) -> NDArray[np.bool_]:
     return marks
 
 
+def read_images(index_dir: Path, manifest: Manifest) -> pa.Table:
+    """Read `id` and `path` of the images that this manifest makes, in order of ids."""
+    rows = read_newest_rows(index_dir, manifest, ["id", "path", "status"])
+    return rows.filter(pc.equal(rows["status"], "ok")).select(["id", "path"])
+
+
 class EmbeddingTable:
     """The images of an index: `ids` int64 (n,), increasing, and their `paths`, one for each.
 
@@ -59,11 +65,7 @@ class EmbeddingTable:
     @classmethod
     def open(cls, index_dir: Path) -> "EmbeddingTable":
         """Open an index for reading, without a lock; IndexNotFound or IndexDamaged where it cannot be."""
-
-        def read(manifest: Manifest) -> pa.Table:
-            rows = read_newest_rows(index_dir, manifest, ["id", "path", "status"])
-            return rows.filter(pc.equal(rows["status"], "ok")).select(["id", "path"])
-
+        read = partial(read_images, index_dir)
         return cls(index_dir, *read_following(index_dir, read_manifest(index_dir), read))
 
     def __len__(self) -> int:

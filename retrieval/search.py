@@ -1,6 +1,7 @@
 """A sentence to a ranked list of images."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from indexer.faiss_refresh import refresh_faiss
 from indexer.faiss_search import search_faiss
 from indexer.manifest import Manifest, locate_root, read_manifest, require_same_encoder
 from indexer.parts import find_rows
-from indexer.table import EmbeddingTable, read_following
+from indexer.table import read_following, read_images
 
 from .query import clean_query
 
@@ -42,8 +43,9 @@ class Searcher:
     @classmethod
     def open(cls, index_dir: Path) -> "Searcher":
         """Open an index with the encoder that made it, and refuse one that has changed since."""
-        manifest = read_manifest(index_dir)
-        neighbours = open_neighbours(index_dir, manifest)
+        manifest, neighbours = read_following(
+            index_dir, read_manifest(index_dir), partial(open_neighbours, index_dir)
+        )
         return cls(index_dir, manifest, load_matching_encoder(manifest), neighbours)
 
     def search(self, text: str, k: int = 10) -> list[Hit]:
@@ -88,4 +90,4 @@ def open_neighbours(index_dir: Path, manifest: Manifest) -> FaissIndex:
     if manifest.faiss is not None and manifest.faiss_is_current:
         return load_faiss(index_dir, manifest.faiss, manifest.encoder.dim)
     # A run is under way or was killed: the parts have it all.
-    return refresh_faiss(index_dir, manifest, EmbeddingTable.open(index_dir).ids)
+    return refresh_faiss(index_dir, manifest, read_images(index_dir, manifest)["id"].to_numpy())

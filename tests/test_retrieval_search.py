@@ -11,6 +11,7 @@ from encoders.base import CannotAnswer, EncoderMismatch, IndexDamaged, IndexNotF
 from indexer.audit import audit_index, describe_index
 from indexer.build import BuildSettings
 from indexer.build import build as build_index
+from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
 from indexer.table import EmbeddingTable
 from retrieval.ask import ask, caption, find_image
@@ -80,6 +81,23 @@ def test_a_reader_sees_its_index_whole_while_a_run_ends(index_dir: Path, encoder
     build_index(index_dir.parent, index_dir, encoder)
     assert len(searcher.search("red", 100)) == 8
     assert len(Searcher.open(index_dir).search("red", 100)) == 9
+
+
+@pytest.mark.parametrize("covered", [True, False])
+def test_a_run_that_ends_while_a_reader_opens_is_followed(
+    index_dir: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, covered: bool
+) -> None:
+    read_by = read_manifest(index_dir)
+    paint(index_dir.parent / "new.png", "red", size=(9, 9))
+    (index_dir.parent / "blue.png").unlink()
+    build_index(index_dir.parent, index_dir, encoder)
+    if covered:  # and the files it names are gone, as after a compaction
+        compact_index(index_dir)
+    else:  # nothing is gone, but there are rows that it does not name
+        read_by = replace(read_by, faiss=None)
+    monkeypatch.setattr("retrieval.search.read_manifest", lambda index_dir: read_by)
+    paths = {hit.path for hit in Searcher.open(index_dir).search("red", 100)}
+    assert ("new.png" in paths, "blue.png" in paths) == (covered, not covered) and len(paths) == 8
 
 
 def test_a_model_that_has_changed_is_refused(index_dir: Path, installed_encoder: Install) -> None:
