@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from encoders.base import IndexDamaged
 
@@ -18,7 +19,7 @@ from .faiss_index import REMEDY, read_faiss_ids
 from .lock import lock_index
 from .manifest import PARTS_FOLDER, Manifest, PartRecord, locate_root, read_manifest, write_manifest
 from .parts import REPAIR_REMEDY, read_groups
-from .table import EmbeddingTable, read_newest_rows
+from .table import read_following, read_images, read_newest_rows
 from .writer import IndexWriter, remove_orphans
 
 STATUSES = {"ok", "skipped", "deleted"}
@@ -58,8 +59,12 @@ class Fault(NamedTuple):
 
 def describe_index(index_dir: Path) -> IndexDescription:
     """Count what is in an index."""
-    manifest = read_manifest(index_dir)
-    statuses = read_newest_rows(index_dir, manifest, ["status"])["status"].value_counts().to_pylist()
+    manifest, rows = read_following(
+        index_dir,
+        read_manifest(index_dir),
+        lambda manifest: read_newest_rows(index_dir, manifest, ["status"]),
+    )
+    statuses = rows["status"].value_counts().to_pylist()
     counts = dict.fromkeys(STATUSES, 0) | {item["values"]: item["counts"] for item in statuses}
     size = sum(part.size for part in manifest.parts) + (manifest.faiss.size if manifest.faiss else 0)
     return IndexDescription(
@@ -84,7 +89,10 @@ def describe_index(index_dir: Path) -> IndexDescription:
 
 
 def audit_index(index_dir: Path) -> Iterator[Fault]:
-    """Read every byte of an index and yield what is not as it should be."""
+    """Read every byte of an index, as it is now, and yield what is not as it should be.
+
+    What a run or a compaction replaces meanwhile is no fault, for it may be gone before it is read.
+    """
     manifest = read_manifest(index_dir)
     damaged = False
     for part in manifest.parts:
@@ -92,11 +100,13 @@ def audit_index(index_dir: Path) -> Iterator[Fault]:
             _audit_part(index_dir, manifest, part)
         except IndexDamaged as error:
             damaged = True
-            yield Fault(str(error), part)
+            if part in read_manifest(index_dir).parts:
+                yield Fault(str(error), part)
     try:
         _audit_faiss(index_dir, manifest, compare=not damaged)
     except IndexDamaged as error:
-        yield Fault(str(error), None)
+        if read_manifest(index_dir).faiss == manifest.faiss:
+            yield Fault(str(error), None)
 
 
 def repair_index(index_dir: Path) -> list[Fault]:
@@ -152,12 +162,22 @@ def _audit_faiss(index_dir: Path, manifest: Manifest, compare: bool) -> None:
     if not manifest.parts:
         return
     if record is None or not manifest.faiss_is_current:
-        raise IndexDamaged(f"{index_dir} has no FAISS file for its newest parts: {REMEDY}")
+        raise IndexDamaged(
+            f"{index_dir} has no FAISS file for its newest parts: {REMEDY}, unless it runs now"
+        )
     path = index_dir / record.name
     try:
         check_faiss_file(path, record, thorough=True)
     except (OSError, ValueError) as error:
         raise IndexDamaged(f"{path} is damaged ({error}): {REMEDY}") from None
     ids = read_faiss_ids(load_faiss(index_dir, record, manifest.encoder.dim))
-    if compare and not np.array_equal(ids, EmbeddingTable.open(index_dir).ids):
+    if compare and not _agrees_with_parts(index_dir, manifest, ids):
         raise IndexDamaged(f"{path} is damaged (its images are not those of the parts): {REMEDY}")
+
+
+def _agrees_with_parts(index_dir: Path, manifest: Manifest, ids: NDArray[np.int64]) -> bool:
+    """Whether the parts, which are sound, hold just these images; also where they have gone since."""
+    try:
+        return np.array_equal(ids, read_images(index_dir, manifest)["id"].to_numpy())
+    except IndexDamaged:  # a compaction has just replaced them
+        return True

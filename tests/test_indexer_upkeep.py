@@ -95,6 +95,25 @@ def test_a_reader_is_told_of_a_rebuild(
         searcher.search("red")
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_run_that_ends_meanwhile_is_no_fault(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, compacted: bool
+) -> None:
+    build(gallery, encoder)
+    index = gallery / ".fwd2bot"
+    before = read_manifest(index)
+    wear(gallery, encoder)
+    if compacted:  # and what the manifest of before names is gone
+        compact_index(index)
+    manifests = iter([before])
+    monkeypatch.setattr(
+        "indexer.audit.read_manifest", lambda index: next(manifests, None) or read_manifest(index)
+    )
+    assert list(audit_index(index)) == []
+    manifests = iter([before])
+    assert describe_index(index).images == (7 if compacted else 8)
+
+
 def test_ids_are_found_across_gaps(gallery: Path, encoder: FakeEncoder) -> None:
     wear(gallery, encoder)
     index = gallery / ".fwd2bot"
