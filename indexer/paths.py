@@ -26,7 +26,12 @@ def unescape_path(stored: str) -> str:
 
 def show_path(path: str | Path) -> str:
     """Write a path that may hold anything as one line of valid UTF-8."""
-    return _BREAKS_A_LINE.sub(_escape_character, escape_path(os.fspath(path)))
+    return show_line(escape_path(os.fspath(path)))
+
+
+def show_line(text: str) -> str:
+    """Write a text that may hold anything as one line, which tells a terminal nothing but letters."""
+    return _BREAKS_A_LINE.sub(_escape_character, text)
 
 
 def _escape_character(found: re.Match[str]) -> str:

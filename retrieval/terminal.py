@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
+from indexer.paths import show_line, show_path, unescape_path
+
 if TYPE_CHECKING:
     from indexer.plan import BuildPlan
 
@@ -34,9 +36,7 @@ class Progress:
         """See BuildObserver."""
         from tqdm import tqdm
 
-        from indexer.paths import show_path, unescape_path
-
-        tqdm.write(f"skipped {show_path(unescape_path(path))}: {reason}", file=sys.stderr)
+        tqdm.write(f"skipped {show_path(unescape_path(path))}: {show_line(reason)}", file=sys.stderr)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -63,11 +63,9 @@ def print_report(report: NamedTuple, as_json: bool) -> None:
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    """Facts by name, one a line."""
-    lines = (
-        [json.dumps(facts)] if as_json else [f"{name.replace('_', ' ')}: {v}" for name, v in facts.items()]
-    )
-    print_results(f"{line}\n" for line in lines)
+    """Facts by name, one a line: words of an index from elsewhere can forge no other."""
+    lines = (f"{name.replace('_', ' ')}: {fact}" for name, fact in facts.items())
+    print_results(f"{show_line(line)}\n" for line in ([json.dumps(facts)] if as_json else lines))
 
 
 def print_results(pieces: Iterable[str]) -> None:
@@ -88,4 +86,4 @@ def print_note(sentence: str) -> None:
 
 def complain(sentence: str) -> None:
     """Say in one line what has failed."""
-    typer.echo(f"fwd2bot: {' '.join(sentence.split())}", err=True)
+    typer.echo(f"fwd2bot: {show_line(' '.join(sentence.split()))}", err=True)

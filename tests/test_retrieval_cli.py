@@ -163,6 +163,25 @@ def test_info_and_verify_speak_of_a_whole_index(indexed: Path) -> None:
     assert result.exit_code == 0 and "is whole" in result.stdout
 
 
+def test_words_of_an_index_from_elsewhere_forge_no_line_and_rule_no_terminal(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = indexed / ".fwd2bot/manifest.json"
+    evil = "x\nimages: 9\x1b]0;title\x07\x9b2J\u2028"
+    data = json.loads(path.read_text())
+    data["encoder"]["name"] = data["updated"] = evil
+    path.write_text(json.dumps(data | {"root": evil, "parts": [], "faiss": None}))
+    lines = run("info").stdout.splitlines()
+    assert (
+        "images: 0" in lines
+        and "images: 9" not in lines
+        and "\\x0aimages: 9\\x1b]0;title\\x07" in "".join(lines)
+    )
+    _, _, complaint = run_main(monkeypatch, capsys, "index", ".")
+    assert "is the index of" in complaint
+    assert all(word.isprintable() for line in (*lines, complaint.removesuffix("\n")) for word in line)
+
+
 def test_verify_names_each_damage_and_fails(indexed: Path) -> None:
     for pattern in ("*.faiss", "parts/*"):
         (path,) = (indexed / ".fwd2bot").glob(pattern)
