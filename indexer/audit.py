@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from .faiss_index import REMEDY, read_faiss_ids
 from .lock import lock_index
 from .manifest import PARTS_FOLDER, Manifest, PartRecord, locate_root, read_manifest, write_manifest
 from .parts import REPAIR_REMEDY, read_groups
+from .paths import leads_out
 from .table import read_following, read_images, read_newest_rows
 from .writer import IndexWriter, remove_orphans
 
@@ -150,8 +151,7 @@ def _find_fault(table: pa.Table, first_id: int, last_id: int, dim: int) -> str:
         return "its embeddings are not those of its images"
     if not np.isfinite(decode_vectors(table["embedding"], dim)).all():
         return "it holds an embedding that is no number"
-    paths = (PurePosixPath(path) for path in table["path"].to_pylist())
-    if any(path.is_absolute() or ".." in path.parts for path in paths):
+    if any(map(leads_out, table["path"].to_pylist())):
         return "it holds a path that leads out of the folder"
     return ""
 

@@ -24,6 +24,12 @@ def unescape_path(stored: str) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
+def leads_out(stored: str) -> bool:
+    """Whether a stored path, taken below a folder, would open what lies outside: no index of ours has one."""
+    path = Path(unescape_path(stored))
+    return bool(path.anchor) or ".." in path.parts
+
+
 def show_path(path: str | Path) -> str:
     """Write a path that may hold anything as one line of valid UTF-8."""
     return show_line(escape_path(os.fspath(path)))

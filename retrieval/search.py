@@ -5,13 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from encoders.base import Encoder, FloatArray, QueryError
+from encoders.base import Encoder, FloatArray, IndexDamaged, QueryError
 from indexer.faiss_file import load_faiss
 from indexer.faiss_index import FaissIndex
 from indexer.faiss_refresh import refresh_faiss
 from indexer.faiss_search import search_faiss
 from indexer.manifest import Manifest, locate_root, read_manifest, require_same_encoder
-from indexer.parts import find_rows
+from indexer.parts import REPAIR_REMEDY, find_rows
+from indexer.paths import leads_out, show_path, unescape_path
 from indexer.table import read_following, read_images
 
 from .query import clean_query
@@ -73,7 +74,14 @@ class Searcher:
             self.manifest,
             lambda manifest: find_rows(self.index_dir, manifest, ids, columns),
         )
-        return {image["id"]: image for image in rows.to_pylist()}
+        images = {image["id"]: image for image in rows.to_pylist()}
+        for image in images.values():
+            if leads_out(image["path"]):  # an index from elsewhere, and the paths go to other commands
+                path = show_path(unescape_path(image["path"]))
+                raise IndexDamaged(
+                    f"{self.index_dir} has an image outside its folder, {path}: {REPAIR_REMEDY}"
+                )
+        return images
 
 
 def load_matching_encoder(manifest: Manifest) -> Encoder:

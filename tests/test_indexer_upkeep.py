@@ -227,18 +227,23 @@ def test_a_faiss_file_of_other_images_is_found_and_repaired(gallery: Path, encod
     assert list(audit_index(index)) == []
 
 
-def test_a_path_that_leads_out_of_the_folder_is_a_fault(gallery: Path, encoder: FakeEncoder) -> None:
+def test_a_path_that_leads_out_of_the_folder_is_a_fault_and_no_hit(
+    gallery: Path, encoder: FakeEncoder, installed_encoder: Install
+) -> None:
+    installed_encoder(encoder)
     build(gallery, encoder)
     index = gallery / ".fwd2bot"
     manifest = read_manifest(index)
     path = index / "parts" / manifest.parts[0].name
     rows = pq.read_table(path)
-    for evil in ("../outside.png", "/etc/passwd.png"):
+    for evil in ("../outside.png", "/etc/passwd.png", r"a/\x2e./b.png", r"\x2fetc/passwd.png"):
         paths = [evil, *rows["path"].to_pylist()[1:]]
         place = rows.column_names.index("path")
         changed = rows.set_column(place, rows.schema.field("path"), [paths])
         write_forged_part(index, changed)
         assert "leads out of the folder" in next(audit_index(index)).sentence
+        with pytest.raises(IndexDamaged, match="has an image outside its folder"):
+            Searcher.open(index).search("red", 8)
 
 
 def write_forged_part(index: Path, rows: object) -> None:
