@@ -30,6 +30,7 @@ FloatArray = NDArray[np.float32]
 PreparedImage = FloatArray | NDArray[np.uint8] | Image.Image
 
 DEFAULT_ENCODER = "tiny"  # the model that comes with the package
+LVLM_PREFIX, SENTENCE_PREFIX = "lvlm:", "st:"  # of names that go on with a folder or a hub name
 
 
 class Fwd2BotError(Exception):

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-from encoders.base import DEFAULT_ENCODER, Encoder, EncoderNotFound, first_line
+from encoders.base import DEFAULT_ENCODER, LVLM_PREFIX, SENTENCE_PREFIX, Encoder, EncoderNotFound, first_line
 
-_LVLM, _OPENCLIP, _SENTENCE = "lvlm:", "openclip:", "st:"
+_OPENCLIP = "openclip:"
 
 
 def load_encoder(name: str, device: str = "auto") -> Encoder:
@@ -27,16 +27,16 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
             from encoders.openclip import OpenClipEncoder
 
             return OpenClipEncoder.load(name, name.removeprefix(_OPENCLIP), place)
-        if name.startswith(_SENTENCE):
+        if name.startswith(SENTENCE_PREFIX):
             _quieten_transformers()
             from encoders.sentence import SentenceEncoder
 
-            return SentenceEncoder.load(name, name.removeprefix(_SENTENCE), place)
-        if name.startswith(_LVLM):
+            return SentenceEncoder.load(name, name.removeprefix(SENTENCE_PREFIX), place)
+        if name.startswith(LVLM_PREFIX):
             _quieten_transformers()
             from encoders.lvlm import LvlmEncoder
 
-            return LvlmEncoder.load(name, name.removeprefix(_LVLM), place)
+            return LvlmEncoder.load(name, name.removeprefix(LVLM_PREFIX), place)
         folder = find_checkpoint(name)
         _quieten_transformers()
         from encoders.fwd2bot.encoder import Fwd2BotEncoder
@@ -85,7 +85,7 @@ def _check_checkpoint(name: str, folder: Path) -> Path:
     if not (folder / "fwd2bot.json").is_file():
         raise EncoderNotFound(
             f"{name!r} is no model: give {DEFAULT_ENCODER!r}, a folder or hub name that holds fwd2bot.json, "
-            f"{_LVLM}NAME, {_OPENCLIP}ARCH/PRETRAINED or {_SENTENCE}NAME"
+            f"{LVLM_PREFIX}NAME, {_OPENCLIP}ARCH/PRETRAINED or {SENTENCE_PREFIX}NAME"
         )
     return folder
 

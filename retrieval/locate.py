@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from encoders.base import DEFAULT_ENCODER, IndexDamaged, IndexFailure, IndexNotFound
+from encoders.base import (
+    DEFAULT_ENCODER,
+    LVLM_PREFIX,
+    SENTENCE_PREFIX,
+    IndexDamaged,
+    IndexFailure,
+    IndexNotFound,
+)
 from indexer.manifest import MANIFEST_NAME, Root, read_manifest, resolve_root
 
 INDEX_FOLDER = ".fwd2bot"
@@ -44,8 +51,7 @@ def choose_model(index_dir: Path, given: str | None, rebuild: bool) -> str:
     the manifest cannot be read, unless it is about to be rebuilt.
     """
     if given is not None:
-        is_folder = given != DEFAULT_ENCODER and Path(given).expanduser().is_dir()
-        return str(Path(given).expanduser().resolve()) if is_folder else given
+        return _resolve_model(given)
     try:
         return read_manifest(index_dir).encoder.name
     except IndexNotFound:
@@ -54,3 +60,11 @@ def choose_model(index_dir: Path, given: str | None, rebuild: bool) -> str:
         if not rebuild:
             raise
         return DEFAULT_ENCODER
+
+
+def _resolve_model(name: str) -> str:
+    """A name with the whole path of its folder, where what follows its prefix is one; else as it is."""
+    prefix = next((prefix for prefix in (LVLM_PREFIX, SENTENCE_PREFIX) if name.startswith(prefix)), "")
+    place = name.removeprefix(prefix)
+    folder = Path(place).expanduser()
+    return f"{prefix}{folder.resolve()}" if name != DEFAULT_ENCODER and place and folder.is_dir() else name

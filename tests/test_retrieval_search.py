@@ -15,7 +15,7 @@ from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
 from indexer.table import EmbeddingTable
 from retrieval.ask import ask, caption, find_image
-from retrieval.locate import find_index
+from retrieval.locate import choose_model, find_index
 from retrieval.query import clean_query
 from retrieval.search import Searcher
 from tests.conftest import PALETTE, FakeEncoder, paint
@@ -136,6 +136,22 @@ def test_an_index_is_found_upwards_or_where_it_is_given(index_dir: Path, tmp_pat
         find_index(tmp_path)
     with pytest.raises(IndexNotFound, match=str(tmp_path)):
         find_index(gallery, tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["", "lvlm:", "st:"])
+def test_a_model_in_a_folder_is_named_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    (tmp_path / "models/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "models")
+    for name in ("mine", "./mine", "../models/mine", str(tmp_path / "models/mine")):
+        assert choose_model(tmp_path, f"{prefix}{name}", False) == f"{prefix}{tmp_path}/models/mine"
+    for name in ("organisation/model", "none"):  # which the hub may have
+        assert choose_model(tmp_path, f"{prefix}{name}", False) == f"{prefix}{name}"
+    assert choose_model(tmp_path, "openclip:mine", False) == "openclip:mine"
+    for name in ("tiny", prefix):  # the embedded model, whatever lies here, and no name at all
+        (tmp_path / "models/tiny").mkdir(exist_ok=True)
+        assert choose_model(tmp_path, name, False) == name
 
 
 def test_an_image_can_be_talked_about_when_its_file_is_gone(index_dir: Path) -> None:
