@@ -45,7 +45,7 @@ class BuildSettings:
     """How to build.
 
     tokens: None, as the index has them, and int8 for a new index whose model keeps tokens. batch_size: None,
-    what the encoder finds best on its device.
+    what the encoder finds best on its device. rebuild: the first commit replaces the index there is, whole.
     """
 
     tokens: TokenFormat | None = None

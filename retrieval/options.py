@@ -44,7 +44,13 @@ FollowOption = Annotated[
 MegapixelsOption = Annotated[
     float, typer.Option(min=0.0, metavar="N", help="Leave out larger images, judged by their header.")
 ]
-RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Forget the index and embed all anew.")]
+RebuildOption = Annotated[
+    bool,
+    typer.Option(
+        "--rebuild",
+        help="Embed all anew; the first images replace the whole old index: --index PATH elsewhere keeps it.",
+    ),
+]
 WatchOption = Annotated[
     bool, typer.Option("--watch", help="Keep the index current as files come and go, until Ctrl-C.")
 ]

@@ -123,14 +123,28 @@ def test_metadata_becomes_columns_and_is_copied_with_the_rest(tmp_path: Path, en
     assert (row["width"], row["height"], row["orientation"], row["latitude"]) == (30, 40, 6, None)
 
 
-def test_an_interrupted_run_commits_what_it_has(gallery: Path, encoder: FakeEncoder) -> None:
-    class Impatient(Witness):
-        def advance(self, count: int) -> None:
-            raise KeyboardInterrupt
+class Impatient(Witness):
+    """Breaks a run off at its first batch."""
 
+    def advance(self, count: int) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_commits_what_it_has(gallery: Path, encoder: FakeEncoder) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_index(gallery, gallery / ".fwd2bot", encoder, BuildSettings(batch_size=3), Impatient())
     assert len(open_table(gallery)) == 3
+
+
+def test_a_rebuild_that_ends_early_has_replaced_the_index_and_goes_on_without_rebuild(
+    gallery: Path, encoder: FakeEncoder
+) -> None:
+    build(gallery, encoder)
+    settings, other = BuildSettings(batch_size=3, rebuild=True), FakeEncoder(fingerprint="fake-2")
+    with pytest.raises(KeyboardInterrupt):
+        build_index(gallery, gallery / ".fwd2bot", other, settings, Impatient())
+    assert (open_table(gallery).encoder.fingerprint, len(open_table(gallery))) == ("fake-2", 3)
+    assert build(gallery, other) == BuildReport(5, 0, 3, 0, 0)
 
 
 def test_known_contents_are_those_of_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
