@@ -70,7 +70,7 @@ class FaissRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that an index is; `root` is relative to the index folder inside it, so both may move.
+    """All that an index is; `root` is `..` where the index lies directly in it, so that both may move.
 
     `next_id` is the id of the next row to be written: an id is never given twice, also where its row is gone.
     """
