@@ -6,6 +6,7 @@ from typing import BinaryIO, Protocol
 
 from .file_list import FoundImages
 from .folder import FolderSource
+from .manifest import Root, is_url
 
 
 class Source(Protocol):
@@ -22,12 +23,7 @@ class Source(Protocol):
         """Open one file for reading, seekable; OSError where it cannot be read, anything if it is damaged."""
 
 
-def is_url(root: Path | str) -> bool:
-    """Whether a root is a URL of fsspec and not a folder."""
-    return isinstance(root, str) and "://" in root
-
-
-def open_source(root: Path | str) -> Source:
+def open_source(root: Root) -> Source:
     """Turn a folder, or a URL with its `://`, into the source of its images; nothing is read yet."""
     if isinstance(root, str) and root.startswith("file://"):
         return FolderSource(Path(root.removeprefix("file://")))

@@ -17,8 +17,9 @@ import pytest
 from encoders.base import MissingDependency, NothingToIndex
 from indexer import remote
 from indexer.build import build
+from indexer.manifest import is_url
 from indexer.remote import read_stamp
-from indexer.sources import is_url, open_source
+from indexer.sources import open_source
 from indexer.table import EmbeddingTable
 from tests.conftest import FakeEncoder
 from tests.pictures import draw_corner, read_all
