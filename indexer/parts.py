@@ -201,10 +201,9 @@ def _read_ids(
 ) -> Iterator[pa.Table]:
     """Read the rows of increasing ids that one part has."""
     starts = [_read_first_id(file, number) for number in range(file.num_row_groups)]
+    # Or rows would be missed without a word.
     if starts[:1] != [part.first_id] or any(here >= there for here, there in pairwise(starts)):
-        raise ValueError(
-            "its ids do not lie where the manifest says"
-        )  # or rows would be missed without a word
+        raise ValueError("its ids do not lie where the manifest says")
     cuts = np.searchsorted(wanted, [*starts, np.iinfo(np.int64).max])
     for number, (begin, end) in enumerate(pairwise(cuts)):
         if begin < end:
