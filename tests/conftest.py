@@ -190,6 +190,17 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
 
 
+def run_main(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command as its script runs it, errors of ours included."""
+    monkeypatch.setattr(sys, "argv", ["fwd2bot", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
 @pytest.fixture
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer need not know many words here."""

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from benchmarks.fuzz_files import draw_picture, make_dng, make_exif, make_files
+from benchmarks.fuzz_files import draw_picture, make_exif, make_files
 from indexer.decode import quiet_pillow, read_photo
 from indexer.images import MAX_FILE_BYTES, ImageFile, describe_error
-from indexer.raw import open_view
 from indexer.recorder import describe_photo
 from indexer.sources import open_source
 from tests.pictures import SIZE, UNDO, assert_upright, draw_corner, read, read_pixels, turn
@@ -222,34 +221,6 @@ def test_every_kind_of_file_shows_the_picture_that_was_saved(tmp_path: Path, nam
     seen = np.asarray(photo.image.resize((SIZE, SIZE)).convert("L"), float)
     saved = np.asarray(draw_picture().resize((SIZE, SIZE)).convert("L"), float)
     assert np.corrcoef(seen.ravel(), saved.ravel())[0, 1] > 0.8  # RAW has colours of its own
-
-
-@pytest.mark.parametrize("preview", [0, 96])
-@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
-def test_a_raw_file_is_turned_upright(tmp_path: Path, preview: int, orientation: int, turns: int) -> None:
-    pytest.importorskip("rawpy")
-    (tmp_path / "plain.dng").write_bytes(make_dng(preview=preview))
-    (tmp_path / "turned.dng").write_bytes(make_dng(orientation=orientation, preview=preview))
-    plain, turned = read_pixels(tmp_path / "plain.dng"), read_pixels(tmp_path / "turned.dng")
-    assert np.abs(np.rot90(plain, turns) - turned).mean() < 3
-
-
-@pytest.mark.parametrize(("preview", "width"), [(64, 64), (48, 48), (16, 96)])
-def test_a_raw_file_is_developed_where_its_preview_is_too_small(
-    tmp_path: Path, preview: int, width: int
-) -> None:
-    rawpy = pytest.importorskip("rawpy")
-    (tmp_path / "photo.dng").write_bytes(make_dng(side=192, preview=preview))
-    with rawpy.imread(str(tmp_path / "photo.dng")) as raw:
-        assert open_view(raw, 40).width == width
-
-
-def test_a_broken_preview_does_not_lose_the_photo(tmp_path: Path) -> None:
-    pytest.importorskip("rawpy")
-    whole = make_dng(preview=96)
-    (tmp_path / "photo.dng").write_bytes(whole[:-1000])
-    photo = read(tmp_path / "photo.dng")
-    assert photo.error == "" and photo.image is not None
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ ALLOWED = {
     "training": {"encoders", "benchmarks"},
 }
 BENCHMARKS_FOR_TRAINING = {
-    f"benchmarks.{name}" for name in ("caption_metrics", "datasets", "scenes", "recall")
+    f"benchmarks.{name}" for name in ("caption_metrics", "datasets", "embedding", "recall", "scenes")
 }
 HEAVY = {"torch", "transformers", "peft", "open_clip", "torchvision"}
 LONGEST_FILE = 300

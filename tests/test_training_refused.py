@@ -1,0 +1,105 @@
+"""Steps that cannot be made are refused at the start, each in words of its own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from encoders.base import DatasetError
+from tests.training_data import (
+    AUGMENTATION,
+    BATCHES,
+    MIXED,
+    PHOTOS,
+    make_dataset,
+    make_plain_builder,
+    make_settings,
+    share_out,
+    write_photos,
+)
+from tests.training_runs import CONFIG
+from training.data_settings import BatchSettings, CaptionGroupSettings, KarpathySettings
+from training.settings import read_settings, require_losses
+from training.views import SquareViews
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_photos(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_source_in_which_everything_is_broken_stops_the_run(folder: Path, in_memory: bool) -> None:
+    for photo in folder.glob("*.png"):
+        photo.unlink()
+    with pytest.raises(DatasetError, match="there is no such picture"):
+        make_dataset(folder, make_settings(in_memory))[9]
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "train on nothing"),
+        ([BatchSettings(0, MIXED)], "train on nothing"),
+        ([BatchSettings(3, {})], "Batch 1 .* no rows"),
+        ([*BATCHES, BatchSettings(3, {"photos": 0})], "Batch 5 .* holds {'photos': 0}"),
+        ([BatchSettings(3, {"photos": 4, "groups": -1})], "-1 rows of groups"),
+        ([BatchSettings(3, {"pictures": 4})], "source pictures: there are photos, scenes, families, groups"),
+        ([BatchSettings(3, {"families": 6})], "6 rows of families: families have 4 each"),
+        ([BatchSettings(3, {"photos": 4, "groups": 2}, tower_only=True)], "groups is not of pictures alone"),
+    ],
+)
+def test_a_batch_that_cannot_be_made_is_refused_at_the_start(
+    folder: Path, batches: list[BatchSettings], message: str
+) -> None:
+    with pytest.raises(DatasetError, match=message):
+        make_dataset(folder, batches=batches)
+
+
+def test_a_batch_too_small_for_the_ranks_is_refused(folder: Path) -> None:
+    with pytest.raises(DatasetError, match="8 or more"):
+        make_dataset(folder, batches=[BatchSettings(1, {"photos": PHOTOS})], ranks=share_out(8)[0])
+
+
+def test_a_source_that_would_train_nothing_is_refused(folder: Path) -> None:
+    settings = make_settings()
+    settings["groups"] = CaptionGroupSettings("caption_groups", "groups.jsonl", False, False)
+    with pytest.raises(DatasetError, match="groups would train nothing"):
+        make_dataset(folder, settings)
+
+
+@pytest.mark.parametrize(
+    ("weights", "named"),
+    [
+        ({"contrastive_weight": 0.0, "answer_weight": 0.0, "feature_weight": 0.0}, "photos"),
+        ({"contrastive_weight": 0.0, "feature_weight": 0.0}, "matched"),
+        ({"answer_weight": 0.0}, "said"),
+    ],
+)
+def test_a_source_that_only_losses_without_a_weight_would_read_is_refused(
+    weights: dict[str, float], named: str
+) -> None:
+    photos = KarpathySettings("karpathy", "dataset.json", ".", ("train",), True, True)
+    sources = {
+        "photos": photos,
+        "matched": replace(photos, answer=False),
+        "said": replace(photos, contrastive=False),
+    }
+    settings = replace(read_settings(CONFIG), sources=sources, word_weight=0.0)
+    settings = replace(settings, batches=(BatchSettings(1, {named: 1}),))
+    require_losses(settings)
+    with pytest.raises(DatasetError, match=f"{named} would train nothing"):
+        require_losses(replace(settings, **weights))
+
+
+def test_squares_in_memory_need_views(folder: Path) -> None:
+    with pytest.raises(DatasetError, match="in_memory"):
+        make_dataset(folder, augmentation=None)
+
+
+def test_views_need_a_model_that_reads_one_square_size() -> None:
+    builder = make_plain_builder()
+    builder.processor.image_processor.size = {"shortest_edge": 16}
+    with pytest.raises(DatasetError, match=r"leave \[augmentation\] out"):
+        SquareViews(builder, AUGMENTATION)

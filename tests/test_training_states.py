@@ -1,0 +1,132 @@
+"""What a run leaves on disk: it comes back, belongs to one model, and is whole whatever happens."""
+
+import json
+import resource
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from encoders.base import DatasetError, Fwd2BotError
+from encoders.fwd2bot.checkpoint import Checkpoint
+from encoders.fwd2bot.encoder import Fwd2BotEncoder
+from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot
+from encoders.fwd2bot.prompts import Prompts
+from tests.tiny_models import LVLM, make_builder
+from tests.training_runs import make_settings
+from training.distributed import ALONE, Ranks
+from training.lvlm import make_lvlm
+from training.states import STATE_FILE, load_state, save_model, save_state
+from training.trainer import Trainer
+
+
+def make_trainer(**changes: Any) -> Trainer:
+    """A trainer of a model that no data made."""
+    settings = replace(make_settings(6), **changes)
+    builder = make_builder()
+    torch.manual_seed(0)
+    model = Fwd2Bot(make_lvlm(builder.tokenizer, LVLM), settings.summary_tokens, settings.adapters)
+    return Trainer(settings, model.requires_grad_(True), None, ALONE)
+
+
+def test_a_state_comes_back_and_says_which_settings_changed(tmp_path: Path) -> None:
+    trainer = make_trainer()
+    trainer.step, trainer.best = 3, 12.5
+    save_state(trainer, tmp_path / STATE_FILE)
+    other = make_trainer(answer_weight=0.25)
+    other.model.summary_tokens.data.zero_()
+    assert load_state(other, tmp_path / STATE_FILE) == ["answer_weight"]
+    assert (other.step, other.best) == (3, 12.5)
+    assert torch.equal(other.model.summary_tokens, trainer.model.summary_tokens)
+
+
+def test_a_state_that_holds_shared_weights_under_all_names_is_read(tmp_path: Path) -> None:
+    trainer = make_trainer()
+    save_state(trainer, tmp_path / STATE_FILE)
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    del state["best"]
+    assert len(trainer.model.state_dict()) > len(state["model"])
+    torch.save({**state, "model": trainer.model.state_dict()}, tmp_path / STATE_FILE)
+    other = make_trainer()
+    for parameter in other.model.parameters():
+        parameter.data.zero_()
+    load_state(other, tmp_path / STATE_FILE)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"summary_tokens": 3},
+        {"adapters": AdapterSettings(2, 4)},
+        {"adapters": AdapterSettings(4, 32)},  # whose weights would fit
+        {"prompts": Prompts(image="Say less.")},
+    ],
+    ids=["k", "rank", "alpha", "prompts"],
+)
+def test_a_state_of_another_model_is_refused_by_its_settings(tmp_path: Path, change: dict[str, Any]) -> None:
+    save_state(make_trainer(), tmp_path / STATE_FILE)
+    with pytest.raises(DatasetError, match=f"another model .*differ: {next(iter(change))}"):
+        load_state(make_trainer(**change), tmp_path / STATE_FILE)
+
+
+def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / STATE_FILE).write_bytes(b"not a state")
+    with pytest.raises(DatasetError, match="is no state of a run"):
+        load_state(make_trainer(), tmp_path / STATE_FILE)
+
+
+def test_a_full_disk_leaves_the_last_good_state_whole(tmp_path: Path) -> None:
+    trainer, path = make_trainer(), tmp_path / STATE_FILE
+    save_state(trainer, path)
+    before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # as a disk with half the room
+    try:
+        with pytest.raises(Fwd2BotError, match=r"state\.pt could not be written .*make room"):
+            save_state(trainer, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == [STATE_FILE]
+
+
+def test_a_kill_between_two_moves_and_a_full_disk_leave_a_model(tmp_path: Path) -> None:
+    trainer, builder, folder = make_trainer(), make_builder(), tmp_path / "model"
+    checkpoint = Checkpoint(trainer.model, builder.processor, trainer.settings.prompts)
+    save_model(folder, checkpoint, trainer.settings)
+    settings = json.loads((folder / "training" / "settings.json").read_text())
+    assert settings["seed"] == trainer.settings.seed
+    folder.rename(tmp_path / "model.old")  # where a kill may leave it
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(Fwd2BotError, match=r"model could not be written .*make room"):
+            save_model(folder, checkpoint, trainer.settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    Fwd2BotEncoder.load("whole", folder, "cpu")
+
+
+@pytest.mark.parametrize(("chunk_size", "ranks"), [(2, 1), (0, 2)])
+def test_batch_statistics_allow_neither_chunks_nor_ranks(chunk_size: int, ranks: int) -> None:
+    trainer = make_trainer()
+    with pytest.raises(DatasetError, match=f"chunk_size = 0, which is {chunk_size}.*not {ranks}"):
+        Trainer(
+            replace(trainer.settings, chunk_size=chunk_size),
+            trainer.model,
+            None,
+            Ranks(0, ranks, torch.device("cpu")),
+        )
+
+
+def test_frozen_batch_statistics_stay_as_they_are() -> None:
+    trainer = make_trainer()
+    trainer.model.lvlm.model.vision_tower.requires_grad_(False)
+    trainer._start_training()
+    norms = [each for each in trainer.model.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+    assert norms and not any(norm.training for norm in norms)
+    assert trainer.model.training
