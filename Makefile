@@ -30,7 +30,7 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-benchmark: $(VENV)-st/.extras ## write all tables of docs/benchmarks.md; FAST=1 in minutes, DATA=DIR for real photos
+benchmark: $(VENV)-st/.extras ## write the tables of docs/benchmarks.md, races aside; FAST=1 in minutes, DATA=DIR for real photos
 	$(VENV)-st/bin/python -m benchmarks.report $(if $(FAST),--fast) $(if $(DATA),--data $(DATA))
 
 benchmark-rivals: $(INSTALLED) ## race rclip and clip-retrieval, each in an environment of its own; hours

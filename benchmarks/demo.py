@@ -51,7 +51,7 @@ def run_demo() -> None:
 def search_scene(scene: Scene, number: int) -> list[str]:
     """Search for a scene by the caption that is true of it alone; the names of the hits, best first."""
     tell("Searching by a sentence that is true of one picture only.")
-    said = call_command("search", unique_caption(scene), "--index", index_path(), "-k", str(_SHOWN))
+    said = call_command("search", unique_caption(scene), "--index", str(_GALLERY), "-k", str(_SHOWN))
     names = [Path(line.split("\t")[1]).name for line in said.splitlines()]
     meant = name_scene(scene, number, "png")
     place = f"place {names.index(meant) + 1}" if meant in names else f"not among the first {_SHOWN}"
@@ -64,14 +64,9 @@ def question_deleted_scene(scenes: list[Scene], name: str) -> None:
     scene = scenes[int(name.partition("-")[0])]
     (_GALLERY / name).unlink()
     tell(f"{_GALLERY / name} is now deleted. What follows comes from its stored summary tokens alone.")
-    call_command("caption", name, "--index", index_path())
-    call_command("ask", name, f"What colour is the {scene.things[0].shape}?", "--index", index_path())
+    call_command("caption", name, "--index", str(_GALLERY))
+    call_command("ask", name, f"What colour is the {scene.things[0].shape}?", "--index", str(_GALLERY))
     tell(f"The truth: {unique_caption(scene)}.")
-
-
-def index_path() -> str:
-    """Where `fwd2bot index` puts the gallery's index."""
-    return str(_GALLERY / ".fwd2bot")
 
 
 def tell(words: str) -> None:
