@@ -1,5 +1,6 @@
 """Batches as large as the memory of the device holds, and one in hand for each part of the machine."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -88,8 +89,9 @@ def open_lanes(
     """
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        lanes = min(threads, _MOST_CPU_LANES)
-        torch.set_num_threads(threads // lanes)
+        each = math.ceil(threads / _MOST_CPU_LANES)
+        lanes = threads // each
+        torch.set_num_threads(each)
         try:
             yield [encoder] * lanes
         finally:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -59,6 +60,9 @@ class ImageEncoder(ABC):
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
         """Embed RGB images of any size, all of them at once, where the memory holds them."""
+        if not images:
+            summaries = np.empty((0, *self.summary_shape), np.float32) if self.summary_shape else None
+            return ImageEmbeddings(np.empty((0, self.dim), np.float32), summaries)
         return self.encode_prepared([self.prepare_image(image) for image in images])
 
     def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:

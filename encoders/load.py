@@ -10,6 +10,7 @@ from pathlib import Path
 from encoders.base import DEFAULT_ENCODER, LVLM_PREFIX, SENTENCE_PREFIX, Encoder, EncoderNotFound, first_line
 
 _OPENCLIP = "openclip:"
+_SETTINGS = "fwd2bot.json"  # without which a folder is no checkpoint
 
 
 def load_encoder(name: str, device: str = "auto") -> Encoder:
@@ -49,11 +50,19 @@ def find_checkpoint(name: str) -> Path:
     folder = Path(str(files("encoders.weights"))) if name == DEFAULT_ENCODER else Path(name).expanduser()
     if folder.is_dir() or name == DEFAULT_ENCODER or name.count("/") != 1:
         return _check_checkpoint(name, folder)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+    )
 
     try:
+        hf_hub_download(name, _SETTINGS)  # first: what has none is no checkpoint, and may be a 7B LVLM
         return _check_checkpoint(name, Path(snapshot_download(name)))
+    except RemoteEntryNotFoundError:
+        return _check_checkpoint(name, folder)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise EncoderNotFound(
@@ -82,9 +91,9 @@ def choose_device(device: str) -> str:
 
 
 def _check_checkpoint(name: str, folder: Path) -> Path:
-    if not (folder / "fwd2bot.json").is_file():
+    if not (folder / _SETTINGS).is_file():
         raise EncoderNotFound(
-            f"{name!r} is no model: give {DEFAULT_ENCODER!r}, a folder or hub name that holds fwd2bot.json, "
+            f"{name!r} is no model: give {DEFAULT_ENCODER!r}, a folder or hub name that holds {_SETTINGS}, "
             f"{LVLM_PREFIX}NAME, {_OPENCLIP}ARCH/PRETRAINED or {SENTENCE_PREFIX}NAME"
         )
     return folder

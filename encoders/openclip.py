@@ -1,5 +1,6 @@
 """Any open_clip model behind the `Encoder` protocol: the baseline, which keeps a vector and cannot talk."""
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -33,7 +34,9 @@ class OpenClipEncoder(ImageEncoder):
     def __init__(
         self, name: str, model: torch.nn.Module, preprocess: Any, tokenizer: Any, device: str
     ) -> None:
-        super().__init__(name, _fingerprint(model, repr(preprocess)), torch.device(device))
+        # Some versions name a function by where it lies in memory, which is elsewhere in every process.
+        steps = re.sub(r" at 0x[0-9a-f]+", "", repr(preprocess))
+        super().__init__(name, _fingerprint(model, steps), torch.device(device))
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self._dtype = choose_dtype(self.device.type)
         self.model: Any = model.to(self.device, self._dtype).eval()
@@ -82,17 +85,16 @@ class OpenClipEncoder(ImageEncoder):
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
         pixels = stack_pixels([np.asarray(image) for image in prepared], self.device)
         pixels = pixels.to(self._dtype)
-        return ImageEmbeddings(_to_numpy(self.model.encode_image(pixels, normalize=True)), None)
+        return ImageEmbeddings(_to_unit(self.model.encode_image(pixels)), None)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """Embed texts in batches."""
+        if not texts:
+            return np.empty((0, self.dim), np.float32)
         parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
-        rows = [
-            self.model.encode_text(self.tokenizer(list(part)).to(self.device), normalize=True)
-            for part in parts
-        ]
-        return np.concatenate([_to_numpy(row) for row in rows])
+        rows = [self.model.encode_text(self.tokenizer(list(part)).to(self.device)) for part in parts]
+        return np.concatenate([_to_unit(row) for row in rows])
 
 
 def _fingerprint(model: torch.nn.Module, preprocess: str) -> str:
@@ -103,5 +105,6 @@ def _fingerprint(model: torch.nn.Module, preprocess: str) -> str:
     return digest.hexdigest()
 
 
-def _to_numpy(tensor: torch.Tensor) -> FloatArray:
-    return tensor.float().cpu().numpy()
+def _to_unit(rows: torch.Tensor) -> FloatArray:
+    # In float32: rows that bfloat16 calls unit are 0.998 to 1.002 long, and the longer would be found first.
+    return torch.nn.functional.normalize(rows.float(), dim=-1).cpu().numpy()

@@ -123,9 +123,14 @@ def main() -> None:
     except Exception as error:
         from encoders.base import Fwd2BotError
 
-        if not isinstance(error, Fwd2BotError):
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            complain(
+                "the GPU's memory is full: free it, or run without it (CUDA_VISIBLE_DEVICES= fwd2bot ...)"
+            )
+        elif isinstance(error, Fwd2BotError):
+            complain(str(error))
+        else:
             raise
-        complain(str(error))
     sys.exit(1)
 
 

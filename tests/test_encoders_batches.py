@@ -100,7 +100,9 @@ def test_on_a_cpu_the_batch_is_fixed() -> None:
     assert find_batch_size(refuse, IMAGE, CPU) == CPU_BATCH
 
 
-@pytest.mark.parametrize(("threads", "lanes", "each"), [(1, 1, 1), (2, 2, 1), (8, 8, 1), (20, 8, 2)])
+@pytest.mark.parametrize(
+    ("threads", "lanes", "each"), [(1, 1, 1), (2, 2, 1), (8, 8, 1), (12, 6, 2), (20, 6, 3)]
+)
 def test_lanes_of_a_cpu_share_its_threads_out_and_give_them_back(
     threads: int, lanes: int, each: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

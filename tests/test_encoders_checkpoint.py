@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from encoders.base import EncoderDamaged, EncoderNotFound, MissingDependency, TalkingEncoder
+from encoders.base import EncoderDamaged, TalkingEncoder
 from encoders.fwd2bot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from encoders.fwd2bot.encoder import Fwd2BotEncoder, fingerprint_checkpoint
 from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot, pool
-from encoders.load import choose_device, load_encoder
+from encoders.load import load_encoder
 from tests.tiny_models import SUMMARIES, make_builder, make_fastvlm, make_pictures
 
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
@@ -65,7 +66,7 @@ def test_a_saved_model_computes_the_same_after_loading(saved: tuple[Path, Checkp
 
 
 def test_a_head_tied_to_the_word_embeddings_is_written_once(saved: tuple[Path, Checkpoint]) -> None:
-    folder, (model, _, _) = saved
+    folder, (model, *_) = saved
     written = load_file(folder / "base" / "model.safetensors")
     assert [name for name in written if "embed_tokens" in name or "lm_head" in name] == [EMBEDDINGS]
     for lvlm in (model.lvlm, load_checkpoint(folder, "cpu").model.lvlm):
@@ -74,7 +75,7 @@ def test_a_head_tied_to_the_word_embeddings_is_written_once(saved: tuple[Path, C
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
 def test_peft_alone_loads_each_adapter_over_the_saved_base(saved: tuple[Path, Checkpoint]) -> None:
-    folder, (model, _, _) = saved
+    folder, (model, *_) = saved
     words = torch.randn(2, 5, model.summary_shape[1])
     for name, ours in (("compress", model.compressor), ("generate", model.generator)):
         base = AutoModelForImageTextToText.from_pretrained(folder / "base")
@@ -197,6 +198,14 @@ def test_a_checkpoint_of_a_later_format_says_to_update(copy: Path) -> None:
         load_checkpoint(copy, "cpu")
 
 
+def test_an_unknown_prompt_is_one_sentence(copy: Path) -> None:
+    settings = json.loads((copy / "fwd2bot.json").read_text())
+    settings["prompts"]["song"] = "Sing of the image."
+    (copy / "fwd2bot.json").write_text(json.dumps(settings))
+    with pytest.raises(EncoderDamaged, match=r"cannot be read .*song"):
+        load_checkpoint(copy, "cpu")
+
+
 def test_a_base_elsewhere_on_disk_is_found(saved: tuple[Path, Checkpoint], tmp_path: Path) -> None:
     folder, checkpoint = saved
     save_checkpoint(tmp_path, checkpoint._replace(base=str(folder / "base")))
@@ -213,34 +222,34 @@ def test_load_encoder_takes_a_folder(saved: tuple[Path, Checkpoint]) -> None:
     assert encoder.summary_shape == (SUMMARIES, encoder.dim)
 
 
-def test_a_name_that_leads_nowhere_says_what_a_name_may_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_fingerprint_is_of_files_and_not_of_where_they_lie(
+    saved: tuple[Path, Checkpoint], tmp_path: Path
 ) -> None:
-    for name in ("tinny", str(tmp_path)):
-        with pytest.raises(EncoderNotFound, match=r"'tiny'.*openclip"):
-            load_encoder(name, "cpu")
-
-    def refuse(name: str) -> str:
-        raise OSError("no network\nat all")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(EncoderNotFound, match=r"somebody/model.*no network"):
-        load_encoder("somebody/model", "cpu")
+    base = shutil.copytree(saved[0] / "base", tmp_path / "middle")
+    found = set()
+    for name in ("a", "z"):
+        save_checkpoint(tmp_path / name, saved[1]._replace(base=str(base)))
+        found.add(fingerprint_checkpoint(tmp_path / name, "Pil"))
+    assert len(found) == 1
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
-    assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(EncoderNotFound, match="auto, cpu or cuda"):
-        choose_device("tpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(EncoderNotFound, match="no CUDA GPU"):
-            choose_device("cuda")
+def test_a_full_gpu_is_no_damage_of_a_checkpoint(
+    saved: tuple[Path, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("encoders.fwd2bot.checkpoint._load_adapter", fill)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_checkpoint(saved[0], "cpu")
 
 
-def test_openclip_without_the_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
-    with pytest.raises(MissingDependency, match=r"fwd2bot\[openclip\]"):
-        load_encoder("openclip:ViT-B-32/openai", "cpu")
+def test_nothing_in_gives_nothing_out(saved: tuple[Path, Checkpoint]) -> None:
+    encoder: Any = load_encoder(str(saved[0]), "cpu")
+    vectors, summaries = encoder.encode_images([])
+    assert (vectors.shape, summaries.shape) == ((0, encoder.dim), (0, *encoder.summary_shape))
+    assert encoder.encode_texts([]).shape == (0, encoder.dim)
+    assert encoder.answer(summaries, []) == [] and encoder.match(summaries, []).shape == (0,)
 
 
 @pytest.mark.gpu

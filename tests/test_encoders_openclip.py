@@ -1,13 +1,17 @@
 """The open_clip baseline against open_clip itself, where the extra is installed: `make test-openclip`."""
 
+import copy
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.utils.import_utils import is_torchvision_available
 
 from encoders.base import EncoderNotFound, TalkingEncoder
+from encoders.load import load_encoder
 from encoders.openclip import OpenClipEncoder
 
 if find_spec("open_clip") is None:
@@ -51,6 +55,39 @@ def test_the_fingerprint_follows_the_weights(encoder: OpenClipEncoder) -> None:
         next(encoder.model.parameters()).add_(1)
     again = OpenClipEncoder("mine", encoder.model, encoder.preprocess, encoder.tokenizer, "cpu")
     assert again.fingerprint != encoder.fingerprint
+
+
+def test_the_fingerprint_is_not_of_where_a_function_lies_in_memory(encoder: OpenClipEncoder) -> None:
+    class Steps:
+        def __init__(self, address: str) -> None:
+            self.address = address
+
+        def __repr__(self) -> str:
+            return f"Compose(<function _convert_to_rgb at {self.address}>)"
+
+    one, other = (
+        OpenClipEncoder("mine", encoder.model, Steps(address), encoder.tokenizer, "cpu").fingerprint
+        for address in ("0x7f00aa", "0x7f00bb")
+    )
+    assert one == other
+
+
+def test_rows_have_unit_length_in_bfloat16_too(
+    encoder: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoders.openclip.choose_dtype", lambda _: torch.bfloat16)
+    short = OpenClipEncoder(
+        "mine", copy.deepcopy(encoder.model), encoder.preprocess, encoder.tokenizer, "cpu"
+    )
+    for rows in (short.encode_images(PICTURES).vectors, short.encode_texts(TEXTS)):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    assert short.encode_texts([]).shape == (0, short.dim)
+
+
+def test_torchvision_makes_no_other_model_of_an_lvlm() -> None:
+    encoder: Any = load_encoder("tiny", "cpu")
+    assert is_torchvision_available()
+    assert type(encoder.builder.processor.image_processor).__name__.endswith("Pil")
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,17 @@ def test_a_full_disk_is_one_line(
     assert (code, err) == (1, f"fwd2bot: {place}: make room and run it again, what is done is kept\n")
 
 
+def test_a_full_gpu_is_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate ...")
+
+    monkeypatch.setattr(build, "build", fail)
+    code, _, err = run_main(monkeypatch, capsys, "index", ".")
+    assert code == 1 and err.count("\n") == 1 and "the GPU's memory is full" in err
+
+
 def test_a_damaged_manifest_is_one_line_and_rebuild_its_remedy(
     indexed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,13 +119,15 @@ def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float3
         model.summary_tokens.data.copy_(tokens)
         for name, tree in _list_adapters(model).items():
             _load_adapter(tree, folder / name)
-    except Fwd2BotError:
+        prompts = Prompts(**settings["prompts"])
+        model = model.to(device).eval()
+    except (Fwd2BotError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
         raise EncoderDamaged(
             f"The checkpoint {folder} cannot be read ({first_line(error)}): fetch or train it again"
         ) from error
-    return Checkpoint(model.to(device).eval(), processor, Prompts(**settings["prompts"]), settings["base"])
+    return Checkpoint(model, processor, prompts, settings["base"])
 
 
 def find_base(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from encoders.base import FloatArray, ImageEmbeddings, PreparedImage
 from encoders.fwd2bot.adapters import find_base_model
-from encoders.fwd2bot.checkpoint import Checkpoint, list_folders, load_checkpoint
+from encoders.fwd2bot.checkpoint import OWN_BASE, Checkpoint, list_folders, load_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, pool
 from encoders.fwd2bot.preparation import ImagePreparer
@@ -85,6 +85,8 @@ class Fwd2BotEncoder(ImageEncoder):
     @torch.inference_mode()
     def answer(self, summaries: FloatArray, question: str | Sequence[str]) -> list[str]:
         """Pass 2, greedily, up to 48 tokens; no three tokens in a row come twice."""
+        if not len(summaries):
+            return []
         questions = [question] * len(summaries) if isinstance(question, str) else question
         inputs = self.builder.questions(questions).to(self.model.device)
         with warnings.catch_warnings():
@@ -97,6 +99,8 @@ class Fwd2BotEncoder(ImageEncoder):
     @torch.inference_mode()
     def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
         """Mean log-likelihood (nats a token, end included) of texts[i] as the caption of summaries[i]."""
+        if not texts:
+            return np.empty(0, np.float32)
         inputs, labels = self.builder.answers([self.builder.prompts.caption] * len(texts), texts)
         labels = labels.to(self.model.device)
         losses = self.model.token_losses(self._to_tensor(summaries), inputs.to(self.model.device), labels)
@@ -120,9 +124,18 @@ def fingerprint_checkpoint(folder: Path, backend: str) -> str:
 
 
 def hash_folders(folders: Sequence[Path], settings: str) -> str:
-    """Hash of a model's files, and of what else its embeddings depend on."""
-    digest = xxhash.xxh3_128(settings.encode())
-    for path in sorted({path for part in folders for name in MODEL_FILES for path in part.glob(name)}):
+    """Hash of a model's files, wherever they lie, and of what else its embeddings depend on.
+
+    Files in the first folder, or below it, come in the order of their paths; those of a base elsewhere as if
+    it lay there.
+    """
+    root, digest = folders[0], xxhash.xxh3_128(settings.encode())
+
+    def place(path: Path) -> Path:
+        return path.relative_to(root) if path.is_relative_to(root) else Path(OWN_BASE, path.name)
+
+    files = {path for part in folders for name in MODEL_FILES for path in part.glob(name)}
+    for path in sorted(files, key=place):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):

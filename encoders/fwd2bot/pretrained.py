@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.utils.import_utils import is_bitsandbytes_available, is_torchvision_available
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from encoders.base import EncoderDamaged, EncoderNotFound, Fwd2BotError, MissingDependency, first_line
 from encoders.fwd2bot.families import Family, find_family
@@ -48,6 +48,8 @@ def load_lvlm(name: str, device: str, dtype: torch.dtype, quantize: str = "none"
         )
     except Fwd2BotError as error:
         raise type(error)(f"{name}: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
     except ImportError as error:  # transformers' own sentence names the package
         raise MissingDependency(f"{name} cannot be loaded: {first_line(error)}") from error
     except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
@@ -80,11 +82,13 @@ def fetch_lvlm(name: str) -> Path:
 
 
 def load_processor(place: Path, family: Family) -> ProcessorMixin:
-    """Load a processor; where torchvision is not installed, without its part for videos."""
-    kind: type[ProcessorMixin] = getattr(transformers, family.processor)
-    if not is_torchvision_available():
-        kind = drop_videos(kind)
-    processor: ProcessorMixin = kind.from_pretrained(place)
+    """Load a processor that prepares images with Pillow, and no videos, whether torchvision is there or not.
+
+    With torchvision, transformers would take another backend, and every index would be of another model.
+    """
+    processor: ProcessorMixin = drop_videos(getattr(transformers, family.processor)).from_pretrained(
+        place, backend="pil"
+    )
     return processor
 
 

@@ -1,0 +1,53 @@
+"""Names of models and of devices: what they lead to, and what is said where they lead nowhere."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
+
+from encoders.base import EncoderNotFound, MissingDependency
+from encoders.load import choose_device, load_encoder
+
+
+def test_a_name_that_leads_nowhere_says_what_a_name_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tinny", str(tmp_path)):
+        with pytest.raises(EncoderNotFound, match=r"'tiny'.*openclip"):
+            load_encoder(name, "cpu")
+
+    def refuse(name: str) -> str:
+        raise OSError("no network\nat all")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, _: refuse(name))
+    with pytest.raises(EncoderNotFound, match=r"somebody/model.*no network"):
+        load_encoder("somebody/model", "cpu")
+
+
+def test_what_is_no_checkpoint_is_not_fetched_to_find_that_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_nothing(name: str, file: str) -> str:
+        response: Any = SimpleNamespace(headers={}, request=None)
+        raise RemoteEntryNotFoundError(f"no {file}", response=response)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", find_nothing)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: pytest.fail("fetched"))
+    with pytest.raises(EncoderNotFound, match=r"is no model: give .*lvlm:NAME"):
+        load_encoder("llava-hf/llava-1.5-7b-hf", "cpu")
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(EncoderNotFound, match="auto, cpu or cuda"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(EncoderNotFound, match="no CUDA GPU"):
+            choose_device("cuda")
+
+
+def test_openclip_without_the_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+    with pytest.raises(MissingDependency, match=r"fwd2bot\[openclip\]"):
+        load_encoder("openclip:ViT-B-32/openai", "cpu")
