@@ -7,7 +7,7 @@ the folder     what is new      threads, model  rows, copies     Parquet parts  
 import os
 from collections.abc import Container, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +32,7 @@ from .manifest import (
     read_manifest,
     require_same_encoder,
     resolve_root,
+    write_manifest,
 )
 from .memory import give_back_memory
 from .plan import BuildPlan, compare_files
@@ -95,7 +96,7 @@ def build(
         plan = compare_files(found, index, manifest, settings.max_megapixels)
         del found
         if manifest is not None and (plan.fresh or encoder.name != manifest.encoder.name):
-            require_same_encoder(encoder, manifest)
+            manifest = _follow_encoder(index, manifest, encoder)
         manifest = manifest or create_manifest(folder, index, encoder, _choose_tokens(encoder, settings))
         writer = IndexWriter(index, manifest)
         writer.append([FileRow(path, 0, 0, "", 0, 0, "deleted", "") for path in plan.removed], None)
@@ -147,6 +148,14 @@ def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) 
             f"{index} keeps tokens as {manifest.tokens}, not {settings.tokens}: drop --tokens, or --rebuild"
         )
     return manifest
+
+
+def _follow_encoder(index: Path, manifest: Manifest, encoder: Encoder) -> Manifest:
+    """Refuse any encoder but that of the index, and note its name: a model that has moved is found by it."""
+    require_same_encoder(encoder, manifest)
+    if encoder.name == manifest.encoder.name:
+        return manifest
+    return write_manifest(index, replace(manifest, encoder=replace(manifest.encoder, name=encoder.name)))
 
 
 def _choose_tokens(encoder: Encoder, settings: BuildSettings) -> TokenFormat:

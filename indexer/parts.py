@@ -104,7 +104,7 @@ def open_part(index_dir: Path, manifest: Manifest, part: PartRecord) -> Iterator
 
 def _require_agreement(file: pq.ParquetFile, path: Path, manifest: Manifest, part: PartRecord) -> None:
     schema = build_schema(manifest)
-    if not file.schema_arrow.equals(schema, check_metadata=True):
+    if not _leave_out_name(file.schema_arrow).equals(_leave_out_name(schema), check_metadata=True):
         raise ValueError("its columns or its model are not those of the manifest")
     if file.metadata.num_rows != part.rows:
         raise ValueError(f"{file.metadata.num_rows} rows where the manifest says {part.rows}")
@@ -118,6 +118,12 @@ def _require_agreement(file: pq.ParquetFile, path: Path, manifest: Manifest, par
             raise ValueError(f"{group.num_rows} rows of {group.total_byte_size} bytes")
         if sum(group.column(place).total_uncompressed_size for place in words) > LONGEST_ROW:
             _require_few_words(path, group, number, words)
+
+
+def _leave_out_name(schema: pa.Schema) -> pa.Schema:
+    """A schema without the name of its model, which changes where the model moves: its fingerprint stays."""
+    kept = {key: value for key, value in (schema.metadata or {}).items() if key != b"encoder"}
+    return schema.with_metadata(kept)
 
 
 def _require_few_words(path: Path, group: pq.RowGroupMetaData, number: int, words: Sequence[int]) -> None:

@@ -1,5 +1,6 @@
 """A run over a folder: what it embeds, what it keeps, and what it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ from encoders.base import (
     EncoderError,
     EncoderMismatch,
     ImageEmbeddings,
+    IndexDamaged,
     IndexFailure,
     NothingToIndex,
 )
+from indexer.audit import audit_index
 from indexer.build import BuildReport, plan_build
 from indexer.build import build as build_index
+from indexer.compact import compact_index
 from indexer.lazy import LazyEncoder
-from indexer.manifest import read_manifest
+from indexer.manifest import read_manifest, write_manifest
 from tests.conftest import PALETTE, FakeEncoder, Witness, build, open_table, paint
 
 
@@ -165,9 +169,28 @@ def test_another_model_is_refused_with_both_names_and_the_remedy(gallery: Path, 
     assert read_manifest(gallery / ".fwd2bot").encoder.fingerprint == "fake-2"
 
 
-def test_the_same_model_under_another_name_may_go_on(gallery: Path, encoder: FakeEncoder) -> None:
+def test_the_same_model_under_another_name_goes_on_and_is_known_by_it(
+    gallery: Path, encoder: FakeEncoder
+) -> None:
     build(gallery, encoder)
-    assert build(gallery, FakeEncoder(name="copy-of-tiny")) == BuildReport(0, 0, 8, 0, 0)
+    index, before = gallery / ".fwd2bot", open_table(gallery).to_arrow()
+    assert build(gallery, FakeEncoder(name="moved")) == BuildReport(0, 0, 8, 0, 0)
+    assert read_manifest(index).encoder.name == "moved"
+    assert open_table(gallery).to_arrow().equals(before) and list(audit_index(index)) == []
+    paint(gallery / "new.png", "red", size=(9, 9))
+    assert build(gallery, FakeEncoder(name="moved again")) == BuildReport(1, 0, 8, 0, 0)
+    assert compact_index(index).parts == 1
+    assert read_manifest(index).encoder.name == "moved again"
+    assert len(open_table(gallery).to_arrow()) == 9 and list(audit_index(index)) == []
+
+
+def test_a_part_of_another_model_is_damage_whatever_its_name(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    index = gallery / ".fwd2bot"
+    manifest = read_manifest(index)
+    write_manifest(index, replace(manifest, encoder=replace(manifest.encoder, fingerprint="fake-2")))
+    with pytest.raises(IndexDamaged, match="not those of the manifest"):
+        open_table(gallery)
 
 
 def test_another_format_of_tokens_is_refused(gallery: Path, encoder: FakeEncoder) -> None:
