@@ -205,6 +205,19 @@ def test_a_model_that_cannot_talk_says_so(index_dir: Path, installed_encoder: In
         caption(index_dir, "red.png")
 
 
+def test_an_answer_does_not_look_for_the_best_batch_size(index_dir: Path, installed_encoder: Install) -> None:
+    class Measured(FakeEncoder):
+        @property
+        def batch_size(self) -> int:
+            raise AssertionError("hundreds of images were embedded to find it")
+
+        @batch_size.setter
+        def batch_size(self, size: int) -> None: ...
+
+    installed_encoder(Measured())
+    assert caption(index_dir, "red.png") == "something red"
+
+
 def test_a_whole_index_has_no_fault_and_the_right_numbers(index_dir: Path, encoder: FakeEncoder) -> None:
     (index_dir.parent / "bad.png").write_bytes(b"")
     (index_dir.parent / "red.png").unlink()
