@@ -33,6 +33,7 @@ from .sources import Source
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 DEFAULT_MAX_MEGAPIXELS = 200.0
+LONGEST_SHAPE = 100  # times as long as wide: a model that crops enlarges the shorter side first, to gigabytes
 
 
 @contextmanager
@@ -105,7 +106,7 @@ def require_decoder(path: str) -> None:
 def _decode_picture(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels: float) -> Photo:
     with open_picture(stream) as image:
         width, height = image.size
-        reason = _refuse_pixels(width * height, max_megapixels)
+        reason = _refuse_shape(width, height, max_megapixels)
         if reason:
             return photo._replace(width=width, height=height, error=reason)
         metadata = _read_metadata(image)  # first: once loaded, a TIFF has lost its file, and its orientation
@@ -117,7 +118,7 @@ def _decode_picture(photo: Photo, stream: BinaryIO, image_size: int, max_megapix
 def _decode_raw(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels: float) -> Photo:
     with open_raw(stream) as raw:
         width, height = measure_raw(raw)
-        reason = _refuse_pixels(width * height, max_megapixels)
+        reason = _refuse_shape(width, height, max_megapixels)
         if reason:
             return photo._replace(width=width, height=height, error=reason)
         with open_view(raw, image_size) as image:
@@ -126,10 +127,13 @@ def _decode_raw(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels:
         return photo._replace(width=width, height=height, image=small, metadata=metadata)
 
 
-def _refuse_pixels(pixels: int, max_megapixels: float) -> str:
-    if pixels <= max_megapixels * 1e6:
-        return ""
-    return f"{pixels / 1e6:,.0f} megapixels are over the limit of {max_megapixels:,g} (--max-megapixels)"
+def _refuse_shape(width: int, height: int, max_megapixels: float) -> str:
+    pixels = width * height
+    if pixels > max_megapixels * 1e6:
+        return f"{pixels / 1e6:,.0f} megapixels are over the limit of {max_megapixels:,g} (--max-megapixels)"
+    if max(width, height) > LONGEST_SHAPE * min(width, height):
+        return f"{width} x {height} pixels are more than {LONGEST_SHAPE} times as long as wide"
+    return ""
 
 
 def _read_metadata(image: Image.Image) -> Metadata:

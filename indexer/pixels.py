@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from .metadata import read_orientation
 
-LONGEST_SIDE = 16  # in units of image_size: a 100 x 1,000,000 strip must not fill the memory either
+LONGEST_SIDE = 16  # in units of image_size: a 2,000 x 100,000 strip must not fill the memory either
 
 
 def decode_upright(image: Image.Image, image_size: int) -> tuple[Image.Image, bool]:

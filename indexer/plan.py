@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from .decode import LONGEST_SHAPE
 from .file_list import FileList, FoundImages
 from .manifest import Manifest
 from .table import read_newest_rows
@@ -48,10 +49,11 @@ def _mark_unchanged(files: FileList, rows: pa.Table, max_megapixels: float) -> N
     """Which of these files need not be read again; `rows` are what the index knows of them."""
     listed, columns = files.table, ("size", "mtime_ns")
     same = np.all([listed[name].to_numpy() == rows[name].to_numpy() for name in columns], axis=0)
-    pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
+    sides = np.stack([rows[name].to_numpy() for name in ("width", "height")]).astype(np.int64)  # (2, n)
+    pixels, is_strip = sides.prod(axis=0), sides.max(axis=0) > LONGEST_SHAPE * sides.min(axis=0)
     skipped = pc.equal(rows["status"], "skipped").to_numpy()
     deleted = pc.equal(rows["status"], "deleted").to_numpy()
-    small_enough_now = skipped & (pixels > 0) & (pixels <= max_megapixels * 1e6)
+    small_enough_now = skipped & (pixels > 0) & (pixels <= max_megapixels * 1e6) & ~is_strip
     unchanged: NDArray[np.bool_] = same & ~deleted & ~small_enough_now
     return unchanged
 

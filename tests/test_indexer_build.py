@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from encoders.base import (
     CannotAnswer,
@@ -94,6 +95,14 @@ def test_a_larger_limit_lets_in_what_the_smaller_kept_out(gallery: Path, encoder
     assert build(gallery, encoder, max_megapixels=0.01) == BuildReport(8, 0, 0, 0, 1)
     assert build(gallery, encoder, max_megapixels=0.02) == BuildReport(0, 0, 8, 0, 1)
     assert build(gallery, encoder, max_megapixels=0.05) == BuildReport(1, 0, 8, 0, 0)
+
+
+def test_a_strip_is_skipped_once(gallery: Path, encoder: FakeEncoder) -> None:
+    Image.new("RGB", (1500, 1)).save(gallery / "strip.png")
+    assert build(gallery, encoder) == BuildReport(8, 0, 0, 0, 1)
+    witness = Witness()
+    build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness)
+    assert witness.total == 0 and witness.skipped == {}
 
 
 def test_an_index_of_bad_images_alone_is_empty_and_whole(tmp_path: Path, encoder: FakeEncoder) -> None:

@@ -111,9 +111,17 @@ def test_a_large_image_reaches_the_model_small(tmp_path: Path, suffix: str) -> N
 
 
 def test_a_long_strip_does_not_stay_long(tmp_path: Path) -> None:
-    Image.new("RGB", (60_000, 40)).save(tmp_path / "strip.png")
+    Image.new("RGB", (40, 4_000)).save(tmp_path / "strip.png")
     photo = read(tmp_path / "strip.png")
     assert photo.image is not None and max(photo.image.size) <= 16 * SIZE
+
+
+@pytest.mark.parametrize("size", [(500, 1), (1, 101), (60_000, 40), (40, 4_001)])
+def test_a_strip_over_100_times_as_long_as_wide_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(tmp_path / "strip.png")
+    photo = read(tmp_path / "strip.png")
+    assert photo.error == f"{size[0]} x {size[1]} pixels are more than 100 times as long as wide"
+    assert photo.image is None and (photo.width, photo.height) == size and not photo.unread
 
 
 def jpeg_bytes() -> bytes:
