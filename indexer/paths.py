@@ -20,7 +20,7 @@ def escape_path(path: str) -> str:
 
 def unescape_path(stored: str) -> str:
     """Turn a stored path back into one that opens."""
-    raw = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), stored.encode("utf-8"))
+    raw = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), stored.encode("utf-8", "surrogateescape"))
     return raw.decode("utf-8", "surrogateescape")
 
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from encoders.base import CannotAnswer, Encoder, FloatArray, QueryError, TalkingEncoder
 from indexer.manifest import Root
-from indexer.paths import escape_path, show_path
+from indexer.paths import escape_path, show_path, unescape_path
 from indexer.table import EmbeddingTable
 
 from .query import clean_query
@@ -47,16 +47,18 @@ def _can_talk(encoder: Encoder) -> TypeGuard[TalkingEncoder]:
 def find_image(table: EmbeddingTable, image: str) -> int:
     """The id of the image that `image` names.
 
-    An id; else a path from here, a path below the root, or the end of exactly one path. QueryError otherwise.
+    An id; else a path from here, a path below the root, or the end of exactly one path; as it is, or as
+    `search` shows it. QueryError otherwise.
     """
     if image.isdecimal() and len(image) < 19:
         return _check_id(table, int(image))
-    paths, typed = table.files["path"], image.encode("utf-8", "backslashreplace").decode()
-    for path in (*_list_spellings(table.root, image), typed):
+    paths, shown = table.files["path"], unescape_path(image)
+    names = (image, image if "\0" in shown else shown)  # no file has a NUL in its name
+    for path in (path for name in names for path in _list_spellings(table.root, name)):
         place = pc.index(paths, path).as_py()
         if place >= 0:
             return int(table.ids[place])
-    ends = (pc.ends_with(paths, f"/{path}") for path in (escape_path(image), typed))
+    ends = [pc.ends_with(paths, f"/{escape_path(name)}") for name in names]
     found = table.files.filter(pc.or_(*ends))
     matches = found["path"].to_pylist()
     if len(matches) > 1:
@@ -82,7 +84,8 @@ def _list_spellings(root: Root, image: str) -> list[str]:
     if isinstance(root, str):
         return [escape_path(image.removeprefix(f"{root}/"))]
     path = Path(image)
-    here = path.parent.resolve() / path.name
-    from_here = [here.relative_to(root).as_posix()] if here.is_relative_to(root) else []
-    below_root = Path(os.path.normpath(image)).as_posix()
-    return [escape_path(spelling) for spelling in (*from_here, below_root)]
+    as_typed = Path(os.path.normpath(path.absolute()))  # through a link that leads out of the root
+    here = (path.parent.resolve() / path.name, as_typed)
+    from_here = [place.relative_to(root) for place in here if place.is_relative_to(root)]
+    below_root = Path(os.path.normpath(path))
+    return [escape_path(spelling.as_posix()) for spelling in (*from_here, below_root)]

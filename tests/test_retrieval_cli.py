@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from encoders.base import QueryError
 from indexer import build
 from tests.conftest import FakeEncoder, paint, run, run_main
 
@@ -137,6 +138,26 @@ def test_a_path_is_never_taken_for_an_option_nor_breaks_a_line(here: Path) -> No
     for line in run("search", "-k", "4", "--json", "red").stdout.splitlines():
         assert Path(json.loads(line)["path"]).is_file()
     assert run("caption", "\\xff.png").stdout == run("caption", os.fsdecode(b"\xff.png")).stdout
+
+
+def test_every_path_that_search_prints_names_its_image(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint(tmp_path / "outside/far.png", "red", size=(9, 9))
+    (here / "link").symlink_to(tmp_path / "outside")
+    paint(here / "below/x.png", "red").rename(here / "below/new\nline.png")
+    paint(here / "below/x.png", "red").rename(here / "below/\\x0a.png")
+    run("index", ".", "--follow-links")
+    for folder in (here, here / "below", tmp_path):
+        monkeypatch.chdir(folder)
+        place = ("--index", str(here))
+        for path in run("search", "-k", "4", "--paths", "red", *place).stdout.splitlines():
+            assert run("caption", path, *place).stdout == "something red\n"
+    monkeypatch.chdir(here / "below")
+    for name in ("../link/far.png", "new\nline.png", "new\\x0aline.png", "\\x0a.png"):
+        assert run("caption", name).stdout == "something red\n"
+    with pytest.raises(QueryError, match="has no image"):
+        run("caption", "\\x00.png")
 
 
 def test_caption_and_ask_answer_when_the_file_is_gone(indexed: Path) -> None:
