@@ -12,7 +12,7 @@ from indexer.manifest import Root
 from indexer.paths import escape_path, show_path, unescape_path
 from indexer.table import EmbeddingTable
 
-from .query import clean_query
+from .query import clean_question
 from .search import load_matching_encoder
 
 
@@ -23,7 +23,7 @@ def caption(index_dir: Path, image: str) -> str:
 
 def ask(index_dir: Path, image: str, question: str) -> str:
     """Answer a question about an image of the index, named by path or id."""
-    question = clean_query(question)
+    question = clean_question(question)
     return _talk(index_dir, image, lambda encoder, summaries: encoder.answer(summaries, question))
 
 

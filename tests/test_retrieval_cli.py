@@ -175,10 +175,10 @@ def test_caption_and_ask_answer_when_the_file_is_gone(indexed: Path) -> None:
         (("index", ".", "--model", "other"), "embed all images anew"),
         (("index", ".", "--model", "other"), "`--index PATH` to keep both"),
         (("index", ".", "--tokens", "float16"), "keeps tokens as int8"),
-        (("search", " "), "no words"),
+        (("search", " "), "the query has no words"),
         (("search", "red", "--index", "below"), "no index at below"),
         (("caption", "nothing.png"), "has no image nothing.png"),
-        (("ask", "red.png", ""), "no words"),
+        (("ask", "red.png", ""), "the question has no words"),
     ],
 )
 def test_each_failure_is_one_line_and_exit_code_1(
