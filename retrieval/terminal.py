@@ -1,5 +1,6 @@
 """All that the `fwd2bot` command prints: results to stdout, all else to stderr."""
 
+import errno
 import json
 import os
 import sys
@@ -70,6 +71,8 @@ def print_facts(facts: dict[str, Any], as_json: bool) -> None:
 
 def print_results(pieces: Iterable[str]) -> None:
     """Write results to stdout as bytes, so that names which are no text come out as they are."""
+    if sys.stdout is None:  # closed by the caller: `>&-`
+        raise OSError(errno.EBADF, "stdout is closed: leave it open, or use >/dev/null")
     stdout = sys.stdout.buffer
     try:
         for piece in pieces:

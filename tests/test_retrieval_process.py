@@ -49,6 +49,15 @@ def test_a_reader_that_leaves_early_is_no_error(indexed: Path) -> None:
     assert (process.returncode, err) == (0, b"")
 
 
+def test_a_closed_stdout_is_one_line(indexed: Path) -> None:
+    script = COMMAND.format(root=str(ROOT), delay=0)
+    for arguments in (("info",), ("search", "red")):
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", script, *arguments]
+        done = subprocess.run(command, cwd=indexed, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("fwd2bot: stdout is closed")
+
+
 def test_an_interrupted_run_ends_quietly_and_can_be_taken_up(here: Path) -> None:
     process = start(here, "index", ".", "--batch-size", "1", delay=3)  # cut short by the signal
     while not (here / ".fwd2bot/lock-holder.json").exists():
