@@ -9,8 +9,9 @@ from encoders.base import (
     IndexDamaged,
     IndexFailure,
     IndexNotFound,
+    NothingToIndex,
 )
-from indexer.manifest import MANIFEST_NAME, Root, read_manifest, resolve_root
+from indexer.manifest import MANIFEST_NAME, Root, is_url, read_manifest, resolve_root
 
 INDEX_FOLDER = ".fwd2bot"
 
@@ -28,6 +29,13 @@ def find_index(start: Path, given: Path | None = None) -> Path:
     raise IndexNotFound(
         f"no index in {start} or above: make one with `fwd2bot index DIR`, or give --index PATH"
     )
+
+
+def name_root(typed: str) -> Root:
+    """The folder or URL that was typed: an empty word, as an unset variable leaves it, names none."""
+    if not typed:
+        raise NothingToIndex("the name of the folder is empty: name one, or `.` for the current one")
+    return typed if is_url(typed) else Path(typed)
 
 
 def place_index(root: Root, given: Path | None = None) -> Path:

@@ -63,11 +63,10 @@ def index(
     """Read the images of a folder into an index, or bring its index up to date."""
     from indexer.build import BuildSettings, build, plan_build
     from indexer.lazy import LazyEncoder
-    from indexer.manifest import is_url
     from indexer.watch import watch_folder
-    from retrieval.locate import choose_model, place_index
+    from retrieval.locate import choose_model, name_root, place_index
 
-    root = folder if is_url(folder) else Path(folder)
+    root = name_root(folder)
     place = place_index(root, index_place)
     settings = BuildSettings(
         tokens=tokens,

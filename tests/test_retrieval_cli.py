@@ -176,6 +176,7 @@ def test_caption_and_ask_answer_when_the_file_is_gone(indexed: Path) -> None:
         (("index", ".", "--model", "other"), "`--index PATH` to keep both"),
         (("index", ".", "--tokens", "float16"), "keeps tokens as int8"),
         (("search", " "), "the query has no words"),
+        (("index", ""), "the name of the folder is empty"),
         (("search", "red", "--index", "below"), "no index at below"),
         (("caption", "nothing.png"), "has no image nothing.png"),
         (("ask", "red.png", ""), "the question has no words"),
