@@ -22,7 +22,10 @@ def find_index(start: Path, given: Path | None = None) -> Path:
         for folder in (given, given / INDEX_FOLDER):
             if (folder / MANIFEST_NAME).is_file():
                 return folder
-        raise IndexNotFound(f"no index at {given}: make one with `fwd2bot index DIR --index {given}`")
+        inside = f"`fwd2bot index {given}` of the images in it, or " if given.is_dir() else ""
+        raise IndexNotFound(
+            f"no index at {given}: make one with {inside}`fwd2bot index DIR --index {given}` of those in DIR"
+        )
     for folder in (start, *start.parents):
         if (folder / INDEX_FOLDER / MANIFEST_NAME).is_file():
             return folder / INDEX_FOLDER
