@@ -71,7 +71,12 @@ def _prepare_photo(read: PhotoReader, encoder: Encoder, file: ImageFile) -> Prep
     try:
         return PreparedPhoto(photo._replace(image=None), encoder.prepare_image(photo.image))
     except Exception as error:  # a processor may refuse what a decoder let pass: a strip of one pixel, say
-        return PreparedPhoto(photo._replace(image=None, error=describe_error(error)), None)
+        return PreparedPhoto(_spoil(photo._replace(image=None), describe_error(error)), None)
+
+
+def _spoil(photo: Photo, reason: str) -> Photo:
+    """A photo that was decoded for nothing. Skipped with a size, it would be tried again (see plan.py)."""
+    return photo._replace(error=reason, width=0, height=0)
 
 
 def _give_up(seconds: float, file: ImageFile) -> PreparedPhoto:
@@ -134,7 +139,9 @@ def _drop_broken(batch: list[PreparedPhoto], embeddings: ImageEmbeddings) -> Emb
     photos = [
         photo
         if prepared is None  # not encoded: broken, or known already
-        else photo._replace(error="" if next(verdicts) else "the model cannot embed it")
+        else photo
+        if next(verdicts)
+        else _spoil(photo, "the model cannot embed it")
         for photo, prepared in batch
     ]
     summaries = None if embeddings.summaries is None else embeddings.summaries[finite]

@@ -53,6 +53,7 @@ def _mark_unchanged(files: FileList, rows: pa.Table, max_megapixels: float) -> N
     pixels, is_strip = sides.prod(axis=0), sides.max(axis=0) > LONGEST_SHAPE * sides.min(axis=0)
     skipped = pc.equal(rows["status"], "skipped").to_numpy()
     deleted = pc.equal(rows["status"], "deleted").to_numpy()
+    # A skipped row has a size only where its header was refused for it.
     small_enough_now = skipped & (pixels > 0) & (pixels <= max_megapixels * 1e6) & ~is_strip
     unchanged: NDArray[np.bool_] = same & ~deleted & ~small_enough_now
     return unchanged

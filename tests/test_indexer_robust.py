@@ -7,17 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import faiss
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from encoders.base import (
-    IndexLocked,
-    MissingDependency,
-)
+from encoders.base import ImageEmbeddings, IndexLocked, MissingDependency, PreparedImage
 from indexer import faiss_library, writer
 from indexer.build import BuildReport
 from indexer.build import build as build_index
@@ -141,6 +140,30 @@ def test_no_file_stops_the_run_of_the_others(gallery: Path, encoder: FakeEncoder
     (gallery / "huge.tif").write_bytes(b"II*\0\x08\0\0\0" + huge.tobytes(8))
     assert build(gallery, encoder) == BuildReport(9, 0, 0, 0, 1)
     assert build(gallery, encoder) == BuildReport(0, 0, 9, 0, 1)
+
+
+@pytest.mark.parametrize("by", ["processor", "model"])
+def test_an_image_that_cannot_be_embedded_is_left_alone_until_it_changes(
+    gallery: Path, encoder: FakeEncoder, by: str
+) -> None:
+    prepared, embed = list[Image.Image](), encoder.encode_images
+
+    def prepare(image: Image.Image) -> PreparedImage:
+        prepared.append(image)
+        if by == "processor" and image.getpixel((0, 0)) == PALETTE["red"]:
+            raise ValueError("too thin")
+        return image
+
+    def lose_red(images: Sequence[Image.Image]) -> ImageEmbeddings:
+        vectors, summaries = embed(images)
+        if by == "model":
+            vectors[[image.getpixel((0, 0)) == PALETTE["red"] for image in images]] = np.nan
+        return ImageEmbeddings(vectors, summaries)
+
+    encoder.prepare_image, encoder.encode_images = prepare, lose_red  # type: ignore[method-assign]
+    assert build(gallery, encoder) == BuildReport(7, 0, 0, 0, 1)
+    prepared.clear()
+    assert build(gallery, encoder) == BuildReport(0, 0, 7, 0, 1) and not prepared
 
 
 SLOW_RUN = """
