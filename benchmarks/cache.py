@@ -1,4 +1,4 @@
-"""Embeddings kept between runs, by what they were made of: the encoder's fingerprint and the bytes read."""
+"""Embeddings kept between runs, by what made them: encoder, device, numbers and the bytes read."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from benchmarks.datasets import CaptionedImage
+from benchmarks.embedding import describe_arithmetic
 from benchmarks.readers.base import open_photo
 from encoders.base import DatasetError, Encoder, FloatArray
 from indexer.durable import digest_stream, replace_durably
@@ -62,7 +63,9 @@ class EmbeddingCache:
 
     def load_or_make(self, kind: str, digest: str, count: int, make: Callable[[], FloatArray]) -> FloatArray:
         """The vectors (count, dim) of that digest, made where they are not kept as they were written."""
-        key = _digest_all(part.encode() for part in (self._encoder.name, self._encoder.fingerprint, digest))
+        computed = map(str, describe_arithmetic(self._encoder).values())
+        parts = (self._encoder.name, self._encoder.fingerprint, *computed, digest)
+        key = _digest_all(part.encode() for part in parts)
         path = self._folder / f"{kind}-{key}.safetensors"
         try:
             return _load_vectors(path, (count, self._encoder.dim))

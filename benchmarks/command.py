@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.datasets import CaptionedImage, keep_present, name_split, parse_dataset
+from benchmarks.embedding import describe_arithmetic
 from encoders.base import DEFAULT_ENCODER, Encoder, Fwd2BotError
 
 _VERSIONED = (
@@ -112,6 +113,7 @@ def describe_run(
         "fingerprint": encoder.fingerprint,
         "dim": encoder.dim,
         "summary_shape": encoder.summary_shape,
+        **describe_arithmetic(encoder),
     }
     return {
         "benchmark": module.removeprefix("benchmarks."),

@@ -29,6 +29,19 @@ _TEXT_BATCH = 128
 _MATCH_BATCH = 64
 
 
+def describe_arithmetic(encoder: Encoder) -> dict[str, str | None]:
+    """The device that an encoder computes on and the numbers it computes in, None where it has none.
+
+    Equal fingerprints give embeddings that are equal but for these.
+    """
+    device = getattr(encoder, "device", None)
+    if device is None:
+        return {"device": None, "dtype": None}
+    from encoders.precision import choose_dtype
+
+    return {"device": str(device), "dtype": str(choose_dtype(device.type)).removeprefix("torch.")}
+
+
 def decode_pictures(paths: Iterable[Path], image_size: int) -> Iterator[Image.Image]:
     """Decode files as the index does, so that a benchmark sees what the index sees."""
     return (decode_picture(path, image_size) for path in paths)

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import text_to_image
 from benchmarks.cache import EmbeddingCache, digest_photos, digest_texts
+from benchmarks.command import describe_run
 from benchmarks.datasets import CaptionedImage, read_karpathy
 from benchmarks.folds import report_folds
 from benchmarks.recall import report_pairs
@@ -16,6 +19,7 @@ from benchmarks.scenes import write_scenes
 from benchmarks.stored_forms import EXACT, LISTS, TOKENS, index_images, measure_stored_forms
 from benchmarks.text_to_image import embed_split
 from encoders.base import DatasetError
+from encoders.load import load_encoder
 from indexer.quantize import dequantize_summaries, quantize_summaries
 from indexer.table import EmbeddingTable
 from tests.conftest import FakeEncoder, to_unit
@@ -146,6 +150,28 @@ def test_embeddings_are_made_once_for_the_same_model_and_bytes(tmp_path: Path) -
     changed, _ = embed_split(encoder, images, EmbeddingCache(tmp_path / "kept", encoder))
     assert encoder.embedded == 9
     assert np.array_equal(changed[0], changed[1])
+
+
+def test_embeddings_of_another_device_or_of_other_numbers_are_not_those_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(device: str, dtype: torch.dtype) -> float:
+        monkeypatch.setattr("encoders.precision.choose_dtype", lambda _: dtype)
+        encoder = NoiseEncoder()
+        encoder.device = torch.device(device)  # type: ignore[attr-defined]
+        made = np.full((1, encoder.dim), next(numbers), np.float32)
+        return float(EmbeddingCache(tmp_path, encoder).load_or_make("images", "d", 1, lambda: made)[0, 0])
+
+    numbers = count()
+    kinds = [("cpu", torch.float32), ("cpu", torch.bfloat16), ("cuda", torch.bfloat16)]
+    assert [load(*kind) for kind in kinds * 2] == [0, 1, 2] * 2
+
+
+def test_a_result_says_on_which_device_and_in_which_numbers_it_was_computed() -> None:
+    encoder = load_encoder("tiny", device="cpu")
+    written = describe_run("benchmarks.made", [], encoder)["encoder"]
+    assert written["device"] == "cpu"
+    assert written["dtype"] == str(encoder.model.lvlm.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
 
 
 def test_digests_tell_order_and_borders_apart(tmp_path: Path) -> None:
