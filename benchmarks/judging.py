@@ -37,7 +37,7 @@ class Judgement(NamedTuple):
 class AccuracyReport:
     """The share judged right, over all and by kind, with Wilson's 95 % intervals and counts.
 
-    mean_of_kinds: each kind counts the same, however many compositions it has.
+    mean_of_kinds: each kind counts the same, however many compositions it has; what is of no kind does not.
     """
 
     accuracy: float
@@ -53,14 +53,14 @@ class AccuracyReport:
 def report_accuracy(kinds: Sequence[str], judgement: Judgement) -> AccuracyReport:
     """Sum up a judgement, whose i-th composition is of kinds[i]."""
     right, names = judgement.right, np.array(kinds)
-    by_kind = {kind: right[names == kind] for kind in sorted(set(kinds))}
+    by_kind = {kind: right[names == kind] for kind in sorted({*kinds} - {""})}
     shares = {kind: float(each.mean()) for kind, each in by_kind.items()}
     return AccuracyReport(
         accuracy=float(right.mean()),
         interval=find_wilson_interval(int(right.sum()), len(right)),
         count=len(right),
         chance=judgement.chance,
-        mean_of_kinds=float(np.mean(list(shares.values()))),
+        mean_of_kinds=float(np.mean(list(shares.values()) or right)),
         by_kind=shares,
         intervals={kind: find_wilson_interval(int(each.sum()), len(each)) for kind, each in by_kind.items()},
         counts={kind: len(each) for kind, each in by_kind.items()},

@@ -81,7 +81,7 @@ BOX = {"bbox_x": 3, "bbox_y": 5, "bbox_w": 20, "bbox_h": 10}
 def test_aro_cuts_a_box_out_and_may_have_many_false_captions(tmp_path: Path) -> None:
     pair = {"image_path": "1.jpg", "true_caption": "T.", "false_caption": "F."} | BOX
     write(tmp_path / "visual_genome_relation.json", [pair | {"relation_name": "on"}])
-    write(tmp_path / "visual_genome_attribution.json", [pair | {"attributes": ["red", "old"]}])
+    write(tmp_path / "visual_genome_attribution.json", [pair])
     relation, attribution = parse_aro(tmp_path, tmp_path)
     assert relation == Composition((Picture(tmp_path / "1.jpg", (3, 5, 23, 15)),), ("T.", "F."), 1, "on")
     assert attribution.kind == "visual_genome_attribution"
@@ -90,6 +90,28 @@ def test_aro_cuts_a_box_out_and_may_have_many_false_captions(tmp_path: Path) -> 
     assert order == Composition(
         (Picture(tmp_path / "val2014" / "2.jpg"),), ("T.", "F.", "G."), 1, "coco_order"
     )
+
+
+def test_aro_counts_attributes_by_their_pair_and_rare_pairs_for_the_whole_alone(tmp_path: Path) -> None:
+    pair = {"image_path": "1.jpg", "true_caption": "T.", "false_caption": "F."}
+    often, seldom = pair | {"attributes": ["red", "old", "wet"]}, pair | {"attributes": ["old", "red"]}
+    path = write(tmp_path / "visual_genome_attribution.json", [often] * 25 + [seldom] * 24)
+    kinds = [each.kind for each in parse_aro(path, tmp_path)]
+    assert kinds == ["red_old"] * 25 + [""] * 24
+    report = report_accuracy(kinds, Judgement(np.arange(49) < 20, 0.5))
+    assert (report.count, report.accuracy, report.mean_of_kinds) == (49, 20 / 49, 0.8)
+    assert report.counts == {"red_old": 25}
+
+
+def test_a_shuffled_caption_that_came_out_as_the_true_one_is_no_false_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same, mixed = ({"image": "1.jpg", "caption_options": ["T.", *false]} for false in (["T."], ["F.", "T."]))
+    (order,) = parse_aro(write(tmp_path / "coco_order.json", [same, mixed]), tmp_path)
+    assert order.captions == ("T.", "F.")
+    assert "coco_order.json: 1 of 2 left out" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match="no false caption that differs"):
+        parse_aro(write(tmp_path / "coco_order.json", [same]), tmp_path)
 
 
 def test_vsr_statements_are_true_or_false(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ class Picture(NamedTuple):
 class Composition:
     """Captions of which the first `true` are true of the first picture and the others false.
 
-    `kind` is the part of the set that it counts for.
+    `kind` is the part of the set that it counts for, or "" where it counts for the whole alone.
     """
 
     pictures: tuple[Picture, ...]
