@@ -2,18 +2,13 @@
 
 import csv
 import json
-import tarfile
-from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from benchmarks.datasets import CaptionedImage, keep_present, name_split, parse_dataset, read_karpathy
-from benchmarks.embedding import decode_pictures
-from benchmarks.readers.base import is_there
+from benchmarks.datasets import CaptionedImage, name_split, parse_dataset, read_karpathy
 from encoders.base import DatasetError
 
 
@@ -186,6 +181,18 @@ def test_a_list_of_captions_in_a_cell_is_as_many_rows(tmp_path: Path) -> None:
     assert parse_dataset(path, tmp_path, None)[0].captions == ("A\u2028dog.", "A.")
 
 
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+def test_a_cell_that_is_a_json_list_of_texts_holds_as_many_captions(
+    tmp_path: Path, suffix: str, delimiter: str
+) -> None:
+    cells = [json.dumps(["A dog.", 'A "hound", red.']), "[a dog] A.", "[1, 2]", "[" * 100_000]
+    with (tmp_path / f"t{suffix}").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, delimiter=delimiter)
+        writer.writerows([("raw", "filename"), *((cell, f"{n}.jpg") for n, cell in enumerate(cells))])
+    images = parse_dataset(tmp_path / f"t{suffix}", tmp_path, None)
+    assert [image.captions for image in images] == [("A dog.", 'A "hound", red.'), *((c,) for c in cells[1:])]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -216,76 +223,3 @@ def test_a_table_that_is_none_is_one_plain_error(tmp_path: Path) -> None:
         parse_dataset(write_text(tmp_path / "t.parquet", "PAR1"), tmp_path, None)
     with pytest.raises(DatasetError, match="of no known form"):
         parse_dataset(write_text(tmp_path / "t.xlsx", ""), tmp_path, None)
-
-
-def write_shard(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, BytesIO(content))
-    return path
-
-
-def draw_png(colour: str) -> bytes:
-    stream = BytesIO()
-    Image.new("RGB", (8, 8), colour).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def test_shards_give_photos_that_are_read_where_they_are(tmp_path: Path) -> None:
-    write_shard(
-        tmp_path / "1.tar",
-        {
-            "0.png": draw_png("red"),
-            "0.json": b'{"caption": "Red."}',
-            "1.txt": b"Blue.\nA blue one.\n",
-            "1.png": draw_png("blue"),
-            "lonely.png": draw_png("green"),
-        },
-    )
-    write_shard(tmp_path / "2.tar", {"0.cls": b"1", "0.png": draw_png("lime"), "0.txt": b"Lime."})
-    images = parse_dataset(tmp_path, tmp_path, None)
-    assert [(image.path, image.captions) for image in images] == [
-        (tmp_path / "1.tar" / "0.png", ("Red.",)),
-        (tmp_path / "1.tar" / "1.png", ("Blue.", "A blue one.")),
-        (tmp_path / "2.tar" / "0.png", ("Lime.",)),
-    ]
-    assert keep_present(images, tmp_path, allow_missing=False) == images
-    pictures = decode_pictures([image.path for image in images], 8)
-    assert [picture.getpixel((0, 0)) for picture in pictures] == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
-    assert parse_dataset(tmp_path / "2.tar", tmp_path, None) == images[2:]
-    assert not is_there(tmp_path / "1.tar" / "9.png")
-
-
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        ({"0.png": b"", "0.json": b'{"url": ""}'}, "is not of the form"),
-        ({"0.png": b"", "0.json": b"{"}, "is not JSON"),
-        ({"0.png": b"", "0.txt": b"\xff"}, "is not text"),
-        ({"0.png": b"", "0.txt": b" \n"}, "no caption with words"),
-        ({"0.png": b""}, "a picture beside its caption"),
-    ],
-)
-def test_a_shard_of_another_form_is_one_plain_error(
-    tmp_path: Path, members: dict[str, bytes], message: str
-) -> None:
-    with pytest.raises(DatasetError, match=message):
-        parse_dataset(write_shard(tmp_path / "s.tar", members), tmp_path, None)
-
-
-def test_a_shard_that_ends_too_early_is_refused_and_not_scored_in_part(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "s.tar", {"0.txt": b"A.", "0.png": draw_png("red")})
-    shard.write_bytes(b"\1" * 512 + shard.read_bytes()[512:])
-    with pytest.raises(DatasetError, match="damaged"):
-        parse_dataset(shard, tmp_path, None)
-    with pytest.raises(DatasetError, match=r"no \.tar shard"):
-        parse_dataset(tmp_path / "none.tar", tmp_path, None)
-
-
-def test_a_photo_of_karpathys_form_may_lie_in_an_archive(tmp_path: Path) -> None:
-    write_shard(tmp_path / "photos.tar", {"a.png": draw_png("red")})
-    path = write_annotations(tmp_path, make_record("a.png", "test", "A."), make_record("b.png", "test", "B."))
-    images = read_karpathy(path, tmp_path / "photos.tar", ["test"], allow_missing=True)
-    assert [image.path.name for image in images] == ["a.png"]

@@ -1,10 +1,11 @@
 """Any table of images and captions: CSV, TSV, JSON lines or Parquet, a row for each image or each caption.
 
 The columns are found by name: one of IMAGE_COLUMNS and one of CAPTION_COLUMNS, and "split" if there is one.
-A caption is text or a list of texts; rows of one image are put together.
+A caption is text or a list of texts (in CSV and TSV, JSON in a cell); rows of one image are put together.
 """
 
 import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -59,9 +60,20 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[Row]:
     reader = csv.DictReader(StringIO(read_text_file(path), newline=""), delimiter=delimiter)
     try:
         for row in reader:
-            yield f"line {reader.line_num} of {path}", row
+            yield f"line {reader.line_num} of {path}", {name: _open_cell(name, row[name]) for name in row}
     except csv.Error as error:
         raise DatasetError(f"Line {reader.line_num} of {path} cannot be read: {error}.") from error
+
+
+def _open_cell(name: str, cell: Any) -> Any:
+    """The list that a cell of captions holds as JSON, as Flickr30k's table has it; else the cell."""
+    if name not in CAPTION_COLUMNS or not isinstance(cell, str) or not cell.startswith("["):
+        return cell
+    try:
+        opened = json.loads(cell)
+    except (ValueError, RecursionError):  # a caption that begins with a bracket
+        return cell
+    return opened if all(isinstance(text, str) for text in opened) else cell
 
 
 def _read_lines(path: Path) -> Iterator[Row]:
