@@ -42,7 +42,7 @@ def parse_dataset(dataset: Path, images_dir: Path, split: str | None) -> list[Ca
     None: "test" where there are splits, else all there is, which is also what the split "all" names.
     """
     if dataset.suffix == ".json" and _is_karpathy(dataset):
-        return parse_karpathy(dataset, images_dir, [split or USUAL_SPLIT])
+        return parse_karpathy(dataset, images_dir, None if split == ALL else [split or USUAL_SPLIT])
     if dataset.suffix == ".json":
         images = parse_nocaps(dataset, images_dir)
         split = split or ALL

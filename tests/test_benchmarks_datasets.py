@@ -64,6 +64,13 @@ def test_a_split_that_is_not_there_is_refused_and_those_that_are_there_are_named
         read_karpathy(path, tmp_path, ["test"])
 
 
+def test_all_names_every_split_and_without_a_name_it_is_the_test_split(tmp_path: Path) -> None:
+    splits = ["val", "test", "train"]
+    path = write_annotations(tmp_path, *(make_record(f"{split}.jpg", split, "A.") for split in splits))
+    assert [image.split for image in parse_dataset(path, tmp_path, "all")] == splits
+    assert [image.split for image in parse_dataset(path, tmp_path, None)] == ["test"]
+
+
 def test_missing_photos_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
     path = write_annotations(tmp_path, *(make_record(f"{n}.jpg", "test", "A.") for n in range(5)))
     touch(tmp_path / "0.jpg")

@@ -13,8 +13,8 @@ from benchmarks.readers.base import CaptionedImage, clean_captions, join_below, 
 from encoders.base import DatasetError
 
 
-def parse_karpathy(json_path: Path, images_dir: Path, splits: Collection[str]) -> list[CaptionedImage]:
-    """Read what the file says of some splits, in its order, whether or not the photos are there.
+def parse_karpathy(json_path: Path, images_dir: Path, splits: Collection[str] | None) -> list[CaptionedImage]:
+    """Read what the file says of some splits (None: all), in its order, whether or not the photos are there.
 
     Splits are named as in the file; the usual COCO training set is {"train", "restval"}.
     """
@@ -34,9 +34,11 @@ def parse_each_karpathy(
     return images
 
 
-def _select_records(json_path: Path, splits: Collection[str]) -> list[dict[str, Any]]:
+def _select_records(json_path: Path, splits: Collection[str] | None) -> list[dict[str, Any]]:
     records = _load_records(json_path)
     counts = Counter(_read_text(record, "split", json_path) for record in records)
+    if splits is None:
+        return records
     require_splits(splits, counts, json_path)
     return [record for record in records if record["split"] in splits]
 
