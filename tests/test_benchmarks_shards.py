@@ -35,6 +35,7 @@ def test_shards_give_photos_that_are_read_where_they_are(tmp_path: Path) -> None
         {
             "0.png": draw_png("red"),
             "0.json": b'{"caption": "Red."}',
+            "1.json": b'{"url": "", "width": 8}',
             "1.txt": b"Blue.\nA blue one.\n",
             "1.png": draw_png("blue"),
             "lonely.png": draw_png("green"),

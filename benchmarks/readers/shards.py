@@ -1,6 +1,7 @@
 """WebDataset shards: .tar files of KEY.jpg beside KEY.txt (a caption on each line) or KEY.json ("caption").
 
-So img2dataset writes them, and CLIP_benchmark its retrieval sets. The photos stay where they are.
+So img2dataset writes them, and CLIP_benchmark its retrieval sets. Beside a KEY.txt, a KEY.json may hold other
+things than a caption. The photos stay where they are.
 """
 
 import tarfile
@@ -45,7 +46,7 @@ def _parse_shard(shard: Path) -> list[CaptionedImage]:
 
 
 def _read_captions(shard: Path) -> dict[str, tuple[str, ...]]:
-    captions: dict[str, tuple[str, ...]] = {}
+    captions, without = dict[str, tuple[str, ...]](), dict[str, str]()
     with tarfile.open(shard, "r:") as archive:
         for member in archive:
             kind = PurePosixPath(member.name).suffix.lower()
@@ -55,12 +56,19 @@ def _read_captions(shard: Path) -> dict[str, tuple[str, ...]]:
             stream = archive.extractfile(member)
             if stream is None or member.size > _LARGEST_CAPTION:
                 raise DatasetError(f"{where} has {member.size} bytes, too many for captions.")
-            texts = _list_texts(stream.read(), kind, where)
-            captions.setdefault(_find_key(member.name), clean_captions(texts, where))
+            texts, key = _list_texts(stream.read(), kind, where), _find_key(member.name)
+            if texts is None:
+                without[key] = where
+            else:
+                captions.setdefault(key, clean_captions(texts, where))
+    for key, where in without.items():
+        if key not in captions:
+            raise DatasetError(f'{where} is not of the form {{"caption": "..."}}, and there is no {key}.txt.')
     return captions
 
 
-def _list_texts(content: bytes, kind: str, where: str) -> list[str]:
+def _list_texts(content: bytes, kind: str, where: str) -> list[str] | None:
+    """The captions of a member; None where it is JSON of other things."""
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -69,9 +77,7 @@ def _list_texts(content: bytes, kind: str, where: str) -> list[str]:
         return text.splitlines()
     record = parse_json(text, where)
     caption = record.get("caption") if isinstance(record, dict) else None
-    if not isinstance(caption, str):
-        raise DatasetError(f'{where} is not of the form {{"caption": "..."}}.')
-    return [caption]
+    return [caption] if isinstance(caption, str) else None
 
 
 def _find_key(name: str) -> str:
