@@ -5,8 +5,8 @@
 
 on clustered synthetic embeddings (see `benchmarks.scale`), or on those of an index, of which some are taken
 out to be the queries. Every kind is built and searched in processes of its own. recall@10 is the share of the
-exact ten nearest, in float32, that are found. Memory is what a process has more of, mapped pages included,
-after it has opened the index and answered. Linux only: memory is read from /proc.
+exact ten nearest, in float32, that are found. Memory is the most that a process has more of, mapped pages
+included, while it opens the index and answers queries one by one. Linux only: memory is read from /proc.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from benchmarks.ann_results import (
     render_collection,
 )
 from benchmarks.command import describe_run, make_result_parser, refuse_overwriting, run_command, write_result
-from benchmarks.scale import Collection, read_memory, run_alone
+from benchmarks.scale import Collection, forget_peak, read_memory, run_alone
 from encoders.base import FloatArray, Fwd2BotError, MissingDependency
 from indexer.manifest import read_manifest
 from indexer.table import EmbeddingTable, read_vectors
@@ -97,25 +97,29 @@ def build_kind(kind: Kind, work: Path, folder: Path) -> tuple[float, float]:
 
 
 def search_kind(kind: Kind, work: Path, folder: Path, seconds: float) -> tuple[float, float, list[Point]]:
-    """Seconds to open, resident MiB, and a point for each effort, timed alone and in batches so long each."""
+    """Seconds to open, MiB at the peak, and a point for each effort, timed alone and in batches so long each.
+
+    The peak is of opening and of single queries at the first effort.
+    """
     import_package(kind.package)
     queries, truth = np.load(work / _ASKED), np.load(work / _TRUTH)
     rows = np.load(work / _BASE, mmap_mode="r").shape[0]
     before = read_memory("VmRSS")
+    forget_peak()
     start = time.perf_counter()
     search = kind.open(folder)
     opened = time.perf_counter() - start
     search(queries[:1], _K, kind.efforts(rows)[0])
     points = []
-    resident = 0.0
+    peak = 0.0
     for effort in kind.efforts(rows):
         alone = time_queries(search, np.split(queries, len(queries)), effort, seconds)
-        resident = resident or read_memory("VmRSS") - before
+        peak = peak or read_memory("VmHWM") - before
         batches = np.split(queries, range(_BATCH, len(queries), _BATCH))
         batched = time_queries(search, batches, effort, seconds)
         found = np.concatenate([search(batch, _K, effort) for batch in batches])
         points.append(Point(effort, find_recall(found, truth), alone, batched))
-    return opened, resident, points
+    return opened, peak, points
 
 
 def time_queries(search: Search, batches: Sequence[FloatArray], effort: str, seconds: float) -> float:
@@ -134,11 +138,11 @@ def measure_kind(kind: Kind, work: Path, seconds: float) -> KindResult:
     """Build one kind of index and search it."""
     with TemporaryDirectory(prefix="index-", dir=work) as place:
         folder = Path(place)
-        build_seconds, peak = run_alone(build_kind, kind, work, folder)
+        build_seconds, build_peak = run_alone(build_kind, kind, work, folder)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        opened, resident, points = run_alone(search_kind, kind, work, folder, seconds)
+        opened, search_peak, points = run_alone(search_kind, kind, work, folder, seconds)
     rows = np.load(work / _BASE, mmap_mode="r").shape[0]
-    return KindResult(kind.name, build_seconds, peak, size / rows, opened, resident, points)
+    return KindResult(kind.name, build_seconds, build_peak, size / rows, opened, search_peak, points)
 
 
 def measure_collection(work: Path, source: str, chosen: Sequence[Kind], seconds: float) -> CollectionResult:

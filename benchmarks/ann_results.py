@@ -26,7 +26,7 @@ class KindResult:
     build_peak_mib: float
     bytes_per_vector: float
     open_seconds: float
-    resident_mib: float
+    search_peak_mib: float
     points: list[Point]
 
 
@@ -82,7 +82,7 @@ def _compare_with(own: KindResult, point: Point, rivals: Sequence[tuple[KindResu
     costs = (
         ("build_seconds", "seconds to build"),
         ("bytes_per_vector", "bytes a vector"),
-        ("resident_mib", "resident MiB"),
+        ("search_peak_mib", "peak MiB of searching"),
     )
     for field, words in costs:
         kind, best = min(rivals, key=lambda pair: float(getattr(pair[0], field)))
@@ -100,7 +100,7 @@ def render_collection(result: CollectionResult) -> str:
     lines = [
         f"{result.source}; {result.queries} queries",
         f"{'kind':<30}{'effort':<26}{'recall@10':>9}{'alone/s':>9}{'by 256/s':>10}"
-        f"{'bytes':>7}{'MiB':>7}{'build s':>9}",
+        f"{'bytes':>7}{'peak MiB':>10}{'build s':>9}",
     ]
     for kind in result.kinds:
         for point in kind.points:
@@ -111,7 +111,7 @@ def render_collection(result: CollectionResult) -> str:
             )
             if first:
                 lines[-1] += (
-                    f"{kind.bytes_per_vector:>7,.0f}{kind.resident_mib:>7,.0f}{kind.build_seconds:>9,.1f}"
+                    f"{kind.bytes_per_vector:>7,.0f}{kind.search_peak_mib:>10,.0f}{kind.build_seconds:>9,.1f}"
                 )
     lines += [f"skipped: {name}: {reason}" for name, reason in result.skipped.items()]
     lines += [f"beaten in {defeat}" for defeat in result.defeats] or ["beaten in nothing at the same recall"]

@@ -94,15 +94,16 @@ class Building:
 
 @dataclass(frozen=True)
 class Searching:
-    """Opened, and asked one query at a time, then in batches; resident memory is after the single queries.
+    """Opened, and asked one query at a time, then in batches.
 
-    `mapped_mib` of it are pages of files, which the system takes back when it needs them.
+    `peak_mib` is the most that was resident in the single queries, pages of files included, which the system
+    takes back when it needs them; `own_mib` is what was not of files after them.
     `answers_per_second` counts queries asked one at a time with the paths of their hits.
     """
 
     open_seconds: float
+    peak_mib: float
     own_mib: float
-    mapped_mib: float
     queries_per_second: float
     batched_queries_per_second: float
     answers_per_second: float
@@ -167,13 +168,14 @@ def search_neighbours(index_dir: Path, collection: Collection) -> Searching:
     manifest = read_manifest(index_dir)
     neighbours = open_neighbours(index_dir, manifest)
     opened = time.perf_counter() - start
+    forget_peak()
     alone = _time_rate(lambda query: search_faiss(neighbours, query, _K), np.split(queries, len(queries)))
-    own, mapped = read_memory("RssAnon"), read_memory("RssFile")
+    peak, own = read_memory("VmHWM"), read_memory("RssAnon")
     batches = np.split(queries, range(_BATCH, len(queries), _BATCH))
     batched = _time_rate(lambda batch: search_faiss(neighbours, batch, _K), batches)
     searcher = Searcher(index_dir, manifest, cast(Encoder, None), neighbours)  # asked with vectors, not words
     answers = _time_rate(lambda batch: searcher.search_vectors(batch, _K), np.split(queries[:_BATCH], _BATCH))
-    return Searching(opened, own, mapped, alone, batched, answers)
+    return Searching(opened, peak, own, alone, batched, answers)
 
 
 def _time_rate(search: Callable[[FloatArray], object], batches: Sequence[FloatArray]) -> float:
@@ -204,11 +206,19 @@ def measure_recall(index_dir: Path, collection: Collection) -> float:
 
 
 def read_memory(field: str) -> float:
-    """A line of /proc/self/status in MiB: VmHWM, RssAnon or RssFile."""
+    """A line of /proc/self/status in MiB: VmHWM, VmRSS or RssAnon."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     raise Fwd2BotError(f"this system does not tell {field}: run the benchmark on Linux")
+
+
+def forget_peak() -> None:
+    """Let VmHWM begin anew with what is resident now: what is held for moments shows in no sample."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError as error:
+        raise Fwd2BotError(f"this system forgets no peak of memory ({error}): use Linux") from error
 
 
 def measure_scale(index_dir: Path, collection: Collection) -> ScaleResult:
@@ -231,7 +241,6 @@ def run_alone(step: Callable[..., Result], *arguments: object) -> Result:
 def render_result(result: ScaleResult) -> str:
     """One line for each step."""
     writing, building, searching = result.writing, result.building, result.searching
-    resident = searching.own_mib + searching.mapped_mib
     return "\n".join(
         [
             f"{result.collection.rows:,} embeddings of {result.collection.dim} dimensions",
@@ -239,8 +248,8 @@ def render_result(result: ScaleResult) -> str:
             f"build    {building.seconds:,.0f} s, peak {building.peak_mib:,.0f} MiB, "
             f"a file of {building.faiss_mib:,.0f} MiB",
             f"open     {searching.open_seconds:.2f} s",
-            f"resident {resident:,.0f} MiB after {_QUERIES:,} queries: {searching.own_mib:,.0f} its own, "
-            f"{searching.mapped_mib:,.0f} pages of files",
+            f"peak     {searching.peak_mib:,.0f} MiB in {_QUERIES:,} queries alone, pages of files included; "
+            f"{searching.own_mib:,.0f} its own after them",
             f"search   {searching.queries_per_second:,.0f} queries/s alone, "
             f"{searching.batched_queries_per_second:,.0f} in batches of {_BATCH}, "
             f"{searching.answers_per_second:,.0f} alone with the paths of the hits",
