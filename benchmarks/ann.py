@@ -29,7 +29,14 @@ from benchmarks.ann_results import (
     find_defeats,
     render_collection,
 )
-from benchmarks.command import describe_run, make_result_parser, refuse_overwriting, run_command, write_result
+from benchmarks.command import (
+    at_least,
+    describe_run,
+    make_result_parser,
+    refuse_overwriting,
+    run_command,
+    write_result,
+)
 from benchmarks.scale import Collection, forget_peak, read_memory, run_alone
 from encoders.base import FloatArray, Fwd2BotError, MissingDependency
 from indexer.manifest import read_manifest
@@ -181,14 +188,14 @@ def choose_kinds(names: Sequence[str]) -> list[Kind]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Recall, speed, size and memory of kinds of nearest-neighbour index."""
     parser = make_result_parser(_MODULE, main.__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
-    parser.add_argument("--dim", type=int, nargs="+", default=[256])
+    parser.add_argument("--rows", type=at_least(_K), nargs="+", default=[100_000])
+    parser.add_argument("--dim", type=at_least(1), nargs="+", default=[256])
     parser.add_argument("--index", type=Path, metavar="DIR", help="an index folder: its embeddings instead")
     parser.add_argument(
         "--kinds", nargs="+", default=[], choices=[kind.name for kind in KINDS], metavar="KIND"
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="for each timing (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="where vectors go (default: a temporary folder)"
     )

@@ -16,12 +16,28 @@ from typing import Any
 from benchmarks.datasets import CaptionedImage, keep_present, name_split, parse_dataset
 from benchmarks.embedding import describe_arithmetic
 from encoders.base import DEFAULT_ENCODER, Encoder, Fwd2BotError
+from indexer.images import describe_error
 
 _VERSIONED = (
     *("fwd2bot", "torch", "transformers", "numpy", "pillow", "pyarrow", "faiss-cpu", "faiss-gpu"),
     *("hnswlib", "usearch", "lancedb", "open_clip_torch", "sentence-transformers"),
     *("mteb", "nltk", "pycocoevalcap"),
 )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """What reads an option's whole number for argparse, which refuses one below `least` in a line."""
+
+    def read_count(text: str) -> int:
+        try:
+            count = int(text)
+        except ValueError:
+            count = least - 1
+        if count < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+        return count
+
+    return read_count
 
 
 def make_result_parser(module: str, description: str | None) -> argparse.ArgumentParser:
@@ -88,18 +104,27 @@ def describe_missing(count: int) -> str:
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a benchmark and return its exit code: a failure of ours is one line on stderr and a 1."""
+    """Run a benchmark and return its exit code: a failure that was foreseen is one line on stderr and a 1."""
     try:
         command()
     except Fwd2BotError as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"{error.filename}: " if error.filename else "", describe_error(error), sep="", file=sys.stderr)
+        return 1
     return 0
 
 
 def refuse_overwriting(path: Path | None, force: bool) -> None:
-    """Raise before hours of work, not after, where the result would replace another."""
-    if path is not None and path.exists() and not force:
+    """Raise before hours of work, not after, where the result would replace another or have no place."""
+    if path is None:
+        return
+    above = next(each for each in path.absolute().parents if each.exists())
+    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        taken = path if path.is_dir() else above
+        raise Fwd2BotError(f"No file {path} can be written, for {taken} is in the way: name another.")
+    if path.exists() and not force:
         raise Fwd2BotError(f"{path} already holds a result: name another file, or replace it with --force.")
 
 

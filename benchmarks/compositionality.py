@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.command import (
+    at_least,
     describe_missing,
     describe_run,
     make_parser,
@@ -153,9 +154,12 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="go on without photos that are not there"
     )
-    parser.add_argument("--count", type=int, default=1000, help="scenes to draw")
+    parser.add_argument("--count", type=at_least(1), default=1000, help="scenes to draw")
     parser.add_argument(
-        "--seed", type=int, default=2, help="the series of scenes; the embedded model learned from series 1"
+        "--seed",
+        type=at_least(0),
+        default=2,
+        help="the series of scenes; the embedded model learned from series 1",
     )
 
 

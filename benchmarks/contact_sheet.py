@@ -20,6 +20,7 @@ from PIL import Image
 
 from benchmarks.command import (
     add_dataset_options,
+    at_least,
     describe_run,
     make_parser,
     read_split,
@@ -122,8 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(_MODULE, main.__doc__)
     add_dataset_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
-    parser.add_argument("--count", type=int, default=50, help="of queries (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=at_least(1), default=50, help="of queries (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     options = parser.parse_args(arguments)
 
     def measure() -> None:

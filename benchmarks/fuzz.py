@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.command import describe_run, refuse_overwriting, run_command, write_result
+from benchmarks.command import at_least, describe_run, refuse_overwriting, run_command, write_result
 from benchmarks.fuzz_files import make_files
 from encoders.base import Fwd2BotError, ImageEmbeddings
 from indexer.columns import encode_rows
@@ -260,8 +260,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=f"python -m {_MODULE}", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--count", type=int, default=20_000, help="mutants to read (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="which mutants (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=at_least(1), default=20_000, help="mutants to read (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=1, help="which mutants (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
     parser.add_argument("--force", action="store_true", help="replace a result file that is already there")
     options = parser.parse_args(arguments)

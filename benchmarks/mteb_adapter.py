@@ -17,8 +17,11 @@ from benchmarks.command import describe_run, make_parser, refuse_overwriting, ru
 from benchmarks.text_table import render_rows
 from encoders.base import DatasetError, Encoder, FloatArray, MissingDependency
 from encoders.load import load_encoder
+from indexer.images import describe_error
 
 _MODULE = "benchmarks.mteb_adapter"
+
+_NETWORK = ("httpx", "httpcore")  # packages of the hub's errors; those of others are OSErrors
 
 Batch = Mapping[str, Sequence[Any]]  # what mteb's loader gives: lists of texts and of images
 
@@ -78,7 +81,7 @@ class MtebEncoder:
 
 
 def evaluate_tasks(encoder: Encoder, names: Sequence[str]) -> dict[str, TaskScore]:
-    """Run tasks by name; raises MissingDependency, and DatasetError for a task that mteb does not know."""
+    """Run tasks by name; raises MissingDependency, and DatasetError for one unknown or not to be had."""
     try:
         import mteb
     except ImportError as error:
@@ -87,7 +90,15 @@ def evaluate_tasks(encoder: Encoder, names: Sequence[str]) -> dict[str, TaskScor
         tasks = [mteb.get_task(name) for name in names]
     except KeyError as error:
         raise DatasetError(f"mteb has no such task: {str(error.args[0]).splitlines()[0]}") from error
-    results = mteb.evaluate(MtebEncoder(encoder), tasks).task_results
+    try:
+        results = mteb.evaluate(MtebEncoder(encoder), tasks).task_results
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _NETWORK:
+            raise
+        raise DatasetError(
+            f"mteb could not fetch or keep {', '.join(names)} ({describe_error(error)}): "
+            "it needs the network the first time, and a disk with room."
+        ) from error
     return {each.task_name: TaskScore(float(each.get_score()), each.scores) for each in results}
 
 

@@ -21,7 +21,14 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from benchmarks.command import describe_run, make_result_parser, refuse_overwriting, run_command, write_result
+from benchmarks.command import (
+    at_least,
+    describe_run,
+    make_result_parser,
+    refuse_overwriting,
+    run_command,
+    write_result,
+)
 from encoders.base import Encoder, FloatArray, Fwd2BotError, ImageEmbeddings
 from indexer.columns import FileRow
 from indexer.faiss_search import search_faiss
@@ -261,9 +268,9 @@ def render_result(result: ScaleResult) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time, memory and recall of an index of many synthetic embeddings."""
     parser = make_result_parser(_MODULE, main.__doc__)
-    parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=at_least(_K), default=10_000_000)
+    parser.add_argument("--dim", type=at_least(1), default=256)
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="keep the index here (default: a temporary folder)"
     )

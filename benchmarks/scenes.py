@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.command import at_least, run_command
 from benchmarks.scene_captions import (
     HardNegative,
     Phrasing,
@@ -132,14 +133,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write a folder of rendered scenes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scenes", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=144)
+    parser.add_argument("--count", type=at_least(1), default=300)
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--size", type=at_least(1), default=144)
     parser.add_argument("--format", choices=("png", "jpg"), default="png")
     options = parser.parse_args(arguments)
-    write_scenes(options.out, options.count, options.seed, options.size, options.format)
-    print(f"{options.count} scenes of series {options.seed} are in {options.out}")
-    return 0
+
+    def write() -> None:
+        write_scenes(options.out, options.count, options.seed, options.size, options.format)
+        print(f"{options.count} scenes of series {options.seed} are in {options.out}")
+
+    return run_command(write)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from benchmarks.cache import EmbeddingCache, digest_photos, digest_texts, find_u
 from benchmarks.command import (
     SplitRecord,
     add_dataset_options,
+    at_least,
     describe_missing,
     describe_run,
     make_parser,
@@ -122,7 +123,7 @@ def _show_interval(share: float, interval: Interval) -> str:
 def add_options(parser: ArgumentParser) -> None:
     """Add the options of this benchmark alone."""
     parser.add_argument(
-        "--folds", type=int, metavar="N", help="also the mean over N parts of the images (COCO 1K: 5)"
+        "--folds", type=at_least(2), metavar="N", help="also the mean over N parts of the images (COCO 1K: 5)"
     )
     parser.add_argument("--index-forms", action="store_true", help="also score by what an index keeps")
     parser.add_argument(

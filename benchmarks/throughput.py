@@ -21,7 +21,14 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from benchmarks.command import describe_run, make_parser, refuse_overwriting, run_command, write_result
+from benchmarks.command import (
+    at_least,
+    describe_run,
+    make_parser,
+    refuse_overwriting,
+    run_command,
+    write_result,
+)
 from benchmarks.photos import write_photos
 from benchmarks.speed import Run, time_command
 from encoders.base import Encoder, FloatArray, Fwd2BotError, ImageEmbeddings, PreparedImage
@@ -207,13 +214,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Whether the model is the bottleneck, and how time and memory grow."""
     parser = make_parser(_MODULE, main.__doc__)
     parser.add_argument("--images", type=Path, help="a folder of images; else photos are drawn")
-    parser.add_argument("--count", type=int, default=1000, help="how many to draw (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=at_least(1), default=1000, help="how many to draw (default: %(default)s)"
+    )
     parser.add_argument(
         "--megapixels", type=float, default=1.0, help="of a drawn photo (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, help="images at once; else what the encoder finds best")
     parser.add_argument(
-        "--scale", type=int, nargs="*", default=[], metavar="N", help="sizes of drawn folders"
+        "--batch-size", type=at_least(1), help="images at once; else what the encoder finds best"
+    )
+    parser.add_argument(
+        "--scale", type=at_least(1), nargs="*", default=[], metavar="N", help="sizes of drawn folders"
     )
     options = parser.parse_args(arguments)
 

@@ -14,6 +14,7 @@ import pytest
 from benchmarks.peers import race
 from benchmarks.peers.contenders import Architecture, ClipRetrieval, Fwd2bot, Rclip
 from benchmarks.peers.environments import find_versions, make_environment, module_command, module_script
+from benchmarks.peers.race_results import Figures, Kill, Race, Ratio, compare_sides, render_race
 from benchmarks.speed import Run
 from encoders.base import Fwd2BotError
 from indexer.faiss_search import search_faiss
@@ -40,13 +41,13 @@ class Sluggish:
         return Run(start + self.seconds * (32 if photos == PHOTOS.few else 132), 100 * self.seconds)
 
 
-def make_figures(monkeypatch: pytest.MonkeyPatch, side: Sluggish) -> race.Figures:
+def make_figures(monkeypatch: pytest.MonkeyPatch, side: Sluggish) -> Figures:
     monkeypatch.setattr(race, "index_photos", lambda side, photos, store: side.time(photos))
     monkeypatch.setattr(race, "search_store", lambda side, photos, store: Run(side.seconds, 1.0))
     lap = race.run_lap(side, PHOTOS)  # type: ignore[arg-type]
     slower = replace(lap, search=Run(4 * lap.search.seconds, 1.0)) if side.name == "theirs" else lap
-    kill = race.Kill(132, 66, 10.0, 20.0)
-    return race.Figures(side.name, {"torch": "2.0"}, [lap, slower], kill, 1000, [Run(side.seconds, 1.0)] * 2)
+    kill = Kill(132, 66, 10.0, 20.0)
+    return Figures(side.name, {"torch": "2.0"}, [lap, slower], kill, 1000, [Run(side.seconds, 1.0)] * 2)
 
 
 def test_images_a_second_leave_the_time_to_start_out_and_ratios_are_of_rounds(
@@ -55,14 +56,14 @@ def test_images_a_second_leave_the_time_to_start_out_and_ratios_are_of_rounds(
     ours = make_figures(monkeypatch, Sluggish("ours", 0.5))
     theirs = make_figures(monkeypatch, Sluggish("theirs", 1.0))
     assert [lap.images_per_second for lap in ours.laps + theirs.laps] == [2.0, 2.0, 1.0, 1.0]
-    ratios = race.compare_sides(ours, theirs)
-    assert ratios["images/s"] == race.Ratio(2.0, 2.0, 2.0)
-    assert ratios["cold query"] == race.Ratio(5.0, 2.0, 8.0)
-    assert ratios["peak memory"] == race.Ratio(2.0, 2.0, 2.0)
+    ratios = compare_sides(ours, theirs)
+    assert ratios["images/s"] == Ratio(2.0, 2.0, 2.0)
+    assert ratios["cold query"] == Ratio(5.0, 2.0, 8.0)
+    assert ratios["peak memory"] == Ratio(2.0, 2.0, 2.0)
     assert ratios["all photos, start included"].median == pytest.approx(137 / 71)
-    table = race.render_race(race.Race(1.0, 132, theirs, ours, race.compare_sides(theirs, ours)))
+    table = render_race(Race(1.0, 132, theirs, ours, compare_sides(theirs, ours)))
     assert table.count("beaten") == len(ratios) and "66 of 132" in table
-    both = race.render_race(race.Race(1.0, 132, ours, theirs, ratios))
+    both = render_race(Race(1.0, 132, ours, theirs, ratios))
     assert "beaten" not in both and "5.00 (2.00 to 8.00)" in both
     assert both.startswith("132 JPEGs of 1 megapixel,") and "theirs: torch 2.0" in both
 
