@@ -22,6 +22,7 @@ from indexer.manifest import read_manifest
 from retrieval.search import open_neighbours
 from tests.conftest import FakeEncoder, build
 
+ROOT = Path(__file__).parents[1]
 PYTHON = Path(sys.executable)
 ARCHITECTURE = Architecture("ViT-B-32", "laion", Path("hub"), Path("data"))
 PHOTOS = race.Photos(Path("few"), Path("all"), 132, 1.0)
@@ -73,6 +74,51 @@ def test_too_few_photos_are_refused_and_not_divided(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(race, "search_store", lambda side, photos, store: Run(3.0, 1.0))
     with pytest.raises(Fwd2BotError, match="give --count more"):
         race.run_lap(Sluggish("ours", 1.0), PHOTOS)  # type: ignore[arg-type]
+
+
+def test_photos_of_a_run_that_was_stopped_are_drawn_anew_and_whole_ones_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(folder: Path, count: int, megapixels: float) -> None:
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.jpg").touch()
+            if stop and number == 40:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(race, "write_photos", write)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        race.prepare_photos(tmp_path, 50, 1.0)
+    stop = False
+    for _ in range(2):
+        photos = race.prepare_photos(tmp_path, 50, 1.0)
+        assert [len(list(folder.iterdir())) for folder in (photos.few, photos.all)] == [32, 50]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_weights_are_written_over_those_of_a_run_that_was_stopped(tmp_path: Path) -> None:
+    # A stand-in for open_clip and for the export, which take minutes; what makes folders is the real code.
+    script = (
+        "from types import SimpleNamespace as Made\n"
+        "import torch, safetensors.torch\n"
+        "from benchmarks.peers import environments\n"
+        "torch.onnx.export = lambda *given, **more: None\n"
+        "safetensors.torch.save_file = lambda tensors, path: path.touch()\n"
+        "class Model(torch.nn.Module):\n"
+        "    visual, encode_image, encode_text = Made(image_size=(8, 8)), None, None\n"
+        "class Pretrained:\n"
+        "    get_pretrained_cfg = staticmethod(lambda *given: {'hf_hub': 'timm/made/'})\n"
+        "open_clip = Made(create_model=lambda name: Model(), pretrained=Pretrained, __file__=sys.argv[5])\n"
+        "sys.modules['open_clip'] = open_clip\n"
+        "exec(environments._MAKE_WEIGHTS)\n"
+        "exec(environments._MAKE_WEIGHTS)\n"
+    )
+    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").touch()
+    places = [str(tmp_path / "hub"), str(tmp_path / "data"), "ViT", "made", str(tmp_path / "open_clip.py")]
+    command = [sys.executable, "-c", f"import sys\n{script}", *places]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "data" / "tokenizer" / "bpe_simple_vocab_16e6.txt.gz").exists()
 
 
 class Writer:

@@ -82,9 +82,9 @@ model = open_clip.create_model(architecture).eval()
 repository = open_clip.pretrained.get_pretrained_cfg(architecture, pretrained)["hf_hub"].strip("/")
 cache = hub / "hub" / ("models--" + repository.replace("/", "--"))
 revision = "0" * 40
-(cache / "refs").mkdir(parents=True)
+(cache / "refs").mkdir(parents=True, exist_ok=True)
 (cache / "refs" / "main").write_text(revision)
-(cache / "snapshots" / revision).mkdir(parents=True)
+(cache / "snapshots" / revision).mkdir(parents=True, exist_ok=True)
 tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
 save_file(tensors, cache / "snapshots" / revision / "open_clip_model.safetensors")
 
@@ -97,7 +97,7 @@ class Half(torch.nn.Module):
         return self.encode(input)
 
 folder = data / f"{architecture}-{pretrained}"
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 side = model.visual.image_size[0]
 for name, encode, example in (
     ("visual", model.encode_image, torch.zeros(2, 3, side, side)),
@@ -107,7 +107,7 @@ for name, encode, example in (
         Half(encode), (example,), str(folder / f"{name}.onnx"), dynamo=False,
         input_names=["input"], output_names=["output"], dynamic_axes={"input": {0: "images"}},
     )
-(data / "tokenizer").mkdir()
+(data / "tokenizer").mkdir(exist_ok=True)
 shutil.copy(Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz"), data / "tokenizer")
 """
 

@@ -10,6 +10,7 @@ and asked again. Peak memory is that of the largest process. A ratio above 1 say
 """
 
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -147,11 +148,14 @@ def run_race(sides: tuple[Contender, Contender], photos: Photos, rounds: int, ro
 
 
 def prepare_photos(place: Path, count: int, megapixels: float) -> Photos:
-    """Draw the photos that are not there yet."""
+    """Draw the photos that are not there yet; a folder has its name once it is whole."""
     few, many = (place / f"photos-{number}-{megapixels:g}" for number in (_FEW, count))
     for folder, number in ((few, _FEW), (many, count)):
         if not folder.exists():
-            write_photos(folder, number, megapixels)
+            part = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            write_photos(part, number, megapixels)
+            part.rename(folder)
     return Photos(few, many, count, megapixels)
 
 
