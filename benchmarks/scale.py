@@ -29,6 +29,7 @@ from benchmarks.command import (
     run_command,
     write_result,
 )
+from benchmarks.stored_forms import refuse_used_folder
 from encoders.base import Encoder, FloatArray, Fwd2BotError, ImageEmbeddings
 from indexer.columns import FileRow
 from indexer.faiss_search import search_faiss
@@ -272,12 +273,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dim", type=at_least(1), default=256)
     parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="keep the index here (default: a temporary folder)"
+        "--work", type=Path, metavar="DIR", help="keep the index in DIR/index (default: a temporary folder)"
     )
     options = parser.parse_args(arguments)
 
     def measure() -> None:
         refuse_overwriting(options.json, options.force)
+        refuse_used_folder(options.work and options.work / "index")
         collection = Collection(options.rows, options.dim, options.seed)
         with (
             nullcontext(options.work) if options.work else TemporaryDirectory(prefix="fwd2bot-scale-") as work

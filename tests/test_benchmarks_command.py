@@ -59,6 +59,16 @@ def test_a_result_without_a_place_is_refused_before_the_work(tmp_path: Path) -> 
     refuse_overwriting(tmp_path / "file", force=True)
 
 
+def test_an_index_that_is_there_is_not_replaced_by_a_drawn_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "manifest.json").write_text("precious")
+    assert scale.main(["--rows", "10", "--dim", "4", "--work", str(tmp_path)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert (tmp_path / "index" / "manifest.json").read_text() == "precious"
+
+
 class ConnectError(Exception):
     """As that of httpx, which is no OSError."""
 
