@@ -56,6 +56,12 @@ def test_a_block_tells_command_date_machine_versions_seed_and_model() -> None:
     assert "```\na table\n```" in block and "](pictures/ann_1.svg)" in block
 
 
+def test_a_race_with_rclip_is_told_with_the_query_that_its_indexing_includes() -> None:
+    for section in SECTIONS:
+        if section.name.startswith("race_"):
+            assert ("hold a query too" in section.words) == section.name.startswith("race_rclip")
+
+
 def test_a_block_takes_the_place_of_the_one_before_and_of_nothing_else() -> None:
     first = replace_block("# Title\n\nBy hand.\n", SECTION, "one")
     assert first.startswith("# Title\n\nBy hand.\n\n## Neighbours\n\nSome words.\n\n<!-- begin ann -->")

@@ -142,7 +142,7 @@ class Fwd2bot:
 
 @dataclass(frozen=True)
 class Rclip:
-    """rclip, which indexes before it searches."""
+    """rclip, which indexes before it searches: every index command of it answers a query as well."""
 
     python: Path
     architecture: Architecture

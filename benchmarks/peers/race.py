@@ -3,10 +3,11 @@
     python -m benchmarks.peers.race --place DIR --rival rclip-3.3.0 --count 2000 --megapixels 1 12 --json FILE
 
 makes an environment for each side under DIR, and one CLIP model of random weights for both. In every round
-each side indexes a few photos and all of them from nothing, indexes again with nothing changed, and is asked
-one query from a cold start. Images a second leave the time to start out: more photos by more seconds. Then
-each is killed (SIGKILL) when half of its photos should be done, and its store is filled up with random rows
-and asked again. Peak memory is that of the largest process. A ratio above 1 says that fwd2bot is better.
+each side indexes a few photos and all of them from nothing, indexes again with nothing changed (rclip answers
+a query whenever it indexes: it has no command without), and is asked one query from a cold start. Images a
+second leave the time to start out: more photos by more seconds. Then each is killed (SIGKILL) when half of
+its photos should be done, and its store is filled up with random rows and asked again. Peak memory is that of
+the largest process. A ratio above 1 says that fwd2bot is better.
 """
 
 import os
