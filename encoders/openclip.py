@@ -35,7 +35,7 @@ class OpenClipEncoder(ImageEncoder):
         self, name: str, model: torch.nn.Module, preprocess: Any, tokenizer: Any, device: str
     ) -> None:
         # Some versions name a function by where it lies in memory, which is elsewhere in every process.
-        steps = re.sub(r" at 0x[0-9a-f]+", "", repr(preprocess))
+        steps = re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(preprocess))
         super().__init__(name, _fingerprint(model, steps), torch.device(device))
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self._dtype = choose_dtype(self.device.type)

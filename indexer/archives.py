@@ -122,7 +122,7 @@ def _list_zip(stream: FileIO, listing: Listing) -> None:
             listing.add(entry.filename, Member(entry.file_size, entry.header_offset, entry), plain)
     if not _lie_apart(member.entry for member in listing.members.values() if member.entry):
         listing.members.clear()
-        raise ValueError("images in it share bytes, as in a zip bomb: pack it anew")
+        raise ValueError("images in it share bytes, as in a zip bomb or a damaged file: pack it anew")
 
 
 def _lie_apart(entries: Iterable[zipfile.ZipInfo]) -> bool:

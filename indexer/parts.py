@@ -110,6 +110,7 @@ def _require_agreement(file: pq.ParquetFile, path: Path, manifest: Manifest, par
         raise ValueError(f"{file.metadata.num_rows} rows where the manifest says {part.rows}")
     longest = LONGEST_ROW + 2 * sum(_count_bytes(field.type) for field in schema)
     words = [place for place, field in enumerate(schema) if pa.types.is_string(field.type)]
+    wordy = list[int]()
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
         if not 0 < group.num_rows <= ROWS_PER_GROUP:
@@ -117,7 +118,9 @@ def _require_agreement(file: pq.ParquetFile, path: Path, manifest: Manifest, par
         if not 0 <= group.total_byte_size <= longest * group.num_rows:
             raise ValueError(f"{group.num_rows} rows of {group.total_byte_size} bytes")
         if sum(group.column(place).total_uncompressed_size for place in words) > LONGEST_ROW:
-            _require_few_words(path, group, number, words)
+            wordy.append(number)
+    if wordy:
+        _require_few_words(path, file.metadata, wordy, words)
 
 
 def _leave_out_name(schema: pa.Schema) -> pa.Schema:
@@ -126,20 +129,24 @@ def _leave_out_name(schema: pa.Schema) -> pa.Schema:
     return schema.with_metadata(kept)
 
 
-def _require_few_words(path: Path, group: pq.RowGroupMetaData, number: int, words: Sequence[int]) -> None:
-    """Refuse a group whose names and words, written out, are too long for its rows.
+def _require_few_words(
+    path: Path, metadata: pq.FileMetaData, groups: Sequence[int], words: Sequence[int]
+) -> None:
+    """Refuse a part of whose groups one has names and words that, written out, are too long for its rows.
 
     Encoded, rows that share a value share its bytes, so they are measured before they are written out. Where
     all values together are no longer than a row may be, no row can be longer: most groups need no measure.
     """
-    if any(not _ENCODINGS.issuperset(group.column(place).encodings) for place in words):
-        raise ValueError("its names are encoded as fwd2bot encodes none")
-    names = [group.column(place).path_in_schema for place in words]
+    names = [metadata.schema.column(place).path for place in words]
     with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=names) as file:
-        table = file.read_row_group(number, columns=names, use_threads=False)
-    size = sum(_measure_words(chunk) for column in table.columns for chunk in column.chunks)
-    if size > LONGEST_ROW * group.num_rows:
-        raise ValueError(f"{group.num_rows} rows of {size} bytes")
+        for number in groups:
+            group = metadata.row_group(number)
+            if any(not _ENCODINGS.issuperset(group.column(place).encodings) for place in words):
+                raise ValueError("its names are encoded as fwd2bot encodes none")
+            table = file.read_row_group(number, columns=names, use_threads=False)
+            size = sum(_measure_words(chunk) for column in table.columns for chunk in column.chunks)
+            if size > LONGEST_ROW * group.num_rows:
+                raise ValueError(f"{group.num_rows} rows of {size} bytes")
 
 
 def _measure_words(words: pa.DictionaryArray) -> int:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import TypeGuard
 
@@ -53,13 +54,13 @@ def find_image(table: EmbeddingTable, image: str) -> int:
     if image.isdecimal() and len(image) < 19:
         return _check_id(table, int(image))
     paths, shown = table.files["path"], unescape_path(image)
-    names = (image, image if "\0" in shown else shown)  # no file has a NUL in its name
+    names = [image] if "\0" in shown or shown == image else [image, shown]  # no file has a NUL in its name
     for path in (path for name in names for path in _list_spellings(table.root, name)):
         place = pc.index(paths, path).as_py()
         if place >= 0:
             return int(table.ids[place])
     ends = [pc.ends_with(paths, f"/{escape_path(name)}") for name in names]
-    found = table.files.filter(pc.or_(*ends))
+    found = table.files.filter(reduce(pc.or_, ends))
     matches = found["path"].to_pylist()
     if len(matches) > 1:
         examples = " and ".join(show_path(path) for path in matches[:2])

@@ -224,3 +224,6 @@ def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
     loaded.push_to_hub("somebody/mine")
     assert not (hub["somebody/mine"] / "base").exists()
     assert (hub["somebody/mine"] / "README.md").read_text() == "mine"
+    # A folder of this machine is nowhere to others.
+    loaded._replace(base=str(base)).push_to_hub("somebody/whole")
+    assert (hub["somebody/whole"] / "base" / "model.safetensors").exists()

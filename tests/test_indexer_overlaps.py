@@ -34,7 +34,7 @@ def test_a_zip_whose_images_share_bytes_is_refused_in_one_line(
         lay_over(archive.filelist)
     found = open_source(tmp_path).find()
     assert not found.files
-    reason = "images in it share bytes, as in a zip bomb: pack it anew"
+    reason = "images in it share bytes, as in a zip bomb or a damaged file: pack it anew"
     assert found.unreadable == [("bomb.zip", f"the archive cannot be read to its end ({reason})")]
 
 

@@ -93,6 +93,14 @@ def test_a_source_that_only_losses_without_a_weight_would_read_is_refused(
         require_losses(replace(settings, **weights))
 
 
+def test_the_tower_alone_needs_the_words_of_captions() -> None:
+    settings = replace(read_settings(CONFIG), word_weight=0.0)
+    with pytest.raises(DatasetError, match="tower_only would train nothing"):
+        require_losses(settings)
+    batches = tuple(replace(each, steps=0 if each.tower_only else each.steps) for each in settings.batches)
+    require_losses(replace(settings, batches=batches))
+
+
 def test_squares_in_memory_need_views(folder: Path) -> None:
     with pytest.raises(DatasetError, match="in_memory"):
         make_dataset(folder, augmentation=None)

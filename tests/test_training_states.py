@@ -18,6 +18,7 @@ from tests.tiny_models import LVLM, make_builder
 from tests.training_runs import make_settings
 from training.distributed import ALONE, Ranks
 from training.lvlm import make_lvlm
+from training.settings import BaseSettings
 from training.states import STATE_FILE, load_state, save_model, save_state
 from training.trainer import Trainer
 
@@ -57,6 +58,13 @@ def test_a_state_that_holds_shared_weights_under_all_names_is_read(tmp_path: Pat
         assert torch.equal(other.model.state_dict()[name], value), name
 
 
+def test_a_base_that_has_moved_is_no_other_model(tmp_path: Path) -> None:
+    before = make_trainer(lvlm=BaseSettings("somebody/a-model", "none"))
+    save_state(before, tmp_path / STATE_FILE)
+    after = make_trainer(lvlm=BaseSettings(str(tmp_path / "a-model"), "none"))
+    assert load_state(after, tmp_path / STATE_FILE) == ["lvlm"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -64,8 +72,9 @@ def test_a_state_that_holds_shared_weights_under_all_names_is_read(tmp_path: Pat
         {"adapters": AdapterSettings(2, 4)},
         {"adapters": AdapterSettings(4, 32)},  # whose weights would fit
         {"prompts": Prompts(image="Say less.")},
+        {"lvlm": BaseSettings("somebody/another", "none")},
     ],
-    ids=["k", "rank", "alpha", "prompts"],
+    ids=["k", "rank", "alpha", "prompts", "base"],
 )
 def test_a_state_of_another_model_is_refused_by_its_settings(tmp_path: Path, change: dict[str, Any]) -> None:
     save_state(make_trainer(), tmp_path / STATE_FILE)

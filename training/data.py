@@ -38,6 +38,7 @@ from training.views import SquareViews
 
 _SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _ID_SPACE = 10**9  # ids for each source; none has so many rows
+_ROWS_NAMED = 12
 _SCENES_A_STEP = 100_000  # more than any step has
 
 
@@ -138,16 +139,15 @@ class StepDataset(Dataset[Step]):
         return self._assemble(sources, [*seen, *texts], words, batch.tower_only)
 
     def describe_rows(self, ids: Sequence[int]) -> str:
-        """What a person finds the rows of a step by, which have these ids; drawn scenes are only counted."""
+        """What a person finds the first rows of a step by, which have these ids; the others are counted."""
         names = {first: name for name, first in self._first_ids.items()}
         described = list[str]()
-        for known in ids:
+        for known in ids[:_ROWS_NAMED]:
             place, row = divmod(known, _ID_SPACE)
             source = self.sources[names[place * _ID_SPACE]]
-            if not isinstance(source, DrawnSource):
-                described.append(source.describe_row(row))
-        drawn = len(ids) - len(described)
-        return ", ".join([*described, *([f"{drawn} drawn scenes"] if drawn else [])])
+            described.append("a drawn scene" if isinstance(source, DrawnSource) else source.describe_row(row))
+        more = len(ids) - len(described)
+        return ", ".join([*described, *([f"and {more:,} more"] if more else [])])
 
     def _plan(self, counts: dict[str, int], before: Counter[str], first_scene: int, random: Random) -> _Plan:
         plan = _Plan([], [], [])

@@ -161,8 +161,13 @@ def end_run_at(settings: TrainingSettings, step: int) -> TrainingSettings:
 
 def require_losses(settings: TrainingSettings) -> None:
     """Raise DatasetError where a batch has rows that no loss with a weight learns from."""
+    batches = [batch for batch in settings.batches if batch.steps]
+    if any(batch.tower_only for batch in batches) and not settings.word_weight:
+        raise DatasetError(
+            "Batches with tower_only would train nothing: they learn by word_weight, which is 0"
+        )
     matched = settings.contrastive_weight or settings.feature_weight
-    for name in {name for batch in settings.batches for name, count in batch.counts.items() if count}:
+    for name in {name for batch in batches for name, count in batch.counts.items() if count}:
         source = settings.sources.get(name)  # one that is not there is told of by who looks for it
         if source is None or settings.word_weight or settings.affinity_weight:
             continue

@@ -29,6 +29,7 @@ from training.trainer import Trainer
 STATE_FILE = "state.pt"
 SETTINGS_FILE = "training/settings.json"
 _CHANGING = ("image_size", "tower")  # of [lvlm], while a run goes on
+_PLACES = ("base", "checkpoint")  # of [lvlm], which may be moved, or have a name on the hub
 
 
 def save_state(trainer: Trainer, path: Path) -> None:
@@ -60,7 +61,7 @@ def load_state(trainer: Trainer, path: Path) -> list[str]:
     """
     state = read_state(path, trainer.ranks.device)
     now = write_settings(trainer.settings)
-    changed = [name for name, value in now.items() if state["settings"].get(name, value) != value]
+    changed = [name for name, value in now.items() if state["settings"].get(name) != value]
     try:
         _require_same_model(state["settings"], now)
         _load_trained(trainer, state["model"])
@@ -110,14 +111,19 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
 def _require_same_model(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ValueError where weights would fit that were trained for something else.
 
-    Other pixels a side are no other model, and a tower is put in before the first step.
+    Other pixels a side are no other model, nor is one of the same name elsewhere; a tower is put in before
+    the first step.
     """
     for name in ("summary_tokens", "adapters", "prompts"):
         if before[name] != now[name]:
             raise ValueError(name)
-    shapes = [{k: v for k, v in settings["lvlm"].items() if k not in _CHANGING} for settings in (before, now)]
-    if shapes[0] != shapes[1]:
+    if _describe_start(before["lvlm"]) != _describe_start(now["lvlm"]):
         raise ValueError("lvlm")
+
+
+def _describe_start(lvlm: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in lvlm.items() if name not in _CHANGING}
+    return {name: Path(value).name if name in _PLACES else value for name, value in kept.items()}
 
 
 def _find_trained(trainer: Trainer) -> dict[str, Tensor]:

@@ -57,13 +57,14 @@ class Checkpoint(NamedTuple):
     def push_to_hub(self, repository: str) -> str:
         """Upload what `save_checkpoint` writes to a hub name, made where it is new; returns the address.
 
-        A model card that is there already stays.
+        The base goes along where it is a folder of this machine. A model card that is there already stays.
         """
+        pushed = self._replace(base=OWN_BASE) if Path(self.base).is_dir() else self
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
         described = api.file_exists(repository, _CARD_FILE)
         with TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), self)
+            save_checkpoint(Path(folder), pushed)
             return str(
                 api.upload_folder(
                     repo_id=repository,
