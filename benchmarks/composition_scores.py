@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.embedding import embed_images, embed_texts, match_texts
 from benchmarks.judging import Scores
 from benchmarks.readers.composition import Composition, Picture
-from encoders.base import Encoder, FloatArray, TalkingEncoder
+from encoders.base import Encoder, FloatArray, can_talk
 from indexer.quantize import dequantize_summaries, quantize_summaries
 
 
@@ -71,7 +71,7 @@ def score_by_likelihood(
     tokens: StoredTokens | None,
 ) -> Scores | None:
     """Mean log-likelihood a token of each caption given each picture's tokens; None of an encoder without."""
-    if tokens is None or not isinstance(encoder, TalkingEncoder):
+    if tokens is None or not can_talk(encoder):
         return None
     asked = dict.fromkeys(
         (rows[picture], caption)

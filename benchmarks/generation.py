@@ -45,7 +45,7 @@ from benchmarks.speaking import (
     store_summaries,
 )
 from benchmarks.text_table import render_rows
-from encoders.base import CannotAnswer, DatasetError, Encoder, TalkingEncoder
+from encoders.base import CannotAnswer, DatasetError, Encoder, can_talk
 from encoders.load import load_encoder
 
 _MODULE = "benchmarks.generation"
@@ -117,7 +117,7 @@ def measure_answers(
 
 def measure_cross_entropy(encoder: Encoder, images: Sequence[CaptionedImage]) -> dict[str, float]:
     """Mean cross-entropy of all captions, nats a token, by form of the tokens they are read from."""
-    if not isinstance(encoder, TalkingEncoder):
+    if not can_talk(encoder):
         raise CannotAnswer(f"{encoder.name} keeps no summary tokens, so it gives no caption a likelihood.")
     if len(images) < 2:
         raise DatasetError("One image has no other photo's tokens to be compared with: give two or more.")
@@ -172,7 +172,7 @@ def _run_captions(encoder: Encoder, options: argparse.Namespace) -> CaptionResul
     load_tokenizer()  # which says what is missing before hours of work
     forms = choose_forms(encoder, options.forms)
     images, record = read_split(options)
-    cross_entropy = measure_cross_entropy(encoder, images) if isinstance(encoder, TalkingEncoder) else None
+    cross_entropy = measure_cross_entropy(encoder, images) if can_talk(encoder) else None
     scores = measure_captions(encoder, images, forms, options.instruction)
     ratio = cross_entropy and compare_forms(cross_entropy)
     result = CaptionResult(record, options.instruction, scores, cross_entropy, ratio)

@@ -8,7 +8,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.embedding import decode_pictures
-from encoders.base import CannotAnswer, Encoder, FloatArray, SeeingEncoder, TalkingEncoder
+from encoders.base import CannotAnswer, Encoder, FloatArray, SeeingEncoder, can_talk
 from indexer.quantize import dequantize_summaries, quantize_summaries
 
 # Summary tokens as the encoder gave them and as an index keeps them.
@@ -26,7 +26,7 @@ Shown = FloatArray | list[Image.Image]
 
 def choose_forms(encoder: Encoder, wanted: Sequence[str] | None) -> list[str]:
     """The forms that are wanted, else all that the encoder can talk from; raises CannotAnswer."""
-    able = [*TOKEN_FORMS] if isinstance(encoder, TalkingEncoder) and encoder.summary_shape else []
+    able = [*TOKEN_FORMS] if can_talk(encoder) and encoder.summary_shape else []
     able += [PIXELS] if isinstance(encoder, SeeingEncoder) else []
     if not able or not set(wanted or able) <= set(able):
         raise CannotAnswer(
@@ -97,5 +97,5 @@ def _say(encoder: Encoder, shown: Shown, questions: Sequence[str] | None) -> lis
     if isinstance(shown, list):
         assert isinstance(encoder, SeeingEncoder)
         return encoder.caption_images(shown) if questions is None else encoder.answer_images(shown, questions)
-    assert isinstance(encoder, TalkingEncoder)
+    assert can_talk(encoder)
     return encoder.caption(shown) if questions is None else encoder.answer(shown, questions)

@@ -39,7 +39,7 @@ from benchmarks.embedding import (
 from benchmarks.photos import draw_photo
 from benchmarks.recall import report_pairs
 from benchmarks.speaking import store_summaries
-from encoders.base import Encoder, FloatArray, ImageEmbeddings, TalkingEncoder
+from encoders.base import Encoder, FloatArray, ImageEmbeddings, can_talk
 from encoders.load import load_encoder
 from indexer.columns import FileRow, encode_rows
 from indexer.manifest import EncoderRecord, Manifest, TokenFormat
@@ -158,7 +158,7 @@ def measure_costs(encoder: Encoder, images: Sequence[CaptionedImage]) -> list[Co
             stored, tokens = _restore(form, embeddings)
             recall = report_pairs(stored, texts, owners).text_to_image.hits[10]
             entropy = None
-            if tokens is not None and isinstance(encoder, TalkingEncoder):
+            if tokens is not None and can_talk(encoder):
                 entropy = match_captions(encoder, tokens, images)
             costs.append(Cost(form, write_form(Path(place), form, embeddings), recall, entropy))
     return costs

@@ -19,7 +19,7 @@ Fwd2BotError
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,3 +179,11 @@ class SeeingEncoder(Encoder, Protocol):
 
     def answer_images(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
         """Answer questions[i] about images[i]."""
+
+
+def can_talk(encoder: Encoder) -> TypeGuard[TalkingEncoder]:
+    """Whether the class of an encoder is a TalkingEncoder.
+
+    isinstance would, on Python 3.11, read every property of it: `batch_size` encodes hundreds of images.
+    """
+    return all(hasattr(type(encoder), method) for method in ("caption", "answer", "match"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from encoders.base import DEFAULT_ENCODER, LVLM_PREFIX, SENTENCE_PREFIX, Encoder, EncoderNotFound, first_line
 
 _OPENCLIP = "openclip:"
-_SETTINGS = "fwd2bot.json"  # without which a folder is no checkpoint
+SETTINGS_FILE = "fwd2bot.json"  # without which a folder is no checkpoint
 
 
 def load_encoder(name: str, device: str = "auto") -> Encoder:
@@ -59,7 +59,7 @@ def find_checkpoint(name: str) -> Path:
     )
 
     try:
-        hf_hub_download(name, _SETTINGS)  # first: what has none is no checkpoint, and may be a 7B LVLM
+        hf_hub_download(name, SETTINGS_FILE)  # first: what has none is no checkpoint, and may be a 7B LVLM
         return _check_checkpoint(name, Path(snapshot_download(name)))
     except RemoteEntryNotFoundError:
         return _check_checkpoint(name, folder)
@@ -91,10 +91,10 @@ def choose_device(device: str) -> str:
 
 
 def _check_checkpoint(name: str, folder: Path) -> Path:
-    if not (folder / _SETTINGS).is_file():
+    if not (folder / SETTINGS_FILE).is_file():
         raise EncoderNotFound(
-            f"{name!r} is no model: give {DEFAULT_ENCODER!r}, a folder or hub name that holds {_SETTINGS}, "
-            f"{LVLM_PREFIX}NAME, {_OPENCLIP}ARCH/PRETRAINED or {SENTENCE_PREFIX}NAME"
+            f"{name!r} is no model: give {DEFAULT_ENCODER!r}, a folder or hub name that holds "
+            f"{SETTINGS_FILE}, {LVLM_PREFIX}NAME, {_OPENCLIP}ARCH/PRETRAINED or {SENTENCE_PREFIX}NAME"
         )
     return folder
 

@@ -16,7 +16,6 @@ from transformers import BatchEncoding
 
 from encoders.base import EncoderMismatch, FloatArray, ImageEmbeddings, PreparedImage
 from encoders.fwd2bot.encoder import hash_folders
-from encoders.fwd2bot.families import find_family
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.preparation import ImagePreparer
 from encoders.fwd2bot.pretrained import Lvlm, fetch_lvlm, load_lvlm
@@ -58,7 +57,7 @@ class LvlmEncoder(ImageEncoder):
     @property
     def image_size(self) -> int:
         """Shorter side, in pixels, of the largest picture that the model is shown."""
-        return find_family(self.model.config.model_type).image_side(self.builder.processor)
+        return self.builder.image_side
 
     def prepare_image(self, image: Image.Image) -> PreparedImage:
         """What the processor makes of an image, where it looks at each alone."""

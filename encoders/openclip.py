@@ -18,7 +18,7 @@ from encoders.base import (
     PreparedImage,
     first_line,
 )
-from encoders.batches import stack_pixels
+from encoders.batches import stack_pixels, to_unit_rows
 from encoders.imaging import ImageEncoder
 from encoders.precision import choose_dtype
 
@@ -85,7 +85,7 @@ class OpenClipEncoder(ImageEncoder):
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
         pixels = stack_pixels([np.asarray(image) for image in prepared], self.device)
         pixels = pixels.to(self._dtype)
-        return ImageEmbeddings(_to_unit(self.model.encode_image(pixels)), None)
+        return ImageEmbeddings(to_unit_rows(self.model.encode_image(pixels)), None)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
@@ -94,7 +94,7 @@ class OpenClipEncoder(ImageEncoder):
             return np.empty((0, self.dim), np.float32)
         parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
         rows = [self.model.encode_text(self.tokenizer(list(part)).to(self.device)) for part in parts]
-        return np.concatenate([_to_unit(row) for row in rows])
+        return np.concatenate([to_unit_rows(row) for row in rows])
 
 
 def _fingerprint(model: torch.nn.Module, preprocess: str) -> str:
@@ -103,8 +103,3 @@ def _fingerprint(model: torch.nn.Module, preprocess: str) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _to_unit(rows: torch.Tensor) -> FloatArray:
-    # In float32: rows that bfloat16 calls unit are 0.998 to 1.002 long, and the longer would be found first.
-    return torch.nn.functional.normalize(rows.float(), dim=-1).cpu().numpy()

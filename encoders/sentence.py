@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from encoders.base import (
     Encoder,
@@ -28,6 +27,7 @@ from encoders.base import (
     PreparedImage,
     first_line,
 )
+from encoders.batches import to_unit_rows
 from encoders.fwd2bot.encoder import hash_folders
 from encoders.fwd2bot.families import find_family_of_processor
 from encoders.fwd2bot.pretrained import fetch_lvlm
@@ -102,13 +102,13 @@ class SentenceEncoder(ImageEncoder):
         # The library leaves pixels in float32, and not every vision tower casts them.
         with torch.autocast(self.device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
             rows = self.model.encode_document(list(prepared), batch_size=len(prepared), **_QUIETLY)
-        return ImageEmbeddings(_to_unit(rows), None)
+        return ImageEmbeddings(to_unit_rows(rows), None)
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """Embed texts in batches."""
         if not texts:
             return np.empty((0, self.dim), np.float32)
-        return _to_unit(self.model.encode_query(list(texts), batch_size=_TEXTS_AT_ONCE, **_QUIETLY))
+        return to_unit_rows(self.model.encode_query(list(texts), batch_size=_TEXTS_AT_ONCE, **_QUIETLY))
 
 
 def _refuse_pickles(name: str, folder: Path) -> None:
@@ -144,8 +144,3 @@ def _load_model(name: str, folder: Path, device: str) -> Any:
         raise MissingDependency(f"{name} cannot be loaded: {first_line(error)}") from error
     except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
         raise EncoderDamaged(f"{name} cannot be read ({first_line(error)}): fetch it again") from error
-
-
-def _to_unit(rows: Tensor) -> FloatArray:
-    unit: FloatArray = nn.functional.normalize(rows.float(), dim=-1).cpu().numpy()
-    return unit

@@ -4,11 +4,10 @@ import os
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
-from typing import TypeGuard
 
 import pyarrow.compute as pc
 
-from encoders.base import CannotAnswer, Encoder, FloatArray, QueryError, TalkingEncoder
+from encoders.base import CannotAnswer, FloatArray, QueryError, TalkingEncoder, can_talk
 from indexer.manifest import Root
 from indexer.paths import escape_path, show_path, unescape_path
 from indexer.table import EmbeddingTable
@@ -32,17 +31,9 @@ def _talk(index_dir: Path, image: str, speak: Callable[[TalkingEncoder, FloatArr
     table = EmbeddingTable.open(index_dir)
     summaries = table.read_summaries([find_image(table, image)])  # before the model, which takes seconds
     encoder = load_matching_encoder(table.manifest)
-    if not _can_talk(encoder):
+    if not can_talk(encoder):
         raise CannotAnswer(f"the model {encoder.name} cannot talk: index with one that can, such as tiny")
     return speak(encoder, summaries)[0]
-
-
-def _can_talk(encoder: Encoder) -> TypeGuard[TalkingEncoder]:
-    """Whether the class of an encoder has what it takes.
-
-    isinstance would, on Python 3.11, read every property of it: `batch_size` encodes hundreds of images.
-    """
-    return all(hasattr(type(encoder), method) for method in ("caption", "answer", "match"))
 
 
 def find_image(table: EmbeddingTable, image: str) -> int:

@@ -26,9 +26,8 @@ from encoders.fwd2bot.card import write_card
 from encoders.fwd2bot.model import Fwd2Bot
 from encoders.fwd2bot.pretrained import fetch_lvlm, load_lvlm, load_processor
 from encoders.fwd2bot.prompts import Prompts
-from encoders.load import find_checkpoint
+from encoders.load import SETTINGS_FILE, find_checkpoint
 
-SETTINGS_FILE = "fwd2bot.json"
 OWN_BASE = "base"
 _FORMAT = 1
 _PROCESSOR = "processor"

@@ -56,7 +56,7 @@ class Fwd2BotEncoder(ImageEncoder):
     @property
     def image_size(self) -> int:
         """Shorter side, in pixels, of the largest picture that the model is shown."""
-        return self.model.family.image_side(self.builder.processor)
+        return self.builder.image_side
 
     def prepare_image(self, image: Image.Image) -> PreparedImage:
         """What the processor makes of an image, where it looks at each alone."""
