@@ -1,11 +1,13 @@
 """The images below a URL that fsspec knows (s3://, gs://, memory:// ...), each read in one request."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from io import BytesIO
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import fsspec
 import xxhash
@@ -25,10 +27,14 @@ from .images import (
 )
 from .paths import escape_path, unescape_path
 
+_Entry = Mapping[str, Any]  # of a listing
+
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 # What the file systems of fsspec call the time of the last write, and a mark that changes with the content.
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 _MARKS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "checksum", "Last-Modified")
+_DEEPEST = 40  # folders in one another: a web server lists them without end where a link leads back up
+_REQUESTS = 16  # at a time, where a listing is of names alone
 
 
 class UrlSource:
@@ -55,15 +61,17 @@ class UrlSource:
                     ) from error
                 unreadable.append((escape_path(folder), reason))
                 continue
-            for path, entry in entries:
+            images = dict[str, _Entry]()
+            for path, entry in entries.items():
                 if not selection.takes(path):
                     continue
                 if entry["type"] == "directory":
                     folders.append(path)
                 elif is_image_name(path):
-                    files.append(self._list_file(path, entry))
+                    images[path] = entry
                 elif path.lower().endswith(ARCHIVE_EXTENSIONS):
                     archives.append(path)
+            files.extend(self._list_files(images))
         return FoundImages(files.sort(), unreadable, _refuse_archives(archives))
 
     def open(self, path: str) -> BinaryIO:
@@ -81,24 +89,36 @@ class UrlSource:
     def _locate(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root or "/"
 
-    def _list_folder(self, folder: str) -> list[tuple[str, Mapping[str, Any]]]:
-        """What lies in a folder, by its path below the root."""
-        entries = self._files.ls(self._locate(folder), detail=True)
-        paths = (entry["name"].removeprefix(self._root).strip("/") for entry in entries)
-        # Some stores keep a mark for the folder itself.
-        return [
-            (path, entry)
-            for path, entry in zip(paths, entries, strict=True)
-            if path and path != folder and path.startswith(f"{folder}/" if folder else "")
-        ]
+    def _list_folder(self, folder: str) -> dict[str, _Entry]:
+        """What lies right in a folder, by its path below the root: a web page may link to anywhere."""
+        if folder.count("/") == _DEEPEST:
+            raise OSError(f"it lies below {_DEEPEST} folders, as if a link led back up")
+        start, listed = f"{folder}/" if folder else "", dict[str, _Entry]()
+        for entry in self._files.ls(self._locate(folder), detail=True):
+            path = entry["name"].removeprefix(self._root).strip("/")
+            # Some stores keep a mark for the folder itself.
+            if path.startswith(start) and _is_name(path.removeprefix(start)):
+                listed[path] = entry
+        return listed
 
-    def _list_file(self, path: str, entry: Mapping[str, Any]) -> ImageFile:
-        """List a file; one whose listing was of names alone, as HTTP's are, is asked for the rest."""
-        if entry["size"] is None:
-            with suppress(Exception):  # reading it will say why
-                entry = self._files.info(entry["name"])
-        size = -1 if entry["size"] is None else int(entry["size"])
-        return make_image_file(path, size, read_stamp(entry))
+    def _list_files(self, entries: dict[str, _Entry]) -> Iterator[ImageFile]:
+        """List files; those whose listing was of names alone, as HTTP's are, are asked for the rest."""
+        bare = [path for path, entry in entries.items() if entry["size"] is None]
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            asked = dict(zip(bare, pool.map(self._ask, (entries[path] for path in bare)), strict=True))
+        for path, entry in (entries | asked).items():
+            size = -1 if entry["size"] is None else int(entry["size"])
+            yield make_image_file(path, size, read_stamp(entry))
+
+    def _ask(self, entry: _Entry) -> _Entry:
+        with suppress(Exception):  # reading it will say why
+            entry = self._files.info(entry["name"])
+        return entry
+
+
+def _is_name(path: str) -> bool:
+    """Whether this is a single name; HTTP's client takes `%2E%2E` for the folder above too."""
+    return "/" not in path and unquote(path) not in ("", ".", "..")
 
 
 def _refuse_archives(paths: Sequence[str]) -> list[tuple[str, str]]:
@@ -109,7 +129,7 @@ def _refuse_archives(paths: Sequence[str]) -> list[tuple[str, str]]:
     return [(escape_path(min(paths)), f"an archive behind a URL is not read{more}: unpack it there")]
 
 
-def read_stamp(entry: Mapping[str, Any]) -> int:
+def read_stamp(entry: _Entry) -> int:
     """The time of an object's last write in nanoseconds since 1970, as a sign of whether it has changed.
 
     Stores count in seconds. Where there is a mark of the content too (an ETag), it makes the digits below the

@@ -159,6 +159,40 @@ def test_files_whose_listing_tells_no_size_are_asked_for_it(
     assert (report.copied, report.reused, report.skipped) == (1, 1, 1)
 
 
+def test_a_page_that_leads_elsewhere_or_round_in_circles_is_not_followed(web: str, tmp_path: Path) -> None:
+    (tmp_path / "outside.png").write_bytes(FILES["a.png"])
+    up, folder = ("..", "%2E%2E", "below/../.."), tmp_path / "photos/below"
+    links = [*(f"{name}/outside.png" for name in up), "./", "../", "%2e/", "deep/b.JPG", "b.JPG", "./b.JPG"]
+    (folder / "index.html").write_text("".join(f'<a href="{link}">x</a>' for link in links))
+    assert [file.path for file in open_source(web).find().files] == ["a.png", "below/b.JPG", "empty.png"]
+    (folder / "index.html").unlink()
+    (folder / "back").symlink_to(folder)
+    found = open_source(web).find()
+    assert len(found.files) == 2 + 40
+    assert [reason for _, reason in found.unreadable] == [
+        "it lies below 40 folders, as if a link led back up"
+    ]
+
+
+def test_files_are_asked_about_side_by_side(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, together = fsspec.get_filesystem_class("memory"), threading.Barrier(3, timeout=20)
+    listed, info = files.ls, files.info
+    for name in ("one.png", "two.png", "three.png"):
+        with fsspec.open(f"{memory}/trash/{name}", "wb") as stream:
+            stream.write(FILES["a.png"])
+
+    def ask(self: object, path: str, **options: object) -> object:
+        together.wait()  # for the other two
+        return info(self, path, **options)
+
+    monkeypatch.setattr(
+        files, "ls", lambda *given, **options: [entry | {"size": None} for entry in listed(*given, **options)]
+    )
+    monkeypatch.setattr(files, "info", ask)
+    found = open_source(f"{memory}/trash").find(["d.png"])
+    assert [file.size for file in found.files] == [len(FILES["a.png"])] * 3
+
+
 def test_a_file_whose_size_nobody_tells_is_read(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.filesystem("memory").rm(f"{memory}/empty.png")
     before, files = read_all(memory), fsspec.get_filesystem_class("memory")
