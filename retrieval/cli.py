@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed and said why in a line, 2 wrong usage. Nothing heav
 """
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ import typer
 
 from . import upkeep
 from .options import ImageArgument, IndexOption, JsonOption
-from .terminal import complain, print_facts, print_results
+from .terminal import complain, print_answer, print_facts, print_results
 
 app = typer.Typer(
     add_completion=False,
@@ -80,7 +81,7 @@ def caption(image: ImageArgument, index_dir: IndexOption = None) -> None:
     from retrieval import ask
     from retrieval.locate import find_index
 
-    print_results([ask.caption(find_index(Path.cwd(), index_dir), image) + "\n"])
+    print_answer(ask.caption(find_index(Path.cwd(), index_dir), image))
 
 
 @app.command(epilog=ASK_EPILOG)
@@ -93,7 +94,7 @@ def ask(
     from retrieval import ask
     from retrieval.locate import find_index
 
-    print_results([ask.ask(find_index(Path.cwd(), index_dir), image, question) + "\n"])
+    print_answer(ask.ask(find_index(Path.cwd(), index_dir), image, question))
 
 
 @app.command(epilog="\b\nExamples:\n  fwd2bot info\n  fwd2bot info --index ~/archive-index --json")
@@ -112,6 +113,8 @@ app.command(epilog=upkeep.MERGE_EPILOG)(upkeep.merge)
 
 def main() -> None:
     """Run the command line; every failure that was foreseen is one line on stderr and exit code 1."""
+    # Closed by the caller (`2>&-`), its number would go to the next file, and complaints into that.
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - open to the end
     try:
         app(prog_name="fwd2bot")
     except OSError as error:  # a full disk, a folder that cannot be written

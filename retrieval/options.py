@@ -5,12 +5,30 @@ from typing import Annotated, Literal
 
 import typer
 
+
+def read_place(typed: str) -> Path:
+    """The folder of an index: an empty word, as of an unset variable, does not name the current one."""
+    if not typed:
+        from encoders.base import IndexNotFound  # not up here: `--help` answers at once
+
+        raise IndexNotFound("the path of the index is empty: name a folder")
+    return Path(typed)
+
+
 IndexOption = Annotated[
     Path | None,
-    typer.Option("--index", metavar="PATH", help="The index; else the nearest .fwd2bot from here upwards."),
+    typer.Option(
+        "--index",
+        metavar="PATH",
+        parser=read_place,
+        help="The index; else the nearest .fwd2bot from here upwards.",
+    ),
 ]
 IndexPlaceOption = Annotated[
-    Path | None, typer.Option("--index", metavar="PATH", help="Where the index goes; else DIR/.fwd2bot.")
+    Path | None,
+    typer.Option(
+        "--index", metavar="PATH", parser=read_place, help="Where the index goes; else DIR/.fwd2bot."
+    ),
 ]
 MODEL_HELP = (
     "tiny, a Fwd2Bot checkpoint (folder or hub name), lvlm:NAME (any LVLM, untrained), "

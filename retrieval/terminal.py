@@ -69,6 +69,11 @@ def print_facts(facts: dict[str, Any], as_json: bool) -> None:
     print_results(f"{show_line(line)}\n" for line in ([json.dumps(facts)] if as_json else lines))
 
 
+def print_answer(answer: str) -> None:
+    """What a model says, in its lines: it may be anybody's, and commands nothing to a terminal."""
+    print_results(f"{show_line(line)}\n" for line in answer.split("\n"))
+
+
 def print_results(pieces: Iterable[str]) -> None:
     """Write results to stdout as bytes, so that names which are no text come out as they are."""
     if sys.stdout is None:  # closed by the caller: `>&-`

@@ -22,6 +22,7 @@ from .options import (
     TokensOption,
     WatchOption,
     WorkersOption,
+    read_place,
 )
 from .terminal import Progress, complain, print_note, print_plan, print_report, print_results
 
@@ -106,10 +107,15 @@ Examples:
 
 
 def merge(
-    into: Annotated[Path, typer.Argument(metavar="INTO", help="An index, or a folder that has one.")],
-    source: Annotated[Path, typer.Argument(metavar="FROM", help="The index to add to it.")],
+    into: Annotated[
+        Path, typer.Argument(metavar="INTO", parser=read_place, help="An index, or a folder that has one.")
+    ],
+    source: Annotated[
+        Path, typer.Argument(metavar="FROM", parser=read_place, help="The index to add to it.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Add both to the index here instead.")
+        Path | None,
+        typer.Option(metavar="PATH", parser=read_place, help="Add both to the index here instead."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -166,6 +166,13 @@ def test_caption_and_ask_answer_when_the_file_is_gone(indexed: Path) -> None:
     assert run("ask", "red.png", "which colour?").stdout == "which colour? red\n"
 
 
+def test_what_a_model_says_keeps_its_lines_and_commands_no_terminal(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEncoder, "caption", lambda *_: ["a dog\n\x1b]0;title\x07 and\ta cat"])
+    assert run("caption", "red.png").stdout == "a dog\n\\x1b]0;title\\x07 and\\x09a cat\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -177,6 +184,9 @@ def test_caption_and_ask_answer_when_the_file_is_gone(indexed: Path) -> None:
         (("index", ".", "--tokens", "float16"), "keeps tokens as int8"),
         (("search", " "), "the query has no words"),
         (("index", ""), "the name of the folder is empty"),
+        (("search", "red", "--index", ""), "the path of the index is empty"),
+        (("index", ".", "--index", ""), "the path of the index is empty"),
+        (("merge", "", "."), "the path of the index is empty"),
         (("search", "red", "--index", "below"), "no index at below: make one with `fwd2bot index below`"),
         (("search", "red", "--index", "gone"), "no index at gone: make one with `fwd2bot index DIR --index"),
         (("caption", "nothing.png"), "has no image nothing.png"),

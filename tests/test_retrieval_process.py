@@ -1,5 +1,6 @@
 """The command as a process of its own: signals, closed pipes, and what it imports."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -56,6 +57,15 @@ def test_a_closed_stdout_is_one_line(indexed: Path) -> None:
         done = subprocess.run(command, cwd=indexed, capture_output=True, text=True, check=False)
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("fwd2bot: stdout is closed")
+
+
+def test_what_is_said_into_a_closed_stderr_ends_nowhere(here: Path) -> None:
+    (here / "bad.png").write_bytes(b"")
+    script = COMMAND.format(root=str(ROOT), delay=0)
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", script, "index", ".", "--json"]
+    done = subprocess.run(command, cwd=here, capture_output=True, check=False)
+    assert done.returncode == 0 and json.loads(done.stdout)["skipped"] == 1
+    assert run("verify").exit_code == 0
 
 
 def test_an_interrupted_run_ends_quietly_and_can_be_taken_up(here: Path) -> None:
