@@ -24,6 +24,7 @@ from encoders.precision import choose_dtype
 
 _TEXTS_AT_ONCE = 256
 _NAMES_SHOWN = 3
+_ONE_BUILD = "torch and torchvision must be of one build: pip install --force-reinstall torch torchvision"
 
 
 class OpenClipEncoder(ImageEncoder):
@@ -46,8 +47,9 @@ class OpenClipEncoder(ImageEncoder):
         """Load "ARCH/PRETRAINED"; raises MissingDependency or, for an unknown name, EncoderNotFound."""
         try:
             import open_clip
-        except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises RuntimeError
-            remedy = 'pip install "fwd2bot[openclip]"'
+        except (ImportError, RuntimeError) as error:
+            # A torchvision that was built for another torch raises RuntimeError.
+            remedy = 'pip install "fwd2bot[openclip]"' if isinstance(error, ImportError) else _ONE_BUILD
             raise MissingDependency(
                 f"{name} needs open_clip, which does not import ({error}): {remedy}"
             ) from error

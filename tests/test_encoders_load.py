@@ -1,5 +1,6 @@
 """Names of models and of devices: what they lead to, and what is said where they lead nowhere."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,16 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 def test_openclip_without_the_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(MissingDependency, match=r"fwd2bot\[openclip\]"):
+        load_encoder("openclip:ViT-B-32/openai", "cpu")
+
+
+def test_openclip_with_a_torchvision_of_another_torch_names_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open_clip.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.delitem(sys.modules, "open_clip", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingDependency, match=r"::nms does not exist.*force-reinstall torch torchvision"):
         load_encoder("openclip:ViT-B-32/openai", "cpu")
