@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoders.base import Encoder, EncoderError, FloatArray, ImageEmbeddings, PreparedImage
+from encoders.memory import keep_memory
 
 # On a CPU a larger batch only leaves the cache: a tiny model took 12.7 ms an image of 8, 14.7 of 64.
 CPU_BATCH = 16
@@ -98,6 +99,7 @@ def open_lanes(
         each = math.ceil(threads / _MOST_CPU_LANES)
         lanes = threads // each
         torch.set_num_threads(each)
+        keep_memory()
         try:
             yield [encoder] * lanes
         finally:

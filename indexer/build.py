@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from encoders.base import CannotAnswer, Encoder, IndexFailure, IndexNotFound, NothingToIndex
+from encoders.memory import give_back_memory
 
 from .columns import FileRow
 from .contents import KnownContents
@@ -34,7 +35,6 @@ from .manifest import (
     resolve_root,
     write_manifest,
 )
-from .memory import give_back_memory
 from .plan import BuildPlan, compare_files
 from .recorder import BatchRecorder, BuildObserver, SilentObserver
 from .sources import open_source

@@ -1,5 +1,8 @@
 """Batches and the memory that holds them, lanes, and pixels prepared in threads; a stand-in is the GPU."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -113,6 +116,36 @@ def test_lanes_of_a_cpu_share_its_threads_out_and_give_them_back(
     with open_lanes(encoder, CPU, lambda device: FakeEncoder()) as opened:
         assert opened == [encoder] * lanes and set_to[-1] == each
     assert set_to[-1] == threads
+
+
+PAGES_TOUCHED = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from encoders.batches import open_lanes
+
+def layers():
+    for _ in range(400):
+        outputs = [torch.ones(1 << 18) for _ in range(8)]  # 8 MiB, all of it freed before the next round
+
+def count():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(layers).result()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = count()
+with open_lanes(None, torch.device("cpu"), None):
+    print(before, count())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left to themselves")
+def test_what_a_layer_has_freed_is_what_the_next_one_is_given() -> None:
+    done = subprocess.run([sys.executable, "-c", PAGES_TOUCHED], capture_output=True, text=True, check=True)
+    left_alone, in_a_lane = map(int, done.stdout.split())
+    pages = 8 * 256  # of 4 KiB
+    assert in_a_lane < 10 * pages < left_alone
 
 
 def test_lanes_of_a_gpu_are_two_and_take_turns_over_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
