@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from encoders.base import DatasetError, EncoderDamaged
-from encoders.fwd2bot.adapters import MODES, AdapterSettings
+from encoders.fwd2bot import adapters
+from encoders.fwd2bot.adapters import MODES, AdapterSettings, fold_adapter
 from encoders.fwd2bot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from encoders.fwd2bot.encoder import fingerprint_checkpoint
 from encoders.fwd2bot.model import Fwd2Bot
@@ -84,6 +86,39 @@ def test_a_shared_adapter_serves_both_passes(tiny: TinyLvlm) -> None:
     model = make_model(tiny, "shared")
     assert model.compressor is model.generator
     assert isinstance(model.compressor, PeftModel)
+
+
+def count_lora_layers(model: Fwd2Bot) -> int:
+    return sum(isinstance(part, LoraLayer) for part in model.modules())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_folded_adapters_say_the_same_and_leave_the_base_as_it_was(tiny: TinyLvlm, mode: str) -> None:
+    model = make_model(tiny, mode)
+    base = {name: value.clone() for name, value in model.lvlm.state_dict().items()}
+    with torch.no_grad():
+        expected = run_passes(model, tiny)
+        assert (count_lora_layers(model) > 0) == (mode != "none")
+        model.fold_adapters()
+        assert count_lora_layers(model) == 0
+        torch.testing.assert_close(run_passes(model, tiny), expected, atol=1e-5, rtol=1e-4)
+    assert (model.generator is model.compressor) == (mode != "per_pass")
+    for name, value in model.lvlm.state_dict().items():
+        assert torch.equal(value, base[name]), name
+
+
+def test_an_adapter_over_a_large_llm_or_one_of_four_bits_is_not_folded(
+    tiny: TinyLvlm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = make_model(tiny, "shared").compressor
+    layer = next(part for part in tree.modules() if isinstance(part, LoraLayer))
+    weight = layer.get_base_layer().weight
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "LARGEST_COPY", 1)
+        assert fold_adapter(tree) is tree
+    packed = torch.nn.Parameter(torch.zeros(weight.numel() // 2, dtype=torch.uint8), requires_grad=False)
+    monkeypatch.setattr(layer.get_base_layer(), "weight", packed)
+    assert fold_adapter(tree) is tree and isinstance(tree, PeftModel)
 
 
 @pytest.mark.parametrize("mode", MODES)

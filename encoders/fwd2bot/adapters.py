@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,6 +20,7 @@ from encoders.base import DatasetError
 
 PER_PASS, SHARED, NONE = "per_pass", "shared", "none"
 MODES = (PER_PASS, SHARED, NONE)
+LARGEST_COPY = 1 << 30  # bytes of the LLM's weights, up to which a pass gets its own when adapters are folded
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,23 @@ def add_adapters(lvlm: PreTrainedModel, settings: AdapterSettings) -> tuple[nn.M
     if settings.mode == SHARED:
         return compressor, compressor
     return compressor, _add_adapter(_share_tensors(lvlm), settings)
+
+
+def fold_adapter(tree: nn.Module) -> nn.Module:
+    """A tree with its adapter added into weights of its own; as it is where those would be large, or 4 bits.
+
+    For inference. What an adapter multiplies is little, but in two small products and a sum beside each
+    product of the LLM, which are a fifth of the time of a small one.
+    """
+    layers: list[Any] = [part for part in tree.modules() if isinstance(part, LoraLayer)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    large = sum(weight.nbytes for weight in weights) > LARGEST_COPY
+    if not layers or large or not all(weight.is_floating_point() for weight in weights):
+        return tree
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.get_base_layer().weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    folded: nn.Module = tree.merge_and_unload()  # type: ignore[operator]
+    return folded
 
 
 def list_adapter_weights(tree: nn.Module) -> list[nn.Parameter]:

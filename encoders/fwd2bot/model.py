@@ -15,7 +15,7 @@ from transformers import BatchEncoding, PreTrainedModel
 
 from encoders.base import EncoderMismatch
 from encoders.fwd2bot.adapters import AdapterSettings as AdapterSettings
-from encoders.fwd2bot.adapters import add_adapters, find_base_model
+from encoders.fwd2bot.adapters import add_adapters, find_base_model, fold_adapter
 from encoders.fwd2bot.families import find_family
 
 IGNORED = -100  # the label of a position that no loss looks at
@@ -234,6 +234,12 @@ class Fwd2Bot(nn.Module):
         """Recompute activations of both passes in the backward; gradients stay the same."""
         for tree in (self.compressor, self.generator):
             find_base_model(tree).activation_checkpointing_enable({"use_reentrant": False})
+
+    def fold_adapters(self) -> None:
+        """Make a small model faster, which cannot be trained or saved from then on: see `fold_adapter`."""
+        shared = self.generator is self.compressor
+        self.compressor = fold_adapter(self.compressor)
+        self.generator = self.compressor if shared else fold_adapter(self.generator)
 
     def compile_layers(self) -> None:
         """Have torch.compile fuse each layer of the LLM, in both passes, for batches of any size."""
