@@ -14,7 +14,7 @@ import typer
 
 from . import upkeep
 from .options import ImageArgument, IndexOption, JsonOption
-from .terminal import complain, print_answer, print_facts, print_results
+from .terminal import complain, print_answer, print_facts, print_results, read_lines
 
 app = typer.Typer(
     add_completion=False,
@@ -35,16 +35,24 @@ current folder where the image lies below it, absolute elsewhere. A byte that wo
 line is shown as \\xNN; -0 and --json give every name as it is.
 
 \b
+With - as the query, each line of stdin is one, answered before the next is read: the model is
+loaded once, and an answer takes milliseconds. An empty line (with -0 an empty name) ends each
+answer; with --json an answer is one object, {"query": ..., "hits": [...]}.
+
+\b
 Examples:
   fwd2bot search a red bicycle in the snow
   fwd2bot search -k 100 --min-score 0.3 --json sunset
   fwd2bot search -0 -k 20 cats | xargs -0 cp -t cats/
-  fwd2bot search --paths birthday cake | head -1"""
+  fwd2bot search --paths birthday cake | head -1
+  fwd2bot search --json - < queries.txt"""
 
 
 @app.command(epilog=SEARCH_EPILOG)
 def search(
-    query: Annotated[list[str], typer.Argument(metavar="QUERY...", help="What the image shows.")],
+    query: Annotated[
+        list[str], typer.Argument(metavar="QUERY...", help="What the image shows; - reads stdin.")
+    ],
     index_dir: IndexOption = None,
     count: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many images.")] = 10,
     paths_only: Annotated[bool, typer.Option("--paths", help="Print paths without scores.")] = False,
@@ -53,16 +61,26 @@ def search(
     min_score: Annotated[float, typer.Option(metavar="X", help="Leave out images that score less.")] = -1.0,
 ) -> None:
     """Find the images that fit a sentence best."""
-    from retrieval.listing import Form, format_hit
+    from retrieval.listing import Form, format_answer, format_hits
     from retrieval.locate import find_index
     from retrieval.query import clean_query
-    from retrieval.search import Searcher
+    from retrieval.search import Hit, Searcher
 
-    text = clean_query(query)  # before the model, which takes seconds
+    text = None if query == ["-"] else clean_query(query)  # before the model, which takes seconds
     searcher = Searcher.open(find_index(Path.cwd(), index_dir))
-    hits = [hit for hit in searcher.search(text, count) if hit.score >= min_score]
     form: Form = "json" if as_json else "null" if null else "paths" if paths_only else "lines"
-    print_results(format_hit(rank, hit, searcher.root, form) for rank, hit in enumerate(hits, 1))
+
+    def find(text: str) -> list[Hit]:
+        return [hit for hit in searcher.search(text, count) if hit.score >= min_score]
+
+    if text is not None:
+        print_results([format_hits(find(text), searcher.root, form)])
+        return
+    answers = (
+        format_answer(line.strip(), find(line) if line.strip() else [], searcher.root, form)
+        for line in read_lines("search: ")
+    )
+    print_results(answers, at_once=True)
 
 
 ASK_EPILOG = """\b

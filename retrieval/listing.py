@@ -1,8 +1,9 @@
 """How an image is written on a line: a path that opens from here, in a line that nothing breaks."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from indexer.manifest import Root
 from indexer.paths import show_path, unescape_path
@@ -12,17 +13,42 @@ from .search import Hit
 Form = Literal["lines", "paths", "null", "json"]
 
 
-def format_hit(rank: int, hit: Hit, root: Root, form: Form) -> str:
-    """One hit with its end of line; null and json keep the bytes of a name (surrogateescape)."""
-    name = unescape_path(hit.path)
-    path = f"{root}/{name}" if isinstance(root, str) else write_from_here(root / name)
+def format_hits(hits: Sequence[Hit], root: Root, form: Form) -> str:
+    """Hits in their order, each with its end of line; null and json keep the bytes of a name."""
     if form == "json":
-        fields = {"rank": rank, "score": round(hit.score, 6), "path": path, "id": hit.id}
-        fields |= {"width": hit.width, "height": hit.height}
-        return json.dumps(fields) + "\n"
+        return "".join(json.dumps(fields) + "\n" for fields in _describe_hits(hits, root))
+    paths = [_write_path(hit, root) for hit in hits]
     if form == "null":
-        return f"{path}\0"
-    return f"{show_path(path)}\n" if form == "paths" else f"{hit.score:.4f}\t{show_path(path)}\n"
+        return "".join(f"{path}\0" for path in paths)
+    scores = [f"{hit.score:.4f}\t" if form == "lines" else "" for hit in hits]
+    return "".join(f"{score}{show_path(path)}\n" for score, path in zip(scores, paths, strict=True))
+
+
+def format_answer(query: str, hits: Sequence[Hit], root: Root, form: Form) -> str:
+    """The hits of one query among several: in JSON one object, else an empty record says where they end."""
+    if form == "json":
+        return json.dumps({"query": query, "hits": _describe_hits(hits, root)}) + "\n"
+    return format_hits(hits, root, form) + ("\0" if form == "null" else "\n")
+
+
+def _describe_hits(hits: Sequence[Hit], root: Root) -> list[dict[str, Any]]:
+    return [
+        {
+            "rank": rank,
+            "score": round(hit.score, 6),
+            "path": _write_path(hit, root),
+            "id": hit.id,
+            "width": hit.width,
+            "height": hit.height,
+        }
+        for rank, hit in enumerate(hits, 1)
+    ]
+
+
+def _write_path(hit: Hit, root: Root) -> str:
+    """The path of a hit, in the bytes of its name (surrogateescape)."""
+    name = unescape_path(hit.path)
+    return f"{root}/{name}" if isinstance(root, str) else write_from_here(root / name)
 
 
 def format_step(action: str, stored_path: str, as_json: bool) -> str:

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
@@ -74,17 +74,38 @@ def print_answer(answer: str) -> None:
     print_results(f"{show_line(line)}\n" for line in answer.split("\n"))
 
 
-def print_results(pieces: Iterable[str]) -> None:
-    """Write results to stdout as bytes, so that names which are no text come out as they are."""
+def print_results(pieces: Iterable[str], at_once: bool = False) -> None:
+    """Write results to stdout as bytes, so that names which are no text come out as they are.
+
+    at_once: each piece is out before the next is asked for.
+    """
     if sys.stdout is None:  # closed by the caller: `>&-`
         raise OSError(errno.EBADF, "stdout is closed: leave it open, or use >/dev/null")
     stdout = sys.stdout.buffer
     try:
         for piece in pieces:
             stdout.write(piece.encode("utf-8", "surrogateescape"))
+            if at_once:
+                stdout.flush()
         stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough; nothing may be flushed at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def read_lines(prompt: str) -> Iterator[str]:
+    """The lines of stdin as they come, with a prompt on stderr where a person types them."""
+    if sys.stdin is None:  # closed by the caller: `<&-`
+        raise OSError(errno.EBADF, "stdin is closed: pipe lines into it, or type them")
+    watched = sys.stdin.isatty()
+    while True:
+        if watched:
+            typer.echo(prompt, nl=False, err=True)
+        line = sys.stdin.buffer.readline()
+        if not line:
+            break
+        yield line.decode("utf-8", "replace")
+    if watched:
+        typer.echo(err=True)
 
 
 def print_note(sentence: str) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
 
 from tests.conftest import FakeEncoder, run
@@ -37,8 +38,20 @@ main()
 def start(folder: Path, *arguments: str, delay: float = 0.0) -> "subprocess.Popen[bytes]":
     script = COMMAND.format(root=str(ROOT), delay=delay)
     return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", script, *arguments],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
+
+
+def answer(folder: Path, lines: bytes, *options: str) -> bytes:
+    """What a search says to lines of stdin."""
+    process = start(folder, "search", "-", *options)
+    out, err = process.communicate(lines)
+    assert (process.returncode, err) == (0, b"")
+    return out
 
 
 def test_a_reader_that_leaves_early_is_no_error(indexed: Path) -> None:
@@ -48,6 +61,45 @@ def test_a_reader_that_leaves_early_is_no_error(indexed: Path) -> None:
     process.stdout = None
     _, err = process.communicate()
     assert (process.returncode, err) == (0, b"")
+
+
+def test_each_line_of_stdin_is_answered_before_the_next_is_read(indexed: Path) -> None:
+    process = start(indexed, "search", "-", "-k", "2", "--paths")
+    assert process.stdin is not None and process.stdout is not None
+    for colour in ("red", "blue", "red"):
+        process.stdin.write(f"{colour}\n".encode())
+        process.stdin.flush()
+        assert process.stdout.readline().decode() == f"{colour}.png\n"
+        assert (process.stdout.readline() != b"\n", process.stdout.readline()) == (True, b"\n")
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("form", [(), ("--paths",), ("-0",)])
+def test_an_answer_is_what_a_search_prints_and_an_empty_record(indexed: Path, form: tuple[str, ...]) -> None:
+    end = b"\0" if form == ("-0",) else b"\n"
+    lines = b"red\n\n  blue  dog\r\n\xff cyan"  # one without words, one that is no UTF-8 and has no end
+    alone = [run("search", *form, words).stdout_bytes + end for words in ("red", "blue dog", "cyan")]
+    assert answer(indexed, lines, *form) == b"".join((alone[0], end, *alone[1:]))
+    assert answer(indexed, b"", *form) == b""
+
+
+def test_in_json_an_answer_is_an_object_with_its_query(indexed: Path) -> None:
+    said = answer(indexed, b"red\n\nblue dog\n", "--json", "-k", "3", "--min-score", "0.2")
+    answers = [json.loads(line) for line in said.splitlines()]
+    assert [each["query"] for each in answers] == ["red", "", "blue dog"]
+    for each in (answers[0], answers[2]):
+        alone = run("search", each["query"], "--json", "-k", "3", "--min-score", "0.2").stdout.splitlines()
+        assert each["hits"] == [json.loads(line) for line in alone] != []
+    assert answers[1]["hits"] == []
+
+
+def test_a_closed_stdin_is_one_line(indexed: Path) -> None:
+    script = COMMAND.format(root=str(ROOT), delay=0)
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-c", script, "search", "-"]
+    done = subprocess.run(command, cwd=indexed, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("fwd2bot: stdin is closed")
 
 
 def test_a_closed_stdout_is_one_line(indexed: Path) -> None:
