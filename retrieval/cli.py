@@ -37,7 +37,8 @@ line is shown as \\xNN; -0 and --json give every name as it is.
 \b
 With - as the query, each line of stdin is one, answered before the next is read: the model is
 loaded once, and an answer takes milliseconds. An empty line (with -0 an empty name) ends each
-answer; with --json an answer is one object, {"query": ..., "hits": [...]}.
+answer; with --json an answer is one object, {"query": ..., "hits": [...]}. All answers are of
+the index as it was at the start.
 
 \b
 Examples:
@@ -64,23 +65,22 @@ def search(
     from retrieval.listing import Form, format_answer, format_hits
     from retrieval.locate import find_index
     from retrieval.query import clean_query
-    from retrieval.search import Hit, Searcher
+    from retrieval.search import Searcher
 
-    text = None if query == ["-"] else clean_query(query)  # before the model, which takes seconds
+    many = query == ["-"]
+    # What may be refused comes before the model, which takes seconds.
+    texts = read_lines("search: ") if many else iter([clean_query(query)])
     searcher = Searcher.open(find_index(Path.cwd(), index_dir))
     form: Form = "json" if as_json else "null" if null else "paths" if paths_only else "lines"
 
-    def find(text: str) -> list[Hit]:
-        return [hit for hit in searcher.search(text, count) if hit.score >= min_score]
+    def answer(text: str) -> str:
+        found = searcher.search(text, count) if text else []
+        hits = [hit for hit in found if hit.score >= min_score]
+        if many:
+            return format_answer(text, hits, searcher.root, form)
+        return format_hits(hits, searcher.root, form)
 
-    if text is not None:
-        print_results([format_hits(find(text), searcher.root, form)])
-        return
-    answers = (
-        format_answer(line.strip(), find(line) if line.strip() else [], searcher.root, form)
-        for line in read_lines("search: ")
-    )
-    print_results(answers, at_once=True)
+    print_results((answer(text.strip()) for text in texts), at_once=many)
 
 
 ASK_EPILOG = """\b

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import typer
 
@@ -96,15 +96,17 @@ def read_lines(prompt: str) -> Iterator[str]:
     """The lines of stdin as they come, with a prompt on stderr where a person types them."""
     if sys.stdin is None:  # closed by the caller: `<&-`
         raise OSError(errno.EBADF, "stdin is closed: pipe lines into it, or type them")
-    watched = sys.stdin.isatty()
+    return _read_lines(sys.stdin.buffer, prompt if sys.stdin.isatty() else "")
+
+
+def _read_lines(stream: BinaryIO, prompt: str) -> Iterator[str]:
     while True:
-        if watched:
-            typer.echo(prompt, nl=False, err=True)
-        line = sys.stdin.buffer.readline()
+        typer.echo(prompt, nl=False, err=True)
+        line = stream.readline()
         if not line:
             break
         yield line.decode("utf-8", "replace")
-    if watched:
+    if prompt:  # Ctrl-D leaves the cursor behind it
         typer.echo(err=True)
 
 

@@ -24,15 +24,15 @@ class Gallery(NamedTuple):
     report: dict[str, Any]
 
 
-def run_fwd2bot(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = Path(sys.executable).with_name("fwd2bot")
+def run_fwd2bot(place: Path, *arguments: str, lines: str = "") -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("fwd2bot")), *arguments]
     return subprocess.run(
-        [str(command), *arguments], cwd=place, capture_output=True, text=True, check=False, timeout=240
+        command, cwd=place, input=lines, capture_output=True, text=True, check=False, timeout=240
     )
 
 
-def call_fwd2bot(place: Path, *arguments: str) -> str:
-    done = run_fwd2bot(place, *arguments)
+def call_fwd2bot(place: Path, *arguments: str, lines: str = "") -> str:
+    done = run_fwd2bot(place, *arguments, lines=lines)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -52,10 +52,14 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
 
 
 def test_a_true_sentence_finds_its_picture_among_the_first(gallery: Gallery) -> None:
-    for index in (0, 1, 2):
-        paths = search_paths(gallery.folder, unique_caption(gallery.scenes[index]), "-k", "5")
-        assert len(paths) == 5
-        assert name_scene(gallery.scenes[index], index, "png") in {Path(path).name for path in paths}
+    captions = [unique_caption(scene) for scene in gallery.scenes[:3]]
+    said = call_fwd2bot(gallery.folder, "search", "-", "-k", "5", "--json", lines="\n".join(captions))
+    answers = [json.loads(line)["hits"] for line in said.splitlines()]
+    paths = [[hit["path"] for hit in hits] for hits in answers]
+    assert search_paths(gallery.folder, captions[0], "-k", "5") == paths[0]
+    for index, found in enumerate(paths):
+        assert len(found) == 5
+        assert name_scene(gallery.scenes[index], index, "png") in {Path(path).name for path in found}
 
 
 def test_a_deleted_picture_is_still_described_and_still_answers(gallery: Gallery, tmp_path: Path) -> None:
