@@ -4,15 +4,17 @@ import ctypes
 import sys
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 # Numbers of glibc's malloc.h. A block of up to 32 MiB, the most that glibc takes, comes from what is kept.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES, _KEPT_BLOCK = 64 << 20, 32 << 20
+_KEPT_BLOCK = _KEPT_BYTES = 32 << 20
+_USUALLY_KEPT = 128 << 10
 
 
 def keep_memory() -> None:
-    """Have glibc keep what a thread frees, up to 64 MiB each, for what it allocates next.
+    """Have glibc keep what a thread frees, up to 32 MiB each, for what it allocates next.
 
     Every layer of a model allocates its output anew. Left to itself glibc returns that memory each time, and
     the system hands it out again page by page, which was a tenth of the time of a small model.
@@ -27,11 +29,14 @@ def give_back_memory() -> None:
     """Have the allocators keep nothing in store: for the end of a part of a run that needed much.
 
     glibc keeps what its threads have freed, hundreds of MiB after a model has run, and the next part would
-    come on top of it. Other systems' allocators are left to themselves.
+    come on top of it. The end of its own heap a thread alone can give back, so each calls this that used
+    much. Other systems' allocators are left to themselves.
     """
     pa.default_memory_pool().release_unused()
-    trim = _find_in_libc("malloc_trim")
-    if trim is not None:
+    set_option, trim = _find_in_libc("mallopt"), _find_in_libc("malloc_trim")
+    if set_option is not None and trim is not None:
+        set_option(_TRIM_THRESHOLD, _USUALLY_KEPT)
+        np.empty(2 * _USUALLY_KEPT, np.uint8)  # freed at once: then glibc looks at what else is free there
         trim(0)
 
 

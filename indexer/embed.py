@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from encoders.base import Encoder, EncoderError, ImageEmbeddings, PreparedImage
+from encoders.memory import give_back_memory
 
 from .ahead import read_ahead
 from .images import ImageFile, Photo, describe_error
@@ -114,6 +115,8 @@ def _encode_in_lanes(
                 yield in_hand.popleft().result()
         while in_hand:
             yield in_hand.popleft().result()
+        for thread in threads:
+            thread.submit(give_back_memory).result()
     finally:
         for thread in threads:
             thread.shutdown(cancel_futures=True)

@@ -119,33 +119,42 @@ def test_lanes_of_a_cpu_share_its_threads_out_and_give_them_back(
 
 
 PAGES_TOUCHED = """
-import resource, sys
+import resource
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import torch
 from encoders.batches import open_lanes
+from encoders.memory import give_back_memory
 
 def layers():
     for _ in range(400):
         outputs = [torch.ones(1 << 18) for _ in range(8)]  # 8 MiB, all of it freed before the next round
 
-def count():
+def count_faults(job):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(layers).result()
+    job()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-before = count()
-with open_lanes(None, torch.device("cpu"), None):
-    print(before, count())
+def count_resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+with ThreadPoolExecutor(1) as pool:
+    def run(job):
+        pool.submit(job).result()
+    left_alone = count_faults(lambda: run(layers))
+    with open_lanes(None, torch.device("cpu"), None):
+        in_a_lane, kept = count_faults(lambda: run(layers)), count_resident()
+        run(give_back_memory)
+    print(left_alone, in_a_lane, kept - count_resident())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left to themselves")
-def test_what_a_layer_has_freed_is_what_the_next_one_is_given() -> None:
+def test_what_a_layer_has_freed_is_given_to_the_next_one_and_back_at_the_end() -> None:
     done = subprocess.run([sys.executable, "-c", PAGES_TOUCHED], capture_output=True, text=True, check=True)
-    left_alone, in_a_lane = map(int, done.stdout.split())
-    pages = 8 * 256  # of 4 KiB
-    assert in_a_lane < 10 * pages < left_alone
+    left_alone, in_a_lane, given_back = map(int, done.stdout.split())
+    pages = 8 * 256  # of 4 KiB, in a round
+    assert in_a_lane < 10 * pages < left_alone and given_back > pages / 2
 
 
 def test_lanes_of_a_gpu_are_two_and_take_turns_over_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
