@@ -17,7 +17,7 @@ def keep_memory() -> None:
     """Have glibc keep what a thread frees, up to 32 MiB each, for what it allocates next.
 
     Every layer of a model allocates its output anew. Left to itself glibc returns that memory each time, and
-    the system hands it out again page by page, which was a tenth of the time of a small model.
+    the system hands it out again page by page, which was a twelfth of the time of a small model.
     """
     set_option = _find_in_libc("mallopt")
     if set_option is not None:

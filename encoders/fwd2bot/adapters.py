@@ -57,7 +57,7 @@ def fold_adapter(tree: nn.Module) -> nn.Module:
     """A tree with its adapter added into weights of its own; as it is where those would be large, or 4 bits.
 
     For inference. What an adapter multiplies is little, but in two small products and a sum beside each
-    product of the LLM, which are a fifth of the time of a small one.
+    product of the LLM, which are a sixth of the time of the embedded model.
     """
     layers: list[Any] = [part for part in tree.modules() if isinstance(part, LoraLayer)]
     weights = [layer.get_base_layer().weight for layer in layers]
