@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import BatchEncoding
 
 from encoders.base import EncoderMismatch, FloatArray, ImageEmbeddings, PreparedImage
-from encoders.fwd2bot.encoder import hash_folders
+from encoders.fwd2bot.folders import fetch_lvlm, hash_folders
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.preparation import ImagePreparer
-from encoders.fwd2bot.pretrained import Lvlm, fetch_lvlm, load_lvlm
+from encoders.fwd2bot.pretrained import Lvlm, load_lvlm
 from encoders.fwd2bot.prompts import Prompts
 from encoders.fwd2bot.seeing import answer_from_pixels
 from encoders.imaging import ImageEncoder

@@ -28,9 +28,8 @@ from encoders.base import (
     first_line,
 )
 from encoders.batches import to_unit_rows
-from encoders.fwd2bot.encoder import hash_folders
 from encoders.fwd2bot.families import find_family_of_processor
-from encoders.fwd2bot.pretrained import fetch_lvlm
+from encoders.fwd2bot.folders import fetch_lvlm, hash_folders
 from encoders.imaging import ImageEncoder
 from encoders.precision import choose_dtype
 

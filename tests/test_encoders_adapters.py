@@ -16,7 +16,7 @@ from encoders.base import DatasetError, EncoderDamaged
 from encoders.fwd2bot import adapters
 from encoders.fwd2bot.adapters import MODES, AdapterSettings, fold_adapter
 from encoders.fwd2bot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from encoders.fwd2bot.encoder import fingerprint_checkpoint
+from encoders.fwd2bot.folders import fingerprint_checkpoint
 from encoders.fwd2bot.model import Fwd2Bot
 from encoders.fwd2bot.prompts import Prompts
 from encoders.load import load_encoder
@@ -240,7 +240,7 @@ def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
         return str(hub[name])
 
     monkeypatch.setattr("encoders.fwd2bot.checkpoint.HfApi", Api)
-    monkeypatch.setattr("encoders.fwd2bot.pretrained.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(hub[name] / file))
     checkpoint = make_checkpoint(tiny, "per_pass")._replace(base="somebody/base")

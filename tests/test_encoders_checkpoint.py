@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText
 
 from encoders.base import EncoderDamaged, TalkingEncoder
 from encoders.fwd2bot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from encoders.fwd2bot.encoder import Fwd2BotEncoder, fingerprint_checkpoint
+from encoders.fwd2bot.encoder import Fwd2BotEncoder
+from encoders.fwd2bot.folders import fingerprint_checkpoint
 from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot, pool
 from encoders.load import load_encoder
 from tests.tiny_models import SUMMARIES, make_builder, make_fastvlm, make_pictures

@@ -103,6 +103,6 @@ def test_a_name_that_leads_to_no_lvlm_is_one_sentence(
     def refuse(name: str, **_: object) -> str:
         raise OSError("no network\nat all")
 
-    monkeypatch.setattr("encoders.fwd2bot.pretrained.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(EncoderNotFound, match=r"somebody/model.*no network"):
         load_encoder("lvlm:somebody/model", "cpu")

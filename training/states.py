@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from encoders.base import DatasetError, Fwd2BotError, first_line
-from encoders.fwd2bot.checkpoint import OWN_BASE, Checkpoint, save_checkpoint
+from encoders.fwd2bot.checkpoint import Checkpoint, save_checkpoint
+from encoders.fwd2bot.folders import OWN_BASE
 from training.settings import BaseSettings, TrainingSettings, write_settings
 from training.trainer import Trainer
 

@@ -17,8 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from encoders.base import DatasetError
+from encoders.fwd2bot.folders import NONE as NONE
+from encoders.fwd2bot.folders import PER_PASS as PER_PASS
+from encoders.fwd2bot.folders import SHARED as SHARED
 
-PER_PASS, SHARED, NONE = "per_pass", "shared", "none"
 MODES = (PER_PASS, SHARED, NONE)
 LARGEST_COPY = 1 << 30  # bytes of the LLM's weights, up to which a pass gets its own when adapters are folded
 

@@ -21,20 +21,24 @@ from safetensors.torch import load_file, save_file
 from transformers import ProcessorMixin
 
 from encoders.base import DatasetError, EncoderDamaged, Fwd2BotError, first_line
-from encoders.fwd2bot.adapters import NONE, PER_PASS, SHARED, AdapterSettings
+from encoders.fwd2bot.adapters import NONE, AdapterSettings
 from encoders.fwd2bot.card import write_card
+from encoders.fwd2bot.folders import (
+    ADAPTER_FILE,
+    ADAPTER_FOLDERS,
+    FORMAT,
+    OWN_BASE,
+    PROCESSOR_FOLDER,
+    TOKENS_FILE,
+    find_base,
+    read_settings,
+)
 from encoders.fwd2bot.model import Fwd2Bot
-from encoders.fwd2bot.pretrained import fetch_lvlm, load_lvlm, load_processor
+from encoders.fwd2bot.pretrained import load_lvlm, load_processor
 from encoders.fwd2bot.prompts import Prompts
 from encoders.load import SETTINGS_FILE, find_checkpoint
 
-OWN_BASE = "base"
-_FORMAT = 1
-_PROCESSOR = "processor"
-_ADAPTERS = {PER_PASS: ("compress", "generate"), SHARED: ("shared",), NONE: ()}
 _CARD_FILE = "README.md"
-_TOKENS_FILE = "summary_tokens.safetensors"
-_ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class Checkpoint(NamedTuple):
@@ -81,7 +85,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
     model, processor, prompts, base = checkpoint
     base = OWN_BASE if model.adapters.mode == NONE else base
     folder.mkdir(parents=True, exist_ok=True)
-    processor.save_pretrained(folder / (OWN_BASE if base == OWN_BASE else _PROCESSOR))
+    processor.save_pretrained(folder / (OWN_BASE if base == OWN_BASE else PROCESSOR_FOLDER))
     if base == OWN_BASE:
         _save_base(folder / OWN_BASE, model, dtype)
     for name, tree in _list_adapters(model).items():
@@ -89,10 +93,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
         # The LLM's embeddings belong to the base, so PEFT need not look up whether they were resized.
         tree.save_pretrained(str(folder / name), save_embedding_layers=False)
     save_file(
-        {"summary_tokens": model.summary_tokens.detach().float().cpu().contiguous()}, folder / _TOKENS_FILE
+        {"summary_tokens": model.summary_tokens.detach().float().cpu().contiguous()}, folder / TOKENS_FILE
     )
     settings = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "base": base,
         "family": model.family.model_type,
         "adapters": model.adapters.mode,
@@ -105,17 +109,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
 def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Read a checkpoint onto a device; raises EncoderDamaged where a file is missing or cannot be used."""
     try:
-        settings = _read_settings(folder)
+        settings = read_settings(folder)
         lvlm, processor = load_lvlm(str(find_base(folder)), device, dtype)
-        tokens = load_file(folder / _TOKENS_FILE)["summary_tokens"]
+        tokens = load_file(folder / TOKENS_FILE)["summary_tokens"]
         model = Fwd2Bot(lvlm, tokens.shape[0], _read_adapter_settings(folder, settings["adapters"]))
         if settings["family"] not in (None, model.family.model_type):
             raise EncoderDamaged(
                 f"{folder} was made over a {settings['family']} and its base is now a "
                 f"{model.family.model_type}: fetch both again"
             )
-        if (folder / _PROCESSOR).is_dir():
-            processor = load_processor(folder / _PROCESSOR, model.family)
+        if (folder / PROCESSOR_FOLDER).is_dir():
+            processor = load_processor(folder / PROCESSOR_FOLDER, model.family)
         model.summary_tokens.data.copy_(tokens)
         for name, tree in _list_adapters(model).items():
             _load_adapter(tree, folder / name)
@@ -130,35 +134,8 @@ def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float3
     return Checkpoint(model, processor, prompts, settings["base"])
 
 
-def find_base(folder: Path) -> Path:
-    """The transformers folder of a checkpoint's LVLM: beside it, elsewhere on disk, or from the hub."""
-    base = _read_settings(folder)["base"]
-    return folder / OWN_BASE if base == OWN_BASE else fetch_lvlm(base)
-
-
-def list_folders(folder: Path) -> list[Path]:
-    """Every folder that may hold a part of a checkpoint."""
-    adapters = [folder / name for names in _ADAPTERS.values() for name in names]
-    return [folder, *adapters, folder / _PROCESSOR, find_base(folder)]
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    if settings["format"] != _FORMAT:
-        raise EncoderDamaged(
-            f"The checkpoint {folder} has format {settings['format']} and this version reads {_FORMAT}: "
-            "update fwd2bot"
-        )
-    return {
-        "base": str(settings["base"]),
-        "family": settings.get("family"),  # the first checkpoints were of one family and one mode
-        "adapters": str(settings.get("adapters", PER_PASS)),
-        "prompts": {name: str(text) for name, text in settings["prompts"].items()},
-    }
-
-
 def _read_adapter_settings(folder: Path, mode: str) -> AdapterSettings:
-    configs = [PeftConfig.from_pretrained(str(folder / name)) for name in _ADAPTERS[mode]]
+    configs = [PeftConfig.from_pretrained(str(folder / name)) for name in ADAPTER_FOLDERS[mode]]
     kinds = {(config.r, config.lora_alpha) for config in configs}
     if len(kinds) > 1:
         raise EncoderDamaged(f"The two adapters of {folder} differ in rank or alpha: fetch or train it again")
@@ -177,18 +154,18 @@ def _save_base(folder: Path, model: Fwd2Bot, dtype: torch.dtype) -> None:
 
 def _load_adapter(tree: PeftModel, folder: Path) -> None:
     # PEFT would fall back to a pickle; only safetensors may be read.
-    if not (folder / _ADAPTER_FILE).is_file():
-        raise EncoderDamaged(f"The checkpoint has no {folder / _ADAPTER_FILE}: fetch or train it again")
+    if not (folder / ADAPTER_FILE).is_file():
+        raise EncoderDamaged(f"The checkpoint has no {folder / ADAPTER_FILE}: fetch or train it again")
     missing = tree.load_adapter(str(folder), "default", is_trainable=True).missing_keys
     if any("lora_" in key for key in missing):
-        raise EncoderDamaged(
-            f"{folder / _ADAPTER_FILE} lacks {len(missing)} tensors: fetch or train it again"
-        )
+        raise EncoderDamaged(f"{folder / ADAPTER_FILE} lacks {len(missing)} tensors: fetch or train it again")
 
 
 def _list_adapters(model: Fwd2Bot) -> dict[str, Any]:
     trees = (model.compressor, model.generator)
-    return dict(zip(_ADAPTERS[model.adapters.mode], trees, strict=False))  # both are one tree where shared
+    return dict(
+        zip(ADAPTER_FOLDERS[model.adapters.mode], trees, strict=False)
+    )  # both are one tree where shared
 
 
 def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 from PIL import Image
 from torch import Tensor
 
 from encoders.base import FloatArray, ImageEmbeddings, PreparedImage
 from encoders.fwd2bot.adapters import find_base_model
-from encoders.fwd2bot.checkpoint import OWN_BASE, Checkpoint, list_folders, load_checkpoint
+from encoders.fwd2bot.checkpoint import Checkpoint, load_checkpoint
+from encoders.fwd2bot.folders import fingerprint_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, pool
 from encoders.fwd2bot.preparation import ImagePreparer
-from encoders.fwd2bot.pretrained import MODEL_FILES
 from encoders.fwd2bot.seeing import LONGEST_ANSWER, answer_from_pixels
 from encoders.imaging import ImageEncoder
 from encoders.precision import choose_dtype
@@ -24,7 +23,6 @@ from encoders.precision import choose_dtype
 _TEXTS_AT_ONCE = 128
 # Without the last, a small model that has lost the thread goes round in circles.
 _DECODING = {"max_new_tokens": LONGEST_ANSWER, "do_sample": False, "no_repeat_ngram_size": 3}
-_CHUNK = 1 << 22
 
 
 class Fwd2BotEncoder(ImageEncoder):
@@ -117,31 +115,6 @@ class Fwd2BotEncoder(ImageEncoder):
 
     def _to_tensor(self, summaries: FloatArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(summaries)).to(self.model.device)
-
-
-def fingerprint_checkpoint(folder: Path, backend: str) -> str:
-    """Hash of every file that an embedding depends on, and of the image processor's backend."""
-    return hash_folders(list_folders(folder), backend)
-
-
-def hash_folders(folders: Sequence[Path], settings: str) -> str:
-    """Hash of a model's files, wherever they lie, and of what else its embeddings depend on.
-
-    Files in the first folder, or below it, come in the order of their paths; those of a base elsewhere as if
-    it lay there.
-    """
-    root, digest = folders[0], xxhash.xxh3_128(settings.encode())
-
-    def place(path: Path) -> Path:
-        return path.relative_to(root) if path.is_relative_to(root) else Path(OWN_BASE, path.name)
-
-    files = {path for part in folders for name in MODEL_FILES for path in part.glob(name)}
-    for path in sorted(files, key=place):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _to_numpy(tensor: Tensor) -> FloatArray:

@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -19,8 +17,8 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from encoders.base import EncoderDamaged, EncoderNotFound, Fwd2BotError, MissingDependency, first_line
 from encoders.fwd2bot.families import Family, find_family
+from encoders.fwd2bot.folders import fetch_lvlm
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 # Towers, projectors and heads, under the names that the families give them: only the LLM is quantized.
 _KEPT_WHOLE = ["lm_head", r"model\.(vision_tower|vision_model|visual|multi_modal_projector|connector)"]
 
@@ -65,20 +63,6 @@ def put_channels_last(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def fetch_lvlm(name: str) -> Path:
-    """The folder of a transformers model, fetched from the hub where it is not on disk."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
-        raise EncoderNotFound(
-            f"{name!r} is no folder here, and the hub did not give it ({reason}): check name and network"
-        ) from error
 
 
 def load_processor(place: Path, family: Family) -> ProcessorMixin:
