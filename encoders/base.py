@@ -113,8 +113,8 @@ class ImageEmbeddings(NamedTuple):
     summaries: FloatArray | None
 
 
-class Encoder(Protocol):
-    """Images and texts to unit vectors in one space. Numpy crosses; tensors stay inside."""
+class TextEncoder(Protocol):
+    """Texts to unit vectors, among those of the images that the encoder of this fingerprint embedded."""
 
     @property
     def name(self) -> str:
@@ -127,6 +127,13 @@ class Encoder(Protocol):
     @property
     def dim(self) -> int:
         """Length of an embedding."""
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embed texts: float32 (n, dim), rows of unit length."""
+
+
+class Encoder(TextEncoder, Protocol):
+    """Images and texts to unit vectors in one space. Numpy crosses; tensors stay inside."""
 
     @property
     def image_size(self) -> int:
@@ -151,9 +158,6 @@ class Encoder(Protocol):
 
     def lanes(self) -> AbstractContextManager[Sequence["Encoder"]]:
         """This encoder or its copies, one for each batch that is best in hand at a time, each in a thread."""
-
-    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
-        """Embed texts: float32 (n, dim), rows of unit length."""
 
 
 @runtime_checkable

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-from encoders.base import DEFAULT_ENCODER, LVLM_PREFIX, SENTENCE_PREFIX, Encoder, EncoderNotFound, first_line
+from encoders.base import (
+    DEFAULT_ENCODER,
+    LVLM_PREFIX,
+    SENTENCE_PREFIX,
+    Encoder,
+    EncoderNotFound,
+    TextEncoder,
+    first_line,
+)
 
 _OPENCLIP = "openclip:"
 SETTINGS_FILE = "fwd2bot.json"  # without which a folder is no checkpoint
@@ -45,9 +53,20 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
         return Fwd2BotEncoder.load(name, folder, place)
 
 
+def load_text_encoder(name: str, fingerprint: str) -> TextEncoder:
+    """Load what embeds texts as the encoder of this name and fingerprint does.
+
+    A small checkpoint does so in NumPy, without the seconds of importing torch; all others, and one that has
+    another fingerprint, are loaded whole.
+    """
+    from encoders.fwd2bot.text_tower import load_text_tower
+
+    return load_text_tower(name, _place_checkpoint(name), fingerprint) or load_encoder(name)
+
+
 def find_checkpoint(name: str) -> Path:
     """The folder of a Fwd2Bot checkpoint, fetched from the hub where it is not on disk."""
-    folder = Path(str(files("encoders.weights"))) if name == DEFAULT_ENCODER else Path(name).expanduser()
+    folder = _place_checkpoint(name)
     if folder.is_dir() or name == DEFAULT_ENCODER or name.count("/") != 1:
         return _check_checkpoint(name, folder)
     from huggingface_hub import hf_hub_download, snapshot_download
@@ -88,6 +107,11 @@ def choose_device(device: str) -> str:
             f"There is no GPU {device}: PyTorch sees {torch.cuda.device_count()}, from cuda:0"
         )
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _place_checkpoint(name: str) -> Path:
+    """Where a checkpoint lies if it is on disk."""
+    return Path(str(files("encoders.weights"))) if name == DEFAULT_ENCODER else Path(name).expanduser()
 
 
 def _check_checkpoint(name: str, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from encoders.base import Encoder, EncoderMismatch, IndexDamaged, IndexNotFound
+from encoders.base import Encoder, EncoderMismatch, IndexDamaged, IndexNotFound, TextEncoder
 
 from .durable import replace_durably
 from .paths import escape_path, unescape_path
@@ -120,7 +120,7 @@ def is_url(root: Root) -> bool:
     return isinstance(root, str) and "://" in root
 
 
-def require_same_encoder(encoder: Encoder, manifest: Manifest) -> None:
+def require_same_encoder(encoder: TextEncoder, manifest: Manifest) -> None:
     """Raise EncoderMismatch unless the index was made by this very encoder."""
     made_by, ours = manifest.encoder, encoder.fingerprint
     if ours == made_by.fingerprint:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from encoders.base import Encoder, FloatArray, IndexDamaged, QueryError
+from encoders.base import Encoder, FloatArray, IndexDamaged, QueryError, TextEncoder
 from indexer.faiss_file import load_faiss
 from indexer.faiss_index import FaissIndex
 from indexer.faiss_refresh import refresh_faiss
@@ -34,7 +34,9 @@ class Hit(NamedTuple):
 class Searcher:
     """An index open for queries, as it was at that moment: open it anew to see what later runs added."""
 
-    def __init__(self, index_dir: Path, manifest: Manifest, encoder: Encoder, neighbours: FaissIndex) -> None:
+    def __init__(
+        self, index_dir: Path, manifest: Manifest, encoder: TextEncoder, neighbours: FaissIndex
+    ) -> None:
         self.index_dir = index_dir
         self.manifest = manifest
         self.root = locate_root(manifest, index_dir)
@@ -47,7 +49,7 @@ class Searcher:
         manifest, neighbours = read_following(
             index_dir, read_manifest(index_dir), partial(open_neighbours, index_dir)
         )
-        return cls(index_dir, manifest, load_matching_encoder(manifest), neighbours)
+        return cls(index_dir, manifest, _load_text_encoder(manifest), neighbours)
 
     def search(self, text: str, k: int = 10) -> list[Hit]:
         """The k images that fit the text best, best first."""
@@ -89,6 +91,14 @@ def load_matching_encoder(manifest: Manifest) -> Encoder:
     from encoders.load import load_encoder  # torch and transformers come with it
 
     encoder = load_encoder(manifest.encoder.name)
+    require_same_encoder(encoder, manifest)
+    return encoder
+
+
+def _load_text_encoder(manifest: Manifest) -> TextEncoder:
+    from encoders.load import load_text_encoder
+
+    encoder = load_text_encoder(manifest.encoder.name, manifest.encoder.fingerprint)
     require_same_encoder(encoder, manifest)
     return encoder
 

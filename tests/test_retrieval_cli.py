@@ -80,8 +80,9 @@ def test_the_index_names_the_model_of_the_next_run(
     asked: list[str] = []
     installed_encoder(FakeEncoder(name="special"))
     module = sys.modules["encoders.load"]
-    load = module.load_encoder
-    module.load_encoder = lambda name, device="auto": asked.append(name) or load(name)  # type: ignore[attr-defined]
+    for loader in ("load_encoder", "load_text_encoder"):
+        load = getattr(module, loader)
+        setattr(module, loader, lambda name, other="", load=load: asked.append(name) or load(name, other))
     run("index", ".", "--model", "special")
     paint(here / "new.png", "red")
     run("index", ".")

@@ -12,7 +12,14 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase, ProcessorMixin
 
 from encoders.fwd2bot.families import find_family_of_processor
 from encoders.fwd2bot.model import IGNORED
-from encoders.fwd2bot.prompts import PromptFrames, Prompts, frame_prompts
+from encoders.fwd2bot.prompts import (
+    LONGEST_TEXT,
+    PromptFrames,
+    Prompts,
+    clean_text,
+    frame_prompts,
+    match_special,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class InputBuilder:
     processor: ProcessorMixin
     prompts: Prompts
     summary_count: int
-    longest_text: int = 128
+    longest_text: int = LONGEST_TEXT
     longest_answer: int = 256
 
     @property
@@ -113,16 +120,15 @@ class InputBuilder:
         return [*ids, self.tokenizer.eos_token_id] if fits else ids[: self.longest_answer]
 
     def _clean(self, text: str) -> str:
-        """A user's text, not too long, in which no token has a special meaning."""
-        plain = self._special_tokens.sub(" ", text)
-        ids = self._tokenize_plain(plain)[: self.longest_text]
-        return plain if len(ids) < self.longest_text else str(self.tokenizer.decode(ids))
+        return clean_text(text, self._special_tokens, self._tokenize_plain, self._join, self.longest_text)
+
+    def _join(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids))
 
     @cached_property
     def _special_tokens(self) -> re.Pattern[str]:
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        special.add(self.processor.image_token)  # type: ignore[attr-defined]
-        return re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
+        return match_special({*special, self.processor.image_token})  # type: ignore[attr-defined]
 
     def _tokenize_plain(self, text: str) -> list[int]:
         # All of it: asked to truncate, the tokenizer would keep that setting, and save it.

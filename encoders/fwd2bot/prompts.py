@@ -1,14 +1,18 @@
 """What the model is told: the chat template and the three instructions of the two passes."""
 
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-from transformers import ProcessorMixin
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from encoders.base import EncoderDamaged
 
+if TYPE_CHECKING:  # a search from stored weights alone need not wait for it
+    from transformers import ProcessorMixin
+
 IMAGE_PLACEHOLDER = "<image>"
 PLAIN_TEMPLATE = "USER: {content}\n{instruction} ASSISTANT:"
+LONGEST_TEXT = 128  # tokens kept of a text or a question
 _CONTENT, _INSTRUCTION = "{content}", "{instruction}"
 
 
@@ -42,7 +46,25 @@ class PromptFrames(NamedTuple):
         return self.text.replace(_INSTRUCTION, instruction).replace(_CONTENT, text)
 
 
-def frame_prompts(template: str, processor: ProcessorMixin) -> PromptFrames:
+def match_special(tokens: Iterable[str]) -> re.Pattern[str]:
+    """What finds these tokens in a text, the longest first."""
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+
+def clean_text(
+    text: str,
+    special: re.Pattern[str],
+    tokenize: Callable[[str], list[int]],
+    join: Callable[[list[int]], str],
+    longest: int = LONGEST_TEXT,
+) -> str:
+    """A user's text, not too long, in which no token has a special meaning."""
+    plain = special.sub(" ", text)
+    ids = tokenize(plain)[:longest]
+    return plain if len(ids) < longest else join(ids)
+
+
+def frame_prompts(template: str, processor: "ProcessorMixin") -> PromptFrames:
     """Write the frames of a template; raises EncoderDamaged where one does not show the image once."""
     image_token: str = processor.image_token  # type: ignore[attr-defined]
     if not template and processor.chat_template:
@@ -58,7 +80,9 @@ def frame_prompts(template: str, processor: ProcessorMixin) -> PromptFrames:
     return PromptFrames(image, text)
 
 
-def _apply_chat_template(processor: ProcessorMixin) -> tuple[str, str]:
+def _apply_chat_template(processor: "ProcessorMixin") -> tuple[str, str]:
+    from transformers import ProcessorMixin
+
     contents: tuple[Any, ...] = (
         [{"type": "image"}, {"type": "text", "text": _INSTRUCTION}],
         [{"type": "text", "text": f"{_CONTENT}\n{_INSTRUCTION}"}],

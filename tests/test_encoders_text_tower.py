@@ -1,0 +1,162 @@
+"""Pass 1 over texts in NumPy gives what transformers gives, or gives way to it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import FastVlmForConditionalGeneration
+
+from encoders.fwd2bot import text_tower
+from encoders.fwd2bot.adapters import MODES
+from encoders.fwd2bot.checkpoint import Checkpoint, save_checkpoint
+from encoders.fwd2bot.folders import fingerprint_checkpoint
+from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot
+from encoders.fwd2bot.prompts import Prompts
+from encoders.fwd2bot.text_tower import TextTower, load_text_tower
+from encoders.load import load_encoder, load_text_encoder
+from tests.tiny_models import LVLM, SUMMARIES, make_builder, make_fastvlm
+
+TEXTS = [
+    "two green cats on grass",
+    "A RED Dog, in the snow!",
+    "<image> dogs <pad> and <end> cats",  # words with a meaning of their own lose it
+    "ﬁsh \t é 猫 🐕",  # what is normalised, and what is written byte by byte
+    "a dog " * 100,  # longer than a text is read
+    "",
+]
+BACKEND = "SiglipImageProcessorPil"
+
+
+def save_random(folder: Path, mode: str = "per_pass", key_heads: int = LVLM.heads) -> Path:
+    torch.manual_seed(5)
+    builder = make_builder()
+    config = make_fastvlm(builder).config
+    config.text_config.num_key_value_heads = key_heads
+    model = Fwd2Bot(FastVlmForConditionalGeneration(config), SUMMARIES, AdapterSettings(4, 8, mode)).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or name.endswith("bias"):  # which start at zero
+            torch.nn.init.normal_(parameter, std=0.2)
+    prompts = Prompts(template="{content} {instruction}", text="Say it in a word.")
+    save_checkpoint(folder, Checkpoint(model, builder.processor, prompts))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def load_tower(folder: Path) -> TextTower | None:
+    return load_text_tower("mine", folder, fingerprint_checkpoint(folder, BACKEND))
+
+
+def require_same_texts(name: str) -> None:
+    whole = load_encoder(name, "cpu")
+    tower = load_text_encoder(name, whole.fingerprint)
+    assert isinstance(tower, TextTower)
+    assert (tower.name, tower.fingerprint, tower.dim) == (whole.name, whole.fingerprint, whole.dim)
+    vectors = tower.encode_texts(TEXTS)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, whole.encode_texts(TEXTS), atol=2e-5)
+    assert tower.encode_texts([]).shape == (0, tower.dim)
+
+
+def test_the_embedded_model_reads_texts_as_transformers_does() -> None:
+    require_same_texts("tiny")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_adapter_a_pass_one_for_both_or_none_is_read_as_peft_does(tmp_path: Path, mode: str) -> None:
+    require_same_texts(str(save_random(tmp_path, mode)))
+
+
+def test_heads_may_share_their_keys(tmp_path: Path) -> None:
+    require_same_texts(str(save_random(tmp_path, key_heads=1)))
+
+
+def edit(file: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / file).read_text())
+        change(content)
+        (folder / file).write_text(json.dumps(content))
+
+    return apply
+
+
+def drop_tensor(folder: Path) -> None:
+    place = folder / "compress" / "adapter_model.safetensors"
+    weights = load_file(place)
+    weights.pop(next(iter(weights)))
+    save_file(weights, place)
+
+
+OTHER_MAKES: dict[str, Callable[[Path], None]] = {
+    "another LVLM": edit("base/config.json", lambda config: config.update(model_type="llava")),
+    "another LLM": edit("base/config.json", lambda config: config["text_config"].update(model_type="qwen3")),
+    "other positions": edit(
+        "base/config.json", lambda config: config["text_config"]["rope_parameters"].update(rope_type="yarn")
+    ),
+    "a window": edit(
+        "base/config.json", lambda config: config["text_config"].update(use_sliding_window=True)
+    ),
+    "another tokenizer": edit(
+        "base/tokenizer_config.json", lambda config: config.update(tokenizer_class="LlamaTokenizer")
+    ),
+    "a first token": edit("base/tokenizer_config.json", lambda config: config.update(bos_token="<end>")),
+    "the processor's template": edit(
+        "fwd2bot.json", lambda settings: settings["prompts"].update(template="")
+    ),
+    "a base elsewhere": edit("fwd2bot.json", lambda settings: settings.update(base="../copy/base")),
+    "a lost tensor": drop_tensor,
+    "no weights": lambda folder: (folder / "base" / "model.safetensors").unlink(),
+    "damaged weights": lambda folder: (folder / "base" / "model.safetensors").write_bytes(b"\xff" * 64),
+    "no JSON": lambda folder: (folder / "fwd2bot.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("make", OTHER_MAKES)
+def test_what_is_of_another_make_is_left_to_transformers(
+    copy: Path, make: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy)
+    assert load_tower(copy) is not None
+    fingerprint = fingerprint_checkpoint(copy, BACKEND)
+    OTHER_MAKES[make](copy)
+    # Were the fingerprint all that differs, this would test nothing else.
+    monkeypatch.setattr(text_tower, "fingerprint_checkpoint", lambda folder, backend: fingerprint)
+    assert load_text_tower("mine", copy, fingerprint) is None
+
+
+def test_large_weights_are_left_to_transformers(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_tower, "LARGEST", 1000)
+    assert load_tower(copy) is None
+
+
+def test_a_checkpoint_of_another_fingerprint_is_loaded_whole(saved: Path) -> None:
+    encoder = load_text_encoder(str(saved), "another")
+    assert not isinstance(encoder, TextTower)
+    assert encoder.fingerprint == fingerprint_checkpoint(saved, BACKEND)
+
+
+def test_texts_are_read_without_torch() -> None:
+    code = (
+        "import sys; from encoders.load import load_text_encoder; "
+        f"tower = load_text_encoder('tiny', {load_encoder('tiny', 'cpu').fingerprint!r}); "
+        "print(tower.encode_texts(['a dog']).shape, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    place = Path(text_tower.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(1, 256) False False"
