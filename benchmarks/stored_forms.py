@@ -37,10 +37,11 @@ _LEAST_LISTS = 4
 
 
 class Captions(NamedTuple):
-    """Embedded captions (n, dim), each with the row of its image among the images."""
+    """Captions: embedded (n, dim), each with the row of its image among the images, and their texts."""
 
     vectors: FloatArray
     image_rows: IntArray
+    texts: Sequence[str]
 
 
 def refuse_used_folder(folder: Path | None) -> None:
@@ -123,7 +124,7 @@ def _measure_index(
     )
     ranks = np.full((len(hits), 1), NO_RANK, np.int64)
     for query, (found, own) in enumerate(zip(hits, captions.image_rows.tolist(), strict=True)):
-        rows = [_read_row(hit.path) for hit in found]
+        rows = [read_row(hit.path) for hit in found]
         ranks[query] = rows.index(own) + 1 if own in rows else NO_RANK
     images = np.arange(len(table), dtype=np.int64)
     return PairReport(
@@ -134,9 +135,10 @@ def _measure_index(
 
 def _order_by_row(table: EmbeddingTable, vectors: FloatArray) -> FloatArray:
     ordered = np.empty_like(vectors)
-    ordered[[_read_row(path) for path in table.paths]] = vectors
+    ordered[[read_row(path) for path in table.paths]] = vectors
     return ordered
 
 
-def _read_row(path: str) -> int:
+def read_row(path: str) -> int:
+    """The row of an image that `index_images` indexed."""
     return int(PurePosixPath(path).stem)

@@ -6,7 +6,8 @@
 Reads Karpathy's JSON, NoCaps' JSON, tables and WebDataset shards (see `benchmarks.datasets`). Prints hit@1,
 5 and 10, which papers call Recall@K, true recall, median rank and mAP, as `benchmarks.recall` defines them,
 with 95 % intervals, by the exact matrix of all scores. With --index-forms also by an index that `fwd2bot
-index` wrote, by the kind of index it writes for many images, and by embeddings made again from int8 tokens.
+index` wrote, by the kind of index it writes for many images, and by embeddings made again from int8 tokens;
+with --rerank N also after the model has ranked the N nearest again, by what an index keeps of their tokens.
 In the JSON, `clip_benchmark` holds the exact matrix's figures under the names that CLIP_benchmark gives them.
 """
 
@@ -37,6 +38,7 @@ from benchmarks.embedding import decode_pictures, embed_image_vectors, embed_tex
 from benchmarks.folds import FoldMeans, FoldsReport, report_folds
 from benchmarks.intervals import SEED, Interval
 from benchmarks.recall import CUTOFFS, PairReport, RecallReport, report_pairs
+from benchmarks.reranking import RerankReport, describe_reranking, measure_reranking
 from benchmarks.stored_forms import Captions, index_images, measure_stored_forms, refuse_used_folder
 from benchmarks.text_table import render_rows, show_percent
 from encoders.base import Encoder, FloatArray
@@ -48,13 +50,14 @@ _MATRIX = "exact matrix"
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """What was measured, on what: by the exact matrix, by stored forms, and over folds."""
+    """What was measured, on what: by the exact matrix, by stored forms, over folds, and ranked again."""
 
     data: SplitRecord
     recall: PairReport
     clip_benchmark: dict[str, float]
     stored: dict[str, PairReport]
     folds: FoldsReport | None
+    reranked: RerankReport | None
 
 
 def embed_split(
@@ -72,7 +75,7 @@ def embed_split(
     vectors = cache.load_or_make(
         "texts", digest_texts(texts), len(texts), lambda: embed_texts(encoder, texts)
     )
-    return photos, Captions(vectors, rows)
+    return photos, Captions(vectors, rows, texts)
 
 
 def name_for_clip_benchmark(recall: PairReport) -> dict[str, float]:
@@ -127,6 +130,12 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--index-forms", action="store_true", help="also score by what an index keeps")
     parser.add_argument(
+        "--rerank",
+        type=at_least(2),
+        metavar="N",
+        help="also rank each caption's N nearest photos again by their tokens, as `search --rerank` does",
+    )
+    parser.add_argument(
         "--keep-index",
         type=Path,
         metavar="DIR",
@@ -148,12 +157,14 @@ def measure_retrieval(
     photos, captions = embed_split(encoder, images, EmbeddingCache(options.cache, encoder))
     recall = report_pairs(photos, captions.vectors, captions.image_rows.tolist())
     folds = options.folds and report_folds(photos, captions.vectors, captions.image_rows, options.folds)
-    stored = {}
-    if options.index_forms or options.keep_index:
+    stored, reranked = {}, None
+    if options.index_forms or options.keep_index or options.rerank:
         with TemporaryDirectory() as scratch:
             index = index_images(encoder, images, options.keep_index or Path(scratch))
             stored = measure_stored_forms(encoder, index, captions, len(images))
-    return RetrievalResult(record, recall, name_for_clip_benchmark(recall), stored, folds or None)
+            reranked = options.rerank and measure_reranking(encoder, index, captions, options.rerank)
+    names = name_for_clip_benchmark(recall)
+    return RetrievalResult(record, recall, names, stored, folds or None, reranked or None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"{record.captions:,} captions, by {encoder.name}; per cent\n")
         print(render_table(result))
+        if result.reranked:
+            print(f"\n{describe_reranking(result.reranked)}")
         write_result(options.json, describe_run(_MODULE, arguments, encoder, SEED), result)
 
     return run_command(measure)

@@ -185,7 +185,7 @@ class SeeingEncoder(Encoder, Protocol):
         """Answer questions[i] about images[i]."""
 
 
-def can_talk(encoder: Encoder) -> TypeGuard[TalkingEncoder]:
+def can_talk(encoder: TextEncoder) -> TypeGuard[TalkingEncoder]:
     """Whether the class of an encoder is a TalkingEncoder.
 
     isinstance would, on Python 3.11, read every property of it: `batch_size` encodes hundreds of images.

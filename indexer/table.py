@@ -112,13 +112,8 @@ class EmbeddingTable:
         return self._read(read)
 
     def read_summaries(self, ids: Sequence[int]) -> FloatArray:
-        """Read the summary tokens of these images: float32 (n, k, width)."""
-        if self.encoder.summary_shape is None:
-            raise CannotAnswer(
-                f"{self.index_dir} keeps no summary tokens (model {self.encoder.name}): "
-                "index with a model that has them, and without `--tokens none`"
-            )
-        columns = ["summary", "summary_scale"] if self.manifest.tokens == "int8" else ["summary"]
+        """Read the summary tokens of these images: float32 (n, k, width); CannotAnswer if there are none."""
+        columns = list_token_columns(self.index_dir, self.manifest)
         rows = self._read(lambda manifest: read_rows(self.index_dir, manifest, ids, columns))
         return decode_summaries(self.manifest, rows)
 
@@ -132,6 +127,16 @@ class EmbeddingTable:
                 f"{self.index_dir} has {count} of the {len(self)} images it had when it was opened: "
                 "open it again, or run `fwd2bot verify`"
             )
+
+
+def list_token_columns(index_dir: Path, manifest: Manifest) -> list[str]:
+    """The columns of summary tokens, for `decode_summaries`; CannotAnswer where the index keeps none."""
+    if manifest.encoder.summary_shape is None:
+        raise CannotAnswer(
+            f"{index_dir} keeps no summary tokens (model {manifest.encoder.name}): "
+            "index with a model that has them, and without `--tokens none`"
+        )
+    return ["summary", "summary_scale"] if manifest.tokens == "int8" else ["summary"]
 
 
 def read_following(

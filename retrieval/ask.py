@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from encoders.base import CannotAnswer, FloatArray, QueryError, TalkingEncoder, can_talk
+from encoders.base import FloatArray, QueryError, TalkingEncoder
 from indexer.manifest import Root
 from indexer.paths import escape_path, show_path, unescape_path
 from indexer.table import EmbeddingTable
 
 from .query import clean_question
-from .search import load_matching_encoder
+from .search import load_talking_encoder
 
 
 def caption(index_dir: Path, image: str) -> str:
@@ -30,10 +30,7 @@ def ask(index_dir: Path, image: str, question: str) -> str:
 def _talk(index_dir: Path, image: str, speak: Callable[[TalkingEncoder, FloatArray], list[str]]) -> str:
     table = EmbeddingTable.open(index_dir)
     summaries = table.read_summaries([find_image(table, image)])  # before the model, which takes seconds
-    encoder = load_matching_encoder(table.manifest)
-    if not can_talk(encoder):
-        raise CannotAnswer(f"the model {encoder.name} cannot talk: index with one that can, such as tiny")
-    return speak(encoder, summaries)[0]
+    return speak(load_talking_encoder(table.manifest), summaries)[0]
 
 
 def find_image(table: EmbeddingTable, image: str) -> int:

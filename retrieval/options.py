@@ -73,6 +73,12 @@ WatchOption = Annotated[
     bool, typer.Option("--watch", help="Keep the index current as files come and go, until Ctrl-C.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="List what a run would do; change nothing.")]
+RerankOption = Annotated[
+    int,
+    typer.Option(
+        "--rerank", min=0, metavar="N", help="Let the model order the N best anew, from their stored tokens."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 ImageArgument = Annotated[
     str, typer.Argument(metavar="IMAGE", help="Its path, the end of its path, or its id.")

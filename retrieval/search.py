@@ -5,7 +5,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from encoders.base import Encoder, FloatArray, IndexDamaged, QueryError, TextEncoder
+import numpy as np
+import pyarrow as pa
+
+from encoders.base import (
+    CannotAnswer,
+    Encoder,
+    FloatArray,
+    IndexDamaged,
+    QueryError,
+    TalkingEncoder,
+    TextEncoder,
+    can_talk,
+)
+from indexer.columns import decode_summaries
 from indexer.faiss_file import load_faiss
 from indexer.faiss_index import FaissIndex
 from indexer.faiss_refresh import refresh_faiss
@@ -13,9 +26,10 @@ from indexer.faiss_search import search_faiss
 from indexer.manifest import Manifest, locate_root, read_manifest, require_same_encoder
 from indexer.parts import REPAIR_REMEDY, find_rows
 from indexer.paths import leads_out, show_path, unescape_path
-from indexer.table import read_following, read_images
+from indexer.table import list_token_columns, read_following, read_images
 
 from .query import clean_query
+from .rerank import judge_images, rank_again
 
 
 class Hit(NamedTuple):
@@ -44,17 +58,42 @@ class Searcher:
         self._neighbours = neighbours
 
     @classmethod
-    def open(cls, index_dir: Path) -> "Searcher":
-        """Open an index with the encoder that made it, and refuse one that has changed since."""
+    def open(cls, index_dir: Path, talking: bool = False) -> "Searcher":
+        """Open an index with the encoder that made it, and refuse one that has changed since.
+
+        talking: load all of the model, as `rerank` asks for; CannotAnswer where the model or the index keeps
+        no tokens.
+        """
         manifest, neighbours = read_following(
             index_dir, read_manifest(index_dir), partial(open_neighbours, index_dir)
         )
-        return cls(index_dir, manifest, _load_text_encoder(manifest), neighbours)
+        if talking:
+            list_token_columns(index_dir, manifest)  # before the model, which takes seconds
+        load = load_talking_encoder if talking else load_matching_text_encoder
+        return cls(index_dir, manifest, load(manifest), neighbours)
 
-    def search(self, text: str, k: int = 10) -> list[Hit]:
-        """The k images that fit the text best, best first."""
-        (hits,) = self.search_vectors(self.encoder.encode_texts([clean_query(text)]), k)
-        return hits
+    def search(self, text: str, k: int = 10, rerank: int = 0) -> list[Hit]:
+        """The k images that fit the text best, best first; of all, the nearest `rerank` are ranked again."""
+        text = clean_query(text)
+        (hits,) = self.search_vectors(self.encoder.encode_texts([text]), max(k, rerank))
+        return [*self.rerank(text, hits[:rerank]), *hits[rerank:]][:k]
+
+    def rerank(self, text: str, hits: Sequence[Hit]) -> list[Hit]:
+        """Hits in order of their cosines and of how likely the text is as a caption of their stored tokens.
+
+        Their scores stay the cosines. CannotAnswer where the Searcher was not opened with `talking`.
+        """
+        if not hits:
+            return []
+        if not can_talk(self.encoder):
+            raise CannotAnswer("this Searcher cannot rank again: open it with talking=True")
+        columns = list_token_columns(self.index_dir, self.manifest)
+        rows = self._find_rows([hit.id for hit in hits], columns)
+        kept = {hit.id: hit for hit in hits}
+        hits = [kept[image_id] for image_id in rows["id"].to_pylist()]  # a compaction may have dropped some
+        likelihoods = judge_images(self.encoder, decode_summaries(self.manifest, rows), text)
+        order = rank_again(np.array([hit.score for hit in hits], np.float32), likelihoods)
+        return [hits[place] for place in order]
 
     def search_vectors(self, vectors: FloatArray, k: int = 10) -> list[list[Hit]]:
         """The k images nearest to each unit vector (n, dim), best first."""
@@ -70,12 +109,7 @@ class Searcher:
 
     def _read_images(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
         """What the index says of these images; those that a compaction has dropped since are left out."""
-        columns = ["path", "width", "height"]
-        self.manifest, rows = read_following(
-            self.index_dir,
-            self.manifest,
-            lambda manifest: find_rows(self.index_dir, manifest, ids, columns),
-        )
+        rows = self._find_rows(ids, ["path", "width", "height"])
         images = {image["id"]: image for image in rows.to_pylist()}
         for image in images.values():
             if leads_out(image["path"]):  # an index from elsewhere, and the paths go to other commands
@@ -84,6 +118,14 @@ class Searcher:
                     f"{self.index_dir} has an image outside its folder, {path}: {REPAIR_REMEDY}"
                 )
         return images
+
+    def _find_rows(self, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        self.manifest, rows = read_following(
+            self.index_dir,
+            self.manifest,
+            lambda manifest: find_rows(self.index_dir, manifest, ids, columns),
+        )
+        return rows
 
 
 def load_matching_encoder(manifest: Manifest) -> Encoder:
@@ -95,7 +137,16 @@ def load_matching_encoder(manifest: Manifest) -> Encoder:
     return encoder
 
 
-def _load_text_encoder(manifest: Manifest) -> TextEncoder:
+def load_talking_encoder(manifest: Manifest) -> TalkingEncoder:
+    """As `load_matching_encoder`; CannotAnswer where it keeps no summary tokens."""
+    encoder = load_matching_encoder(manifest)
+    if not can_talk(encoder):
+        raise CannotAnswer(f"the model {encoder.name} cannot talk: index with one that can, such as tiny")
+    return encoder
+
+
+def load_matching_text_encoder(manifest: Manifest) -> TextEncoder:
+    """What embeds texts as the encoder that an index names does: often without torch."""
     from encoders.load import load_text_encoder
 
     encoder = load_text_encoder(manifest.encoder.name, manifest.encoder.fingerprint)

@@ -1,0 +1,78 @@
+"""What `search --rerank` finds: the nearest images of an index, ranked again by their stored tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.recall import CUTOFFS, NO_RANK, IntArray, RecallReport, report_ranks
+from benchmarks.stored_forms import MOST_HITS, Captions, read_row
+from encoders.base import Encoder
+from indexer.manifest import read_manifest
+from retrieval.search import Hit, Searcher, open_neighbours
+
+
+@dataclass(frozen=True)
+class RerankReport:
+    """Text to image with the nearest `depth` as they come, and ranked again.
+
+    gains: by cutoff, the mean difference of hit@K, in shares of one. errors: its standard error over images,
+    as the captions of one image are no independent queries.
+    """
+
+    depth: int
+    plain: RecallReport
+    again: RecallReport
+    gains: dict[int, float]
+    errors: dict[int, float]
+
+
+def measure_reranking(encoder: Encoder, index: Path, captions: Captions, depth: int) -> RerankReport:
+    """Search an index by `index_images` for every caption, and rank the nearest `depth` again."""
+    manifest = read_manifest(index)
+    searcher = Searcher(index, manifest, encoder, open_neighbours(index, manifest))
+    found = searcher.search_vectors(captions.vectors, max(depth, MOST_HITS))
+    plain, again = (np.full((len(found), 1), NO_RANK, np.int64) for _ in range(2))
+    queries = zip(found, captions.texts, captions.image_rows.tolist(), strict=True)
+    for place, (hits, text, own) in enumerate(
+        tqdm(queries, "rerank", len(found), unit="query", disable=None)
+    ):
+        plain[place] = _find_rank(hits, own)
+        again[place] = _find_rank([*searcher.rerank(text, hits[:depth]), *hits[depth:]], own)
+    gains = {cutoff: _compare_hits(plain, again, captions.image_rows, cutoff) for cutoff in CUTOFFS}
+    one, images = np.ones(len(found), np.int64), int(captions.image_rows.max()) + 1
+    return RerankReport(
+        depth,
+        report_ranks(plain, one, images, complete=False),
+        report_ranks(again, one, images, complete=False),
+        {cutoff: gain for cutoff, (gain, _) in gains.items()},
+        {cutoff: error for cutoff, (_, error) in gains.items()},
+    )
+
+
+def _find_rank(hits: Sequence[Hit], own: int) -> int:
+    rows = [read_row(hit.path) for hit in hits]
+    return rows.index(own) + 1 if own in rows else NO_RANK
+
+
+def _compare_hits(plain: IntArray, again: IntArray, owners: IntArray, cutoff: int) -> tuple[float, float]:
+    """By how much hit@cutoff grows, and the standard error of that over images."""
+    hit, was_hit = ((ranks[:, 0] != NO_RANK) & (ranks[:, 0] <= cutoff) for ranks in (again, plain))
+    gains = hit.astype(np.float64) - was_hit
+    _, groups = np.unique(owners, return_inverse=True)
+    residuals = np.bincount(groups, gains - gains.mean())  # of each image, the sum over its captions
+    return float(gains.mean()), float(np.sqrt(np.square(residuals).sum()) / len(gains))
+
+
+def describe_reranking(report: RerankReport) -> str:
+    """One line for each cutoff, in per cent."""
+    lines = [f"text to image, the {report.depth} nearest ranked again by their stored tokens:"]
+    for cutoff in CUTOFFS:
+        before, after = (100 * each.hits[cutoff] for each in (report.plain, report.again))
+        gain, error = 100 * report.gains[cutoff], 100 * report.errors[cutoff]
+        lines.append(
+            f"hit@{cutoff:<3} {before:6.2f} to {after:6.2f}, {gain:+.2f} (standard error {error:.2f})"
+        )
+    return "\n".join(lines)

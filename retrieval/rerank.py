@@ -1,0 +1,32 @@
+"""The nearest images in a better order: by what the model, reading their stored tokens, makes of the query.
+
+The cosine compares two means of summary tokens. In pass 2 the model reads all k tokens of an image and says
+how likely the query is as its caption. What the two find together: docs/experiments.md.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.base import FloatArray, TalkingEncoder
+
+_AT_ONCE = 64  # images that pass 2 reads in one batch: each has the words of the query, times the vocabulary
+
+
+def rank_again(cosines: FloatArray, likelihoods: FloatArray) -> NDArray[np.intp]:
+    """The places of n images, best first, by the sum of both, each scaled to unit spread over the n.
+
+    Equal sums keep their order.
+    """
+    return np.argsort(-(_to_unit_spread(cosines) + _to_unit_spread(likelihoods)), kind="stable")
+
+
+def judge_images(encoder: TalkingEncoder, summaries: FloatArray, text: str) -> FloatArray:
+    """Mean log-likelihood a token of the text, given each image's tokens (n, k, width): float32 (n,)."""
+    batches = (summaries[start : start + _AT_ONCE] for start in range(0, len(summaries), _AT_ONCE))
+    scores = [encoder.match(batch, [text] * len(batch)) for batch in batches]
+    return np.concatenate(scores) if scores else np.empty(0, np.float32)
+
+
+def _to_unit_spread(values: FloatArray) -> FloatArray:
+    spread = values.std() if len(values) else 0.0
+    return (values - values.mean()) / spread if spread else np.zeros_like(values)
