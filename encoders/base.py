@@ -19,7 +19,7 @@ Fwd2BotError
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,9 +160,8 @@ class Encoder(TextEncoder, Protocol):
         """This encoder or its copies, one for each batch that is best in hand at a time, each in a thread."""
 
 
-@runtime_checkable
-class TalkingEncoder(Encoder, Protocol):
-    """An encoder whose summary tokens stand in for the image afterwards."""
+class Talker(TextEncoder, Protocol):
+    """What reads the texts and the stored tokens of an encoder whose tokens stand in for the image."""
 
     def caption(self, summaries: FloatArray) -> list[str]:
         """Describe each image from its summary tokens (n, k, width) alone."""
@@ -172,6 +171,11 @@ class TalkingEncoder(Encoder, Protocol):
 
     def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
         """Mean log-likelihood a token (nats), of texts[i] as the caption of summaries[i]: float32 (n,)."""
+
+
+@runtime_checkable
+class TalkingEncoder(Encoder, Talker, Protocol):
+    """An encoder whose summary tokens stand in for the image afterwards."""
 
 
 @runtime_checkable
@@ -185,8 +189,12 @@ class SeeingEncoder(Encoder, Protocol):
         """Answer questions[i] about images[i]."""
 
 
-def can_talk(encoder: TextEncoder) -> TypeGuard[TalkingEncoder]:
-    """Whether the class of an encoder is a TalkingEncoder.
+@overload
+def can_talk(encoder: Encoder) -> TypeGuard[TalkingEncoder]: ...
+@overload
+def can_talk(encoder: TextEncoder) -> TypeGuard[Talker]: ...
+def can_talk(encoder: TextEncoder) -> bool:
+    """Whether the class of an encoder is a Talker.
 
     isinstance would, on Python 3.11, read every property of it: `batch_size` encodes hundreds of images.
     """

@@ -53,15 +53,15 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
         return Fwd2BotEncoder.load(name, folder, place)
 
 
-def load_text_encoder(name: str, fingerprint: str) -> TextEncoder:
-    """Load what embeds texts as the encoder of this name and fingerprint does.
+def load_reader(name: str, fingerprint: str) -> TextEncoder:
+    """Load what reads texts and stored tokens as the encoder of this name and fingerprint does.
 
-    A small checkpoint does so in NumPy, without the seconds of importing torch; all others, and one that has
-    another fingerprint, are loaded whole.
+    A small checkpoint is read with NumPy, without the seconds of importing torch; all others, and one that
+    has another fingerprint, are loaded whole.
     """
-    from encoders.fwd2bot.text_tower import load_text_tower
+    from encoders.fwd2bot.numpy_reader import load_numpy_reader
 
-    return load_text_tower(name, _place_checkpoint(name), fingerprint) or load_encoder(name)
+    return load_numpy_reader(name, _place_checkpoint(name), fingerprint) or load_encoder(name)
 
 
 def find_checkpoint(name: str) -> Path:

@@ -7,30 +7,30 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from encoders.base import FloatArray, QueryError, TalkingEncoder
+from encoders.base import FloatArray, QueryError, Talker
 from indexer.manifest import Root
 from indexer.paths import escape_path, show_path, unescape_path
 from indexer.table import EmbeddingTable
 
 from .query import clean_question
-from .search import load_talking_encoder
+from .search import load_matching_reader, require_talker
 
 
 def caption(index_dir: Path, image: str) -> str:
     """Describe an image of the index, named by path or id."""
-    return _talk(index_dir, image, lambda encoder, summaries: encoder.caption(summaries))
+    return _talk(index_dir, image, lambda talker, summaries: talker.caption(summaries))
 
 
 def ask(index_dir: Path, image: str, question: str) -> str:
     """Answer a question about an image of the index, named by path or id."""
     question = clean_question(question)
-    return _talk(index_dir, image, lambda encoder, summaries: encoder.answer(summaries, question))
+    return _talk(index_dir, image, lambda talker, summaries: talker.answer(summaries, question))
 
 
-def _talk(index_dir: Path, image: str, speak: Callable[[TalkingEncoder, FloatArray], list[str]]) -> str:
+def _talk(index_dir: Path, image: str, speak: Callable[[Talker, FloatArray], list[str]]) -> str:
     table = EmbeddingTable.open(index_dir)
     summaries = table.read_summaries([find_image(table, image)])  # before the model, which takes seconds
-    return speak(load_talking_encoder(table.manifest), summaries)[0]
+    return speak(require_talker(load_matching_reader(table.manifest)), summaries)[0]
 
 
 def find_image(table: EmbeddingTable, image: str) -> int:

@@ -42,9 +42,8 @@ the index as it was at the start.
 
 \b
 With --rerank N the N nearest images are put in order anew by the model itself: it reads their
-stored tokens and says how likely the query is as a caption of each. It costs some milliseconds
-an image, and the few seconds in which all of the model is loaded. Scores stay those of the
-nearness, so they no longer fall from line to line.
+stored tokens and says how likely the query is as a caption of each, some milliseconds an image.
+Scores stay those of the nearness, so they no longer fall from line to line.
 
 \b
 Examples:
@@ -78,7 +77,7 @@ def search(
     many = query == ["-"]
     # What may be refused comes before the model, which takes seconds.
     texts = read_lines("search: ") if many else iter([clean_query(query)])
-    searcher = Searcher.open(find_index(Path.cwd(), index_dir), talking=rerank > 0)
+    searcher = Searcher.open(find_index(Path.cwd(), index_dir))
     form: Form = "json" if as_json else "null" if null else "paths" if paths_only else "lines"
 
     def answer(text: str) -> str:

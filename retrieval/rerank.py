@@ -7,7 +7,7 @@ how likely the query is as its caption. What the two find together: docs/experim
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.base import FloatArray, TalkingEncoder
+from encoders.base import FloatArray, Talker
 
 _AT_ONCE = 64  # images that pass 2 reads in one batch: each has the words of the query, times the vocabulary
 
@@ -20,10 +20,10 @@ def rank_again(cosines: FloatArray, likelihoods: FloatArray) -> NDArray[np.intp]
     return np.argsort(-(_to_unit_spread(cosines) + _to_unit_spread(likelihoods)), kind="stable")
 
 
-def judge_images(encoder: TalkingEncoder, summaries: FloatArray, text: str) -> FloatArray:
+def judge_images(talker: Talker, summaries: FloatArray, text: str) -> FloatArray:
     """Mean log-likelihood a token of the text, given each image's tokens (n, k, width): float32 (n,)."""
     batches = (summaries[start : start + _AT_ONCE] for start in range(0, len(summaries), _AT_ONCE))
-    scores = [encoder.match(batch, [text] * len(batch)) for batch in batches]
+    scores = [talker.match(batch, [text] * len(batch)) for batch in batches]
     return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
 

@@ -10,11 +10,10 @@ import pyarrow as pa
 
 from encoders.base import (
     CannotAnswer,
-    Encoder,
     FloatArray,
     IndexDamaged,
     QueryError,
-    TalkingEncoder,
+    Talker,
     TextEncoder,
     can_talk,
 )
@@ -58,19 +57,12 @@ class Searcher:
         self._neighbours = neighbours
 
     @classmethod
-    def open(cls, index_dir: Path, talking: bool = False) -> "Searcher":
-        """Open an index with the encoder that made it, and refuse one that has changed since.
-
-        talking: load all of the model, as `rerank` asks for; CannotAnswer where the model or the index keeps
-        no tokens.
-        """
+    def open(cls, index_dir: Path) -> "Searcher":
+        """Open an index with the encoder that made it, and refuse one that has changed since."""
         manifest, neighbours = read_following(
             index_dir, read_manifest(index_dir), partial(open_neighbours, index_dir)
         )
-        if talking:
-            list_token_columns(index_dir, manifest)  # before the model, which takes seconds
-        load = load_talking_encoder if talking else load_matching_text_encoder
-        return cls(index_dir, manifest, load(manifest), neighbours)
+        return cls(index_dir, manifest, load_matching_reader(manifest), neighbours)
 
     def search(self, text: str, k: int = 10, rerank: int = 0) -> list[Hit]:
         """The k images that fit the text best, best first; of all, the nearest `rerank` are ranked again."""
@@ -81,17 +73,15 @@ class Searcher:
     def rerank(self, text: str, hits: Sequence[Hit]) -> list[Hit]:
         """Hits in order of their cosines and of how likely the text is as a caption of their stored tokens.
 
-        Their scores stay the cosines. CannotAnswer where the Searcher was not opened with `talking`.
+        Their scores stay the cosines. CannotAnswer where the model or the index keeps no tokens.
         """
         if not hits:
             return []
-        if not can_talk(self.encoder):
-            raise CannotAnswer("this Searcher cannot rank again: open it with talking=True")
-        columns = list_token_columns(self.index_dir, self.manifest)
+        talker, columns = require_talker(self.encoder), list_token_columns(self.index_dir, self.manifest)
         rows = self._find_rows([hit.id for hit in hits], columns)
         kept = {hit.id: hit for hit in hits}
         hits = [kept[image_id] for image_id in rows["id"].to_pylist()]  # a compaction may have dropped some
-        likelihoods = judge_images(self.encoder, decode_summaries(self.manifest, rows), text)
+        likelihoods = judge_images(talker, decode_summaries(self.manifest, rows), text)
         order = rank_again(np.array([hit.score for hit in hits], np.float32), likelihoods)
         return [hits[place] for place in order]
 
@@ -128,29 +118,19 @@ class Searcher:
         return rows
 
 
-def load_matching_encoder(manifest: Manifest) -> Encoder:
-    """Load the encoder that an index names, and refuse another of the same name."""
-    from encoders.load import load_encoder  # torch and transformers come with it
+def load_matching_reader(manifest: Manifest) -> TextEncoder:
+    """Load what reads texts and tokens as the encoder that an index names, and refuse another of its name."""
+    from encoders.load import load_reader  # torch and transformers may come with it
 
-    encoder = load_encoder(manifest.encoder.name)
-    require_same_encoder(encoder, manifest)
-    return encoder
+    reader = load_reader(manifest.encoder.name, manifest.encoder.fingerprint)
+    require_same_encoder(reader, manifest)
+    return reader
 
 
-def load_talking_encoder(manifest: Manifest) -> TalkingEncoder:
-    """As `load_matching_encoder`; CannotAnswer where it keeps no summary tokens."""
-    encoder = load_matching_encoder(manifest)
+def require_talker(encoder: TextEncoder) -> Talker:
+    """The same encoder; CannotAnswer where it keeps no summary tokens."""
     if not can_talk(encoder):
         raise CannotAnswer(f"the model {encoder.name} cannot talk: index with one that can, such as tiny")
-    return encoder
-
-
-def load_matching_text_encoder(manifest: Manifest) -> TextEncoder:
-    """What embeds texts as the encoder that an index names does: often without torch."""
-    from encoders.load import load_text_encoder
-
-    encoder = load_text_encoder(manifest.encoder.name, manifest.encoder.fingerprint)
-    require_same_encoder(encoder, manifest)
     return encoder
 
 

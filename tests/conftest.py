@@ -137,7 +137,7 @@ def installed_encoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeEncoder]
     def install(encoder: FakeEncoder) -> None:
         module = types.ModuleType("encoders.load")
         module.load_encoder = lambda name, device="auto": encoder  # type: ignore[attr-defined]
-        module.load_text_encoder = lambda name, fingerprint: encoder  # type: ignore[attr-defined]
+        module.load_reader = lambda name, fingerprint: encoder  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "encoders.load", module)
 
     return install

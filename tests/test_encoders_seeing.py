@@ -9,7 +9,7 @@ from PIL import Image
 from encoders.base import SeeingEncoder
 from encoders.fwd2bot.adapters import find_base_model
 from encoders.fwd2bot.encoder import Fwd2BotEncoder
-from encoders.fwd2bot.seeing import LONGEST_ANSWER
+from encoders.fwd2bot.writer import LONGEST_REPLY
 from encoders.load import load_encoder
 from tests.tiny_families import TinyLvlm, make_lvlm_of
 from tests.tiny_models import make_pictures
@@ -24,7 +24,7 @@ def answer_by_hand(tiny: TinyLvlm, picture: Image.Image, question: str) -> str:
     )
     ids = inputs["input_ids"]
     start, end = ids.shape[1], tiny.builder.tokenizer.eos_token_id
-    while ids.shape[1] - start < LONGEST_ANSWER and (ids.shape[1] == start or ids[0, -1] != end):
+    while ids.shape[1] - start < LONGEST_REPLY and (ids.shape[1] == start or ids[0, -1] != end):
         inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
             ids = torch.cat([ids, tiny.model(**inputs).logits[:, -1:].argmax(dim=-1)], dim=1)

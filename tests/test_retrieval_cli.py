@@ -80,7 +80,7 @@ def test_the_index_names_the_model_of_the_next_run(
     asked: list[str] = []
     installed_encoder(FakeEncoder(name="special"))
     module = sys.modules["encoders.load"]
-    for loader in ("load_encoder", "load_text_encoder"):
+    for loader in ("load_encoder", "load_reader"):
         load = getattr(module, loader)
         setattr(module, loader, lambda name, other="", load=load: asked.append(name) or load(name, other))
     run("index", ".", "--model", "special")

@@ -28,7 +28,7 @@ class Encoder(FakeEncoder):
         time.sleep({delay})
         return super().encode_images(images)
 module = types.ModuleType("encoders.load")
-module.load_encoder = module.load_text_encoder = lambda name, device="auto": Encoder()
+module.load_encoder = module.load_reader = lambda name, device="auto": Encoder()
 sys.modules["encoders.load"] = module
 from retrieval.cli import main
 main()

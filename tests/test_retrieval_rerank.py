@@ -58,7 +58,7 @@ def test_what_is_alike_keeps_its_order(count: int) -> None:
 
 
 def test_the_nearest_are_ranked_again_and_the_others_left(index_dir: Path) -> None:
-    searcher = Searcher.open(index_dir, talking=True)
+    searcher = Searcher.open(index_dir)
     plain, again = searcher.search("red", 20), searcher.search("red", 20, rerank=12)
     table = EmbeddingTable.open(index_dir)
     summaries = table.read_summaries([hit.id for hit in plain[:12]])
@@ -72,14 +72,14 @@ def test_the_nearest_are_ranked_again_and_the_others_left(index_dir: Path) -> No
 
 
 def test_images_are_judged_the_same_in_any_batch(index_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    searcher = Searcher.open(index_dir, talking=True)
+    searcher = Searcher.open(index_dir)
     whole = searcher.search("blue", 38, rerank=38)
     monkeypatch.setattr(rerank, "_AT_ONCE", 5)
     assert searcher.search("blue", 38, rerank=38) == whole
 
 
 def test_an_image_that_a_compaction_has_dropped_is_ranked_no_more(index_dir: Path) -> None:
-    searcher = Searcher.open(index_dir, talking=True)
+    searcher = Searcher.open(index_dir)
     hits = searcher.search("red", 10)
     (index_dir.parent / hits[3].path).unlink()
     build_index(index_dir.parent, index_dir, Contrarian())
@@ -88,32 +88,26 @@ def test_an_image_that_a_compaction_has_dropped_is_ranked_no_more(index_dir: Pat
     assert searcher.rerank("red", []) == []
 
 
-def test_an_index_without_tokens_says_so_before_the_model_is_loaded(
-    gallery: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build_index(gallery, gallery / ".fwd2bot", Contrarian(), BuildSettings(tokens="none"))
-    monkeypatch.setattr("retrieval.search.load_talking_encoder", lambda manifest: pytest.fail("loaded"))
-    with pytest.raises(CannotAnswer, match="keeps no summary tokens"):
-        Searcher.open(gallery / ".fwd2bot", talking=True)
-
-
-def test_a_searcher_that_only_reads_texts_says_how_to_open_it(index_dir: Path) -> None:
-    class Reader:
-        name, fingerprint, dim = "tiny", "fake-1", 8
+def test_a_model_or_an_index_without_tokens_cannot_rank_again(index_dir: Path) -> None:
+    class Mute:
+        name, fingerprint, dim = "mute", "fake-1", 8
         encode_texts = Contrarian().encode_texts
 
     opened = Searcher.open(index_dir)
-    searcher = Searcher(index_dir, opened.manifest, Reader(), opened._neighbours)
+    searcher = Searcher(index_dir, opened.manifest, Mute(), opened._neighbours)
     assert searcher.search("red", 5) == opened.search("red", 5)
-    with pytest.raises(CannotAnswer, match="talking=True"):
+    with pytest.raises(CannotAnswer, match="mute cannot talk"):
         searcher.search("red", 5, rerank=5)
+    build_index(index_dir.parent, index_dir, Contrarian(), BuildSettings(tokens="none", rebuild=True))
+    with pytest.raises(CannotAnswer, match="keeps no summary tokens"):
+        Searcher.open(index_dir).search("red", 5, rerank=5)
 
 
 def test_the_command_prints_the_new_order_and_refuses_where_there_are_no_tokens(
     index_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(index_dir.parent)
-    expected = [hit.path for hit in Searcher.open(index_dir, talking=True).search("red", 5, rerank=12)]
+    expected = [hit.path for hit in Searcher.open(index_dir).search("red", 5, rerank=12)]
     assert run("search", "red", "-k", "5", "--rerank", "12", "--paths").stdout.splitlines() == expected
     assert run("search", "red", "-k", "5", "--paths").stdout.splitlines() != expected
     run("index", ".", "--tokens", "none", "--rebuild")
@@ -135,7 +129,7 @@ def test_the_benchmark_counts_what_the_search_finds(tmp_path: Path, installed_en
     captions = Captions(encoder.encode_texts(texts), np.repeat(np.arange(30), 2), texts)
     index = index_images(encoder, images, tmp_path / "new")
     report = measure_reranking(encoder, index, captions, 7)
-    searcher, found = Searcher.open(index, talking=True), {0: [], 7: []}
+    searcher, found = Searcher.open(index), {0: [], 7: []}
     for depth, hits in found.items():
         for text, row in zip(texts, captions.image_rows, strict=True):
             paths = [hit.path for hit in searcher.search(text, 5, rerank=depth)]

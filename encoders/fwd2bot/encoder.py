@@ -16,13 +16,13 @@ from encoders.fwd2bot.folders import fingerprint_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, pool
 from encoders.fwd2bot.preparation import ImagePreparer
-from encoders.fwd2bot.seeing import LONGEST_ANSWER, answer_from_pixels
+from encoders.fwd2bot.seeing import answer_from_pixels
+from encoders.fwd2bot.writer import LONGEST_REPLY, REPEATED
 from encoders.imaging import ImageEncoder
 from encoders.precision import choose_dtype
 
 _TEXTS_AT_ONCE = 128
-# Without the last, a small model that has lost the thread goes round in circles.
-_DECODING = {"max_new_tokens": LONGEST_ANSWER, "do_sample": False, "no_repeat_ngram_size": 3}
+_DECODING = {"max_new_tokens": LONGEST_REPLY, "do_sample": False, "no_repeat_ngram_size": REPEATED}
 
 
 class Fwd2BotEncoder(ImageEncoder):

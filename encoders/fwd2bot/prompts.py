@@ -1,7 +1,5 @@
 """What the model is told: the chat template and the three instructions of the two passes."""
 
-import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +10,6 @@ if TYPE_CHECKING:  # a search from stored weights alone need not wait for it
 
 IMAGE_PLACEHOLDER = "<image>"
 PLAIN_TEMPLATE = "USER: {content}\n{instruction} ASSISTANT:"
-LONGEST_TEXT = 128  # tokens kept of a text or a question
 _CONTENT, _INSTRUCTION = "{content}", "{instruction}"
 
 
@@ -37,6 +34,11 @@ class PromptFrames(NamedTuple):
     image: str
     text: str
 
+    @classmethod
+    def of_template(cls, template: str, image_token: str) -> "PromptFrames":
+        """The frames that a template of `Prompts` makes."""
+        return cls(template.replace(_CONTENT, image_token), template)
+
     def fill_image(self, instruction: str) -> str:
         """What is said over an image."""
         return self.image.replace(_INSTRUCTION, instruction)
@@ -46,38 +48,19 @@ class PromptFrames(NamedTuple):
         return self.text.replace(_INSTRUCTION, instruction).replace(_CONTENT, text)
 
 
-def match_special(tokens: Iterable[str]) -> re.Pattern[str]:
-    """What finds these tokens in a text, the longest first."""
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
-
-
-def clean_text(
-    text: str,
-    special: re.Pattern[str],
-    tokenize: Callable[[str], list[int]],
-    join: Callable[[list[int]], str],
-    longest: int = LONGEST_TEXT,
-) -> str:
-    """A user's text, not too long, in which no token has a special meaning."""
-    plain = special.sub(" ", text)
-    ids = tokenize(plain)[:longest]
-    return plain if len(ids) < longest else join(ids)
-
-
 def frame_prompts(template: str, processor: "ProcessorMixin") -> PromptFrames:
     """Write the frames of a template; raises EncoderDamaged where one does not show the image once."""
     image_token: str = processor.image_token  # type: ignore[attr-defined]
     if not template and processor.chat_template:
-        image, text = _apply_chat_template(processor)
+        frames = PromptFrames(*_apply_chat_template(processor))
     else:
-        text = template or PLAIN_TEMPLATE
-        image = text.replace(_CONTENT, image_token)
-    shown = image.count(image_token)
+        frames = PromptFrames.of_template(template or PLAIN_TEMPLATE, image_token)
+    shown = frames.image.count(image_token)
     if shown != 1:
         raise EncoderDamaged(
             f"The chat template writes {image_token} {shown} times for one image: give the prompts a template"
         )
-    return PromptFrames(image, text)
+    return frames
 
 
 def _apply_chat_template(processor: "ProcessorMixin") -> tuple[str, str]:

@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from encoders.fwd2bot.inputs import InputBuilder
-
-LONGEST_ANSWER = 48  # tokens
+from encoders.fwd2bot.writer import LONGEST_REPLY
 
 
 @torch.inference_mode()
@@ -18,7 +17,7 @@ def answer_from_pixels(
     """Answer questions[i] about images[i], greedily, by an LVLM with whatever adapter is in it."""
     inputs = builder.image_questions(images, questions).to(lvlm.device)
     read = {name: each.to(lvlm.dtype) if each.is_floating_point() else each for name, each in inputs.items()}
-    ids = lvlm.generate(**read, max_new_tokens=LONGEST_ANSWER, do_sample=False)
+    ids = lvlm.generate(**read, max_new_tokens=LONGEST_REPLY, do_sample=False)
     new = ids[:, inputs["input_ids"].shape[1] :]
     answers: list[str] = builder.tokenizer.batch_decode(new, skip_special_tokens=True)
     return [answer.strip() for answer in answers]
