@@ -78,9 +78,10 @@ def require_same(name: str) -> None:
     random = np.random.default_rng(1)
     pictures = [Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)) for _ in TEXTS]
     summaries = whole.encode_images(pictures).summaries
-    likelihoods = reader.match(summaries, TEXTS)
-    assert likelihoods.dtype == np.float32
-    np.testing.assert_allclose(likelihoods, whole.match(summaries, TEXTS), atol=2e-4)
+    for texts in (TEXTS, [TEXTS[0], *TEXTS[:-1]], TEXTS[:1] * len(TEXTS)):  # equal texts are one batch
+        likelihoods = reader.match(summaries, texts)
+        assert likelihoods.dtype == np.float32
+        np.testing.assert_allclose(likelihoods, whole.match(summaries, texts), atol=2e-4)
     assert reader.answer(summaries, TEXTS) == [
         whole.answer(row[None], text)[0] for row, text in zip(summaries, TEXTS, strict=True)
     ]

@@ -15,8 +15,9 @@ class Linear(NamedTuple):
     bias: FloatArray | float
 
     def apply(self, rows: FloatArray) -> FloatArray:
-        """Rows (n, in) to (n, out)."""
-        return np.asarray(rows @ self.weight.T + self.bias, np.float32)
+        """Rows (..., in) to (..., out), by one product."""
+        flat = rows.reshape(-1, rows.shape[-1]) @ self.weight.T + self.bias
+        return np.asarray(flat.reshape(*rows.shape[:-1], -1), np.float32)
 
 
 class Layer(NamedTuple):
@@ -46,7 +47,7 @@ class Llm:
     theta: float
 
     def read(self, rows: FloatArray) -> FloatArray:
-        """Input embeddings (n, width) to last hidden states (n, width); each sees those before it."""
+        """Input embeddings (..., n, width) to last hidden states of that shape; each sees those before it."""
         for layer in self.layers:
             rows = rows + self._attend(layer, self._normalize(rows, layer.attention_norm))
             seen = self._normalize(rows, layer.mlp_norm)
@@ -59,19 +60,21 @@ class Llm:
         return np.asarray(rows / scale * weight, np.float32)
 
     def _attend(self, layer: Layer, rows: FloatArray) -> FloatArray:
-        queries = self._rotate(_split_heads(layer.query.apply(rows), self.heads))  # (heads, n, head width)
+        queries = self._rotate(
+            _split_heads(layer.query.apply(rows), self.heads)
+        )  # (..., heads, n, head width)
         shared = self.heads // self.key_heads  # queries that have one key
-        keys = np.repeat(self._rotate(_split_heads(layer.key.apply(rows), self.key_heads)), shared, axis=0)
-        values = np.repeat(_split_heads(layer.value.apply(rows), self.key_heads), shared, axis=0)
-        scores = queries @ keys.transpose(0, 2, 1) / np.float32(np.sqrt(queries.shape[-1]))
-        scores = scores + np.triu(np.full(scores.shape[1:], -np.inf, np.float32), 1)
+        keys = np.repeat(self._rotate(_split_heads(layer.key.apply(rows), self.key_heads)), shared, axis=-3)
+        values = np.repeat(_split_heads(layer.value.apply(rows), self.key_heads), shared, axis=-3)
+        scores = queries @ keys.swapaxes(-1, -2) / np.float32(np.sqrt(queries.shape[-1]))
+        scores = scores + np.triu(np.full(scores.shape[-2:], -np.inf, np.float32), 1)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         attended = weights / weights.sum(axis=-1, keepdims=True) @ values
-        return layer.output.apply(attended.transpose(1, 0, 2).reshape(len(rows), -1))
+        return layer.output.apply(attended.swapaxes(-2, -3).reshape(*rows.shape[:-1], -1))
 
     def _rotate(self, heads: FloatArray) -> FloatArray:
         """Rotary positions: each pair of a head's two halves is turned by an angle of its own."""
-        _, length, width = heads.shape
+        length, width = heads.shape[-2:]
         speeds = self.theta ** (-np.arange(0, width, 2) / width)
         angles = np.arange(length)[:, None] * speeds  # (n, head width / 2)
         turn = np.asarray(np.cos(angles) + 1j * np.sin(angles), np.complex64)
@@ -80,5 +83,5 @@ class Llm:
 
 
 def _split_heads(rows: FloatArray, heads: int) -> FloatArray:
-    """(n, heads x head width) to (heads, n, head width)."""
-    return rows.reshape(len(rows), heads, -1).transpose(1, 0, 2)
+    """(..., n, heads x head width) to (..., heads, n, head width)."""
+    return rows.reshape(*rows.shape[:-1], heads, -1).swapaxes(-2, -3)

@@ -77,9 +77,11 @@ class NumpyReader:
 
     def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
         """Mean log-likelihood (nats a token, end included) of texts[i] as the caption of summaries[i]."""
-        return np.array(
-            [self._judge(tokens, text) for tokens, text in zip(summaries, texts, strict=True)], np.float32
-        )
+        scores = np.empty(len(texts), np.float32)
+        for text in set(texts):  # mostly one, in which case all is one batch
+            rows = [place for place, other in enumerate(texts) if other == text]
+            scores[rows] = self._judge(summaries[rows], text)
+        return scores
 
     def _place(self, summary: FloatArray, question: str) -> FloatArray:
         """A question whose placeholders hold summary tokens (k, width): input embeddings (n, width)."""
@@ -100,14 +102,15 @@ class NumpyReader:
             rows = np.concatenate([rows, self._generator.words[[word]]])
         return said
 
-    def _judge(self, summary: FloatArray, text: str) -> float:
-        words = self._writer.answer(text)
-        prompt = self._place(summary, self._writer.prompts.caption)
-        hidden = self._generator.read(np.concatenate([prompt, self._generator.words[words]]))
-        logits = hidden[len(prompt) - 1 : -1] @ self._weights.head.T  # each foretells the next word
-        logits -= logits.max(axis=1, keepdims=True)
-        sums = np.log(np.exp(logits).sum(axis=1))
-        return float((logits[np.arange(len(words)), words] - sums).mean())
+    def _judge(self, summaries: FloatArray, text: str) -> FloatArray:
+        words, caption = self._writer.answer(text), self._writer.prompts.caption
+        prompts = np.stack([self._place(summary, caption) for summary in summaries])  # (n, length, width)
+        answers = np.broadcast_to(self._generator.words[words], (len(prompts), len(words), self.dim))
+        hidden = self._generator.read(np.concatenate([prompts, answers], axis=1))
+        logits = hidden[:, prompts.shape[1] - 1 : -1] @ self._weights.head.T  # each foretells the next word
+        logits -= logits.max(axis=-1, keepdims=True)
+        sums = np.log(np.exp(logits).sum(axis=-1))
+        return np.asarray((logits[:, np.arange(len(words)), words] - sums).mean(axis=1), np.float32)
 
 
 def find_repeats(said: Sequence[int], length: int) -> list[int]:
