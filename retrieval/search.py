@@ -66,7 +66,8 @@ class Searcher:
 
     def search(self, text: str, k: int = 10, rerank: int = 0) -> list[Hit]:
         """The k images that fit the text best, best first; of all, the nearest `rerank` are ranked again."""
-        text = clean_query(text)
+        _require_results(k)
+        text, rerank = clean_query(text), max(rerank, 0)
         (hits,) = self.search_vectors(self.encoder.encode_texts([text]), max(k, rerank))
         return [*self.rerank(text, hits[:rerank]), *hits[rerank:]][:k]
 
@@ -87,8 +88,7 @@ class Searcher:
 
     def search_vectors(self, vectors: FloatArray, k: int = 10) -> list[list[Hit]]:
         """The k images nearest to each unit vector (n, dim), best first."""
-        if k < 1:
-            raise QueryError(f"{k} results were asked for: ask for one or more")
+        _require_results(k)
         found = search_faiss(self._neighbours, vectors, k)
         ids = sorted({image_id for row in found for image_id, _ in row})
         images = self._read_images(ids)
@@ -116,6 +116,11 @@ class Searcher:
             lambda manifest: find_rows(self.index_dir, manifest, ids, columns),
         )
         return rows
+
+
+def _require_results(k: int) -> None:
+    if k < 1:
+        raise QueryError(f"{k} results were asked for: ask for one or more")
 
 
 def load_matching_reader(manifest: Manifest) -> TextEncoder:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.datasets import CaptionedImage
 from benchmarks.reranking import describe_reranking, measure_reranking
 from benchmarks.stored_forms import Captions, index_images
-from encoders.base import CannotAnswer, FloatArray
+from encoders.base import CannotAnswer, FloatArray, QueryError
 from indexer.build import BuildSettings
 from indexer.build import build as build_index
 from indexer.compact import compact_index
@@ -69,6 +69,8 @@ def test_the_nearest_are_ranked_again_and_the_others_left(index_dir: Path) -> No
     assert searcher.search("red", 3, rerank=12) == again[:3]
     assert searcher.search("red", 20, rerank=0) == plain
     assert len(searcher.search("red", 100, rerank=1000)) == 38
+    with pytest.raises(QueryError, match="0 results"):
+        searcher.search("red", 0, rerank=12)
 
 
 def test_images_are_judged_the_same_in_any_batch(index_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ class Llm:
             rows = rows + self._attend(layer, self._normalize(rows, layer.attention_norm))
             seen = self._normalize(rows, layer.mlp_norm)
             gate = layer.gate.apply(seen)
-            rows = rows + layer.down.apply(gate / (1 + np.exp(-gate)) * layer.up.apply(seen))
+            gate = gate / 2 * (1 + np.tanh(gate / 2))  # SiLU, without an exponential that overflows
+            rows = rows + layer.down.apply(gate * layer.up.apply(seen))
         return self._normalize(rows, self.norm)
 
     def _normalize(self, rows: FloatArray, weight: FloatArray) -> FloatArray:
@@ -60,9 +61,8 @@ class Llm:
         return np.asarray(rows / scale * weight, np.float32)
 
     def _attend(self, layer: Layer, rows: FloatArray) -> FloatArray:
-        queries = self._rotate(
-            _split_heads(layer.query.apply(rows), self.heads)
-        )  # (..., heads, n, head width)
+        # Each (..., heads, n, head width).
+        queries = self._rotate(_split_heads(layer.query.apply(rows), self.heads))
         shared = self.heads // self.key_heads  # queries that have one key
         keys = np.repeat(self._rotate(_split_heads(layer.key.apply(rows), self.key_heads)), shared, axis=-3)
         values = np.repeat(_split_heads(layer.value.apply(rows), self.key_heads), shared, axis=-3)

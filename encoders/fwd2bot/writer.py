@@ -9,9 +9,8 @@ from encoders.fwd2bot.prompts import PromptFrames, Prompts
 LONGEST_TEXT = 128
 LONGEST_ANSWER = 256
 LONGEST_REPLY = 48  # tokens that pass 2 says
-REPEATED = (
-    3  # so many in a row are not said twice: a small model that has lost the thread goes round in circles
-)
+# So many in a row are not said twice: a small model that has lost the thread goes round in circles.
+REPEATED = 3
 
 
 @dataclass(frozen=True)
