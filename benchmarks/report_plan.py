@@ -170,14 +170,14 @@ SECTIONS = [
         "Retrieval, on drawn scenes",
         "Of the embedded model; scenes it has never seen, by each of their captions.",
         "benchmarks.text_to_image",
-        _on_scenes("--index-forms"),
+        _on_scenes("--index-forms", "--rerank", "30"),
     ),
     Section(
         "text_to_image_photos",
         "Retrieval, on real photos",
         "Of the embedded model, on the test split of the data given.",
         "benchmarks.text_to_image",
-        _on_photos("--index-forms"),
+        _on_photos("--index-forms", "--rerank", "30"),
         has_photos,
     ),
     Section(

@@ -57,6 +57,7 @@ def test_a_true_sentence_finds_its_picture_among_the_first(gallery: Gallery) -> 
     answers = [json.loads(line)["hits"] for line in said.splitlines()]
     paths = [[hit["path"] for hit in hits] for hits in answers]
     assert search_paths(gallery.folder, captions[0], "-k", "5") == paths[0]
+    assert sorted(search_paths(gallery.folder, captions[0], "-k", "5", "--rerank", "5")) == sorted(paths[0])
     for index, found in enumerate(paths):
         assert len(found) == 5
         assert name_scene(gallery.scenes[index], index, "png") in {Path(path).name for path in found}
