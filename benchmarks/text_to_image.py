@@ -41,7 +41,7 @@ from benchmarks.recall import CUTOFFS, PairReport, RecallReport, report_pairs
 from benchmarks.reranking import RerankReport, describe_reranking, measure_reranking
 from benchmarks.stored_forms import Captions, index_images, measure_stored_forms, refuse_used_folder
 from benchmarks.text_table import render_rows, show_percent
-from encoders.base import Encoder, FloatArray
+from encoders.base import CannotAnswer, Encoder, FloatArray
 from encoders.load import load_encoder
 
 _MODULE = "benchmarks.text_to_image"
@@ -154,6 +154,8 @@ def measure_retrieval(
     encoder: Encoder, images: Sequence[CaptionedImage], record: SplitRecord, options: Namespace
 ) -> RetrievalResult:
     """Embed a split, and measure all that the options ask for."""
+    if options.rerank and encoder.summary_shape is None:
+        raise CannotAnswer(f"{encoder.name} keeps no summary tokens to rank again by: drop --rerank.")
     photos, captions = embed_split(encoder, images, EmbeddingCache(options.cache, encoder))
     recall = report_pairs(photos, captions.vectors, captions.image_rows.tolist())
     folds = options.folds and report_folds(photos, captions.vectors, captions.image_rows, options.folds)

@@ -51,7 +51,7 @@ def test_an_encoder_that_knows_every_picture_is_given_full_marks_in_every_form(
     encoder = know_scenes(8, tmp_path / "scenes")
     (tmp_path / "scenes" / next((tmp_path / "scenes").glob("00003*.png")).name).unlink()
     out = tmp_path / "out.json"
-    more = ["--allow-missing", "--index-forms", "--folds", "2", "--json", str(out)]
+    more = ["--allow-missing", "--index-forms", "--rerank", "3", "--folds", "2", "--json", str(out)]
     assert run(tmp_path / "scenes", encoder, *more) == 0
     written = json.loads(out.read_text())
     assert written["command"].startswith("python -m benchmarks.text_to_image --dataset ")
@@ -72,6 +72,8 @@ def test_an_encoder_that_knows_every_picture_is_given_full_marks_in_every_form(
         assert (form["text_to_image"]["queries"], form["image_to_text"]["queries"]) == (35, 7)
     assert result["recall"]["text_to_image"]["mean_average_precision"] == 1
     assert result["stored"][EXACT]["text_to_image"]["median_rank"] is None
+    assert result["reranked"]["depth"] == 3
+    assert result["reranked"]["again"]["hits"] == {"1": 1, "5": 1, "10": 1}
     assert result["folds"]["images"] == [4, 3]
     assert result["folds"]["image_to_text"]["hits"]["1"] == 1
     assert result["clip_benchmark"]["image_retrieval_recall@1"] == 1
@@ -221,6 +223,16 @@ def test_a_picture_that_cannot_be_decoded_is_named(
     broken.write_bytes(b"no picture")
     assert run(tmp_path, MutedEncoder()) == 1
     assert broken.name in capsys.readouterr().err
+
+
+def test_a_model_without_tokens_is_refused_before_it_ranks_again(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scenes(tmp_path, 2, SEED, SIZE)
+    encoder = FakeEncoder(summaries=False)
+    assert run(tmp_path, encoder, "--rerank", "5") == 1
+    assert encoder.embedded == 0  # images, which it counts
+    assert "tiny keeps no summary tokens" in capsys.readouterr().err
 
 
 def test_an_image_that_the_index_skips_is_no_silent_miss(tmp_path: Path) -> None:

@@ -162,10 +162,8 @@ def _load_adapter(tree: PeftModel, folder: Path) -> None:
 
 
 def _list_adapters(model: Fwd2Bot) -> dict[str, Any]:
-    trees = (model.compressor, model.generator)
-    return dict(
-        zip(ADAPTER_FOLDERS[model.adapters.mode], trees, strict=False)
-    )  # both are one tree where shared
+    trees = (model.compressor, model.generator)  # one and the same where shared
+    return dict(zip(ADAPTER_FOLDERS[model.adapters.mode], trees, strict=False))
 
 
 def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
