@@ -1,6 +1,5 @@
 """What `search --rerank` finds: the nearest images of an index, ranked again by their stored tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.recall import CUTOFFS, NO_RANK, IntArray, RecallReport, report_ranks
-from benchmarks.stored_forms import MOST_HITS, Captions, read_row
+from benchmarks.stored_forms import MOST_HITS, Captions, find_rank
 from encoders.base import Encoder
 from indexer.manifest import read_manifest
-from retrieval.search import Hit, Searcher, open_neighbours
+from retrieval.search import Searcher, open_neighbours
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,10 @@ class RerankReport:
     errors: dict[int, float]
 
 
-def measure_reranking(encoder: Encoder, index: Path, captions: Captions, depth: int) -> RerankReport:
-    """Search an index by `index_images` for every caption, and rank the nearest `depth` again."""
+def measure_reranking(
+    encoder: Encoder, index: Path, captions: Captions, images: int, depth: int
+) -> RerankReport:
+    """Search an index by `index_images` of so many images for every caption, and rank `depth` again."""
     manifest = read_manifest(index)
     searcher = Searcher(index, manifest, encoder, open_neighbours(index, manifest))
     found = searcher.search_vectors(captions.vectors, max(depth, MOST_HITS))
@@ -39,10 +40,10 @@ def measure_reranking(encoder: Encoder, index: Path, captions: Captions, depth: 
     for place, (hits, text, own) in enumerate(
         tqdm(queries, "rerank", len(found), unit="query", disable=None)
     ):
-        plain[place] = _find_rank(hits, own)
-        again[place] = _find_rank([*searcher.rerank(text, hits[:depth]), *hits[depth:]], own)
+        plain[place] = find_rank(hits, own)
+        again[place] = find_rank([*searcher.rerank(text, hits[:depth]), *hits[depth:]], own)
     gains = {cutoff: _compare_hits(plain, again, captions.image_rows, cutoff) for cutoff in CUTOFFS}
-    one, images = np.ones(len(found), np.int64), int(captions.image_rows.max()) + 1
+    one = np.ones(len(found), np.int64)
     return RerankReport(
         depth,
         report_ranks(plain, one, images, complete=False),
@@ -50,11 +51,6 @@ def measure_reranking(encoder: Encoder, index: Path, captions: Captions, depth: 
         {cutoff: gain for cutoff, (gain, _) in gains.items()},
         {cutoff: error for cutoff, (_, error) in gains.items()},
     )
-
-
-def _find_rank(hits: Sequence[Hit], own: int) -> int:
-    rows = [read_row(hit.path) for hit in hits]
-    return rows.index(own) + 1 if own in rows else NO_RANK
 
 
 def _compare_hits(plain: IntArray, again: IntArray, owners: IntArray, cutoff: int) -> tuple[float, float]:

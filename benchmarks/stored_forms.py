@@ -29,7 +29,7 @@ from indexer.faiss_file import load_faiss, save_faiss
 from indexer.faiss_index import FaissIndex
 from indexer.faiss_recipe import count_lists, train_lists
 from indexer.table import EmbeddingTable
-from retrieval.search import Searcher, open_neighbours
+from retrieval.search import Hit, Searcher, open_neighbours
 
 MOST_HITS = max(CUTOFFS)
 EXACT, LISTS, TOKENS = "float16 index", "IVF,SQ8 index", "int8 tokens"
@@ -124,8 +124,7 @@ def _measure_index(
     )
     ranks = np.full((len(hits), 1), NO_RANK, np.int64)
     for query, (found, own) in enumerate(zip(hits, captions.image_rows.tolist(), strict=True)):
-        rows = [read_row(hit.path) for hit in found]
-        ranks[query] = rows.index(own) + 1 if own in rows else NO_RANK
+        ranks[query] = find_rank(found, own)
     images = np.arange(len(table), dtype=np.int64)
     return PairReport(
         report_ranks(ranks, np.ones(len(ranks), np.int64), len(table), complete=False),
@@ -135,10 +134,15 @@ def _measure_index(
 
 def _order_by_row(table: EmbeddingTable, vectors: FloatArray) -> FloatArray:
     ordered = np.empty_like(vectors)
-    ordered[[read_row(path) for path in table.paths]] = vectors
+    ordered[[_read_row(path) for path in table.paths]] = vectors
     return ordered
 
 
-def read_row(path: str) -> int:
-    """The row of an image that `index_images` indexed."""
+def find_rank(hits: Sequence[Hit], own: int) -> int:
+    """The rank, from 1, of the image of a row among the hits of an index by `index_images`; else NO_RANK."""
+    rows = [_read_row(hit.path) for hit in hits]
+    return rows.index(own) + 1 if own in rows else NO_RANK
+
+
+def _read_row(path: str) -> int:
     return int(PurePosixPath(path).stem)

@@ -164,7 +164,9 @@ def measure_retrieval(
         with TemporaryDirectory() as scratch:
             index = index_images(encoder, images, options.keep_index or Path(scratch))
             stored = measure_stored_forms(encoder, index, captions, len(images))
-            reranked = options.rerank and measure_reranking(encoder, index, captions, options.rerank)
+            reranked = options.rerank and measure_reranking(
+                encoder, index, captions, len(images), options.rerank
+            )
     names = name_for_clip_benchmark(recall)
     return RetrievalResult(record, recall, names, stored, folds or None, reranked or None)
 

@@ -130,7 +130,7 @@ def test_the_benchmark_counts_what_the_search_finds(tmp_path: Path, installed_en
     texts = [caption for image in images for caption in image.captions]
     captions = Captions(encoder.encode_texts(texts), np.repeat(np.arange(30), 2), texts)
     index = index_images(encoder, images, tmp_path / "new")
-    report = measure_reranking(encoder, index, captions, 7)
+    report = measure_reranking(encoder, index, captions, 30, 7)
     searcher, found = Searcher.open(index), {0: [], 7: []}
     for depth, hits in found.items():
         for text, row in zip(texts, captions.image_rows, strict=True):
