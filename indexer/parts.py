@@ -200,13 +200,13 @@ def find_rows(index_dir: Path, manifest: Manifest, ids: Sequence[int], columns: 
         number = bisect_right(starts, row_id) - 1
         if number >= 0 and row_id <= manifest.parts[number].last_id:
             by_part.setdefault(number, []).append(row_id)
-    tables = [build_schema(manifest).empty_table().select(["id", *columns])]
+    tables = [pa.Table.from_batches([], build_schema(manifest)).select(["id", *columns])]
     for number, wanted in by_part.items():
         with open_part(index_dir, manifest, manifest.parts[number]) as file:
             tables += _read_ids(file, manifest.parts[number], np.array(wanted), ["id", *columns])
     found = pa.concat_tables(tables)
     place = {row_id: index for index, row_id in enumerate(found["id"].to_pylist())}
-    return found.take(np.array([place[row_id] for row_id in ids if row_id in place], dtype=np.int64))
+    return found.take(_to_arrow(np.array([place[row_id] for row_id in ids if row_id in place], np.int64)))
 
 
 def _read_ids(
@@ -221,7 +221,12 @@ def _read_ids(
     for number, (begin, end) in enumerate(pairwise(cuts)):
         if begin < end:
             table = file.read_row_group(number, columns=list(columns), use_threads=False)
-            yield table.take(np.flatnonzero(np.isin(table["id"].to_numpy(), wanted[begin:end])))
+            yield table.take(_to_arrow(np.flatnonzero(np.isin(table["id"].to_pylist(), wanted[begin:end]))))
+
+
+def _to_arrow(places: NDArray[np.int64]) -> pa.Array:
+    """Without `pa.array`, which imports pandas where that is installed: 0.2 s of a search."""
+    return pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(places)])
 
 
 def _read_first_id(file: pq.ParquetFile, group: int) -> int:

@@ -140,7 +140,8 @@ def test_an_interrupted_run_ends_quietly_and_can_be_taken_up(here: Path) -> None
 def test_a_search_imports_nothing_heavy_but_the_model(indexed: Path) -> None:
     script = COMMAND.format(root=str(ROOT), delay=0).replace(
         "main()\n",
-        "import atexit\natexit.register(lambda: print({'torch', 'tqdm'} & set(sys.modules)))\nmain()\n",
+        "import atexit\natexit.register(lambda: print({'torch', 'tqdm', 'pandas'} & set(sys.modules)))\n"
+        "main()\n",
     )
     command = [sys.executable, "-c", script, "search", "red", "-k", "1"]
     result = subprocess.run(command, cwd=indexed, capture_output=True, text=True, check=True)
