@@ -124,7 +124,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
 from encoders.batches import open_lanes
-from encoders.memory import give_back_memory
+from encoders.memory import give_back_memory, keep_all_memory
 
 def layers():
     for _ in range(400):
@@ -145,16 +145,28 @@ with ThreadPoolExecutor(1) as pool:
     with open_lanes(None, torch.device("cpu"), None):
         in_a_lane, kept = count_faults(lambda: run(layers)), count_resident()
         run(give_back_memory)
-    print(left_alone, in_a_lane, kept - count_resident())
+    given_back = kept - count_resident()
+
+def step():
+    for _ in range(10):
+        torch.ones(12 << 20)  # 48 MiB, more than glibc ever keeps of itself
+
+once = count_faults(step) / 10
+with keep_all_memory():
+    step()
+    in_training, kept = count_faults(step), count_resident()
+print(left_alone, in_a_lane, given_back, once, in_training / 10, kept - count_resident())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left to themselves")
 def test_what_a_layer_has_freed_is_given_to_the_next_one_and_back_at_the_end() -> None:
     done = subprocess.run([sys.executable, "-c", PAGES_TOUCHED], capture_output=True, text=True, check=True)
-    left_alone, in_a_lane, given_back = map(int, done.stdout.split())
+    left_alone, in_a_lane, given_back, once, in_training, returned = map(float, done.stdout.split())
     pages = 8 * 256  # of 4 KiB, in a round
     assert in_a_lane < 10 * pages < left_alone and given_back > pages / 2
+    large = 48 * 256
+    assert in_training < large / 2 < min(once, returned)
 
 
 def test_lanes_of_a_gpu_are_two_and_take_turns_over_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,12 @@
 
     python -m training.plain_loop training/configs/tiny.toml --data DIR --steps 10
 
-Two copies of one model take the same steps of the last batch of the recipe, in turns, so that whatever else
-the machine does slows both. The plain one computes as a loop that nobody tuned: float32, nothing compiled,
-layouts and attention as PyTorch and transformers have them, all texts of a step padded to the longest, and
-the LLM's head run at every position of the answers. Losses, optimizer and rows are the same; the first losses
-are shown, and differ by rounding alone.
+Two copies of one model take the same steps of the last batch of the recipe, a few in turn, so that whatever
+else the machine does slows both. The plain one computes as a loop that nobody tuned: float32, nothing
+compiled, layouts and attention as PyTorch and transformers have them, all texts of a step padded to the
+longest, the LLM's head run at every position of the answers, and memory given back to the system as the C
+library does of itself. Losses, optimizer and rows are the same; the first losses are shown, and differ by
+rounding alone.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ from transformers import BatchEncoding
 from encoders.base import DatasetError
 from encoders.fwd2bot.adapters import find_base_model
 from encoders.fwd2bot.model import IGNORED, Fwd2Bot, JointOutput
+from encoders.memory import keep_all_memory
 from training.data import Step, open_dataset
 from training.distributed import join_ranks
 from training.grad_cache import Chunk, take_answers
@@ -33,9 +36,10 @@ from training.initial_model import make_initial_model
 from training.run_log import run_command, tell
 from training.settings import TrainingSettings, read_settings
 from training.sources.open import open_sources
-from training.trainer import StepReport, Trainer
+from training.trainer import Trainer
 
-_WARM_UP = 3
+_WARM_UP = 3  # steps, of which none counts
+_TURN = 3  # steps of each that count, after one in which memory settles
 
 
 class Comparison(NamedTuple):
@@ -68,38 +72,58 @@ class PlainTrainer(Trainer):
         return joint._replace(answer_loss=loss)
 
 
+class _Loop:
+    """One of the two, and what its counted steps took."""
+
+    def __init__(self, name: str, trainer: Trainer) -> None:
+        self.name, self.trainer = name, trainer
+        self.first_losses: dict[str, float] = {}
+        self.steps, self.images, self.seconds = 0, 0, 0.0
+
+    def take_turn(self, turn: Sequence[Step], uncounted: int) -> None:
+        """Take some steps, the first of which count for nothing."""
+        for number, step in enumerate(turn):
+            start = time.perf_counter()
+            report = self.trainer.train_step(step)  # ends by reading its losses
+            seconds = time.perf_counter() - start
+            self.first_losses = self.first_losses or report.losses
+            tell(f"{self.name}  step {self.trainer.step}  {seconds:.3f} s")
+            if number >= uncounted:
+                self.steps, self.images = self.steps + 1, self.images + report.images
+                self.seconds += seconds
+
+
 def compare_loops(settings: TrainingSettings, data: Path, steps: int) -> Comparison:
     """Time `steps` steps of both, after some that are not counted."""
-    settings = _take_last_batch(settings, steps + _WARM_UP)
+    lengths = [_WARM_UP, *(1 + min(_TURN, steps - done) for done in range(0, steps, _TURN))]
+    settings = _take_last_batch(settings, steps, sum(lengths))
     sources, ranks = open_sources(settings.sources, data), join_ranks()
     model, builder, words = make_initial_model(settings, sources, ranks.device)
     dataset = open_dataset(settings, sources, builder)
-    plain = PlainTrainer(
+    plain_trainer = PlainTrainer(
         replace(settings, compiled=False), _untune(copy.deepcopy(model)), copy.deepcopy(words), ranks
     )
-    tuned = Trainer(settings, model, words, ranks)
-    seconds, reports = [0.0, 0.0], list[list[StepReport]]()
-    for number in range(len(dataset)):
-        step = dataset[number]
-        timed = [_time_step(trainer, step) for trainer in (tuned, plain)]
-        reports.append([report for report, _ in timed])
-        if number >= _WARM_UP:
-            seconds = [before + spent for before, (_, spent) in zip(seconds, timed, strict=True)]
-        tell(f"step {number + 1} of {len(dataset)}  tuned {timed[0][1]:.3f} s  plain {timed[1][1]:.3f} s")
-    images = sum(report.images for report, _ in reports[_WARM_UP:])
-    first, second = (images / each for each in seconds)
-    losses = [report.losses for report in reports[0]]
-    return Comparison(torch.get_num_threads(), steps, images // steps, first, second, first / second, *losses)
+    tuned, plain = _Loop("tuned", Trainer(settings, model, words, ranks)), _Loop("plain", plain_trainer)
+    for number, end in enumerate(accumulate(lengths)):
+        turn = [dataset[step] for step in range(end - lengths[number], end)]
+        uncounted = 1 if number else len(turn)
+        with keep_all_memory():
+            tuned.take_turn(turn, uncounted)
+        plain.take_turn(turn, uncounted)
+    first, second = (loop.images / loop.seconds for loop in (tuned, plain))
+    losses = [loop.first_losses for loop in (tuned, plain)]
+    per_step = tuned.images // tuned.steps
+    return Comparison(torch.get_num_threads(), steps, per_step, first, second, first / second, *losses)
 
 
-def _take_last_batch(settings: TrainingSettings, steps: int) -> TrainingSettings:
+def _take_last_batch(settings: TrainingSettings, steps: int, total: int) -> TrainingSettings:
     joint = [batch for batch in settings.batches if not batch.tower_only]
-    if not joint or steps <= _WARM_UP:
+    if not joint or steps < 1:
         raise DatasetError(
-            f"There is nothing to time in {steps - _WARM_UP} steps of {len(joint)} kinds of batches with the "
-            "LLM: take a recipe that has one, and a step or more"
+            f"There is nothing to time in {steps} steps of {len(joint)} kinds of batches with the LLM: take "
+            "a recipe that has one, and a step or more"
         )
-    return replace(settings, batches=(replace(joint[-1], steps=steps),))
+    return replace(settings, batches=(replace(joint[-1], steps=total),))
 
 
 def _untune(model: Fwd2Bot) -> Fwd2Bot:
@@ -119,12 +143,6 @@ def _join_texts(parts: Sequence[BatchEncoding]) -> list[BatchEncoding]:
         for name in ("input_ids", "attention_mask")
     }
     return [BatchEncoding(joined)]
-
-
-def _time_step(trainer: Trainer, step: Step) -> tuple[StepReport, float]:
-    start = time.perf_counter()
-    report = trainer.train_step(step)  # ends by reading its losses
-    return report, time.perf_counter() - start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from transformers import BatchEncoding
 
 from encoders.base import DatasetError, Fwd2BotError, TrainingDiverged
 from encoders.fwd2bot.checkpoint import Checkpoint
+from encoders.memory import keep_all_memory
 from training.data import Step, StepDataset, open_dataset
 from training.distributed import join_ranks
 from training.graft import graft_tower
@@ -53,6 +54,7 @@ def train(settings: TrainingSettings, data: Path, run: Path) -> None:
     run_steps(trainer, dataset, run, lambda log: _judge(trainer, validation, checkpoint, log, run))
 
 
+@keep_all_memory()
 def run_steps(
     trainer: Trainer, dataset: StepDataset, run: Path, judge: Callable[[RunLog | None], None]
 ) -> None:
