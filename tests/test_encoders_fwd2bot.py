@@ -274,3 +274,10 @@ def test_an_embedding_is_the_unit_mean_of_the_summary_tokens() -> None:
 def test_features_that_do_not_fill_their_places_are_refused(model: Fwd2Bot, builder: InputBuilder) -> None:
     with pytest.raises(EncoderMismatch, match="places for"):
         model.answer_hidden(torch.zeros(1, SUMMARIES + 1, 32), builder.questions([QUESTION]))
+
+
+def test_pixels_that_the_tower_cannot_read_are_refused(model: Fwd2Bot, builder: InputBuilder) -> None:
+    inputs = builder.images(make_pictures())
+    inputs["pixel_values"] = inputs["pixel_values"][:, :1]  # one channel of three
+    with pytest.raises(EncoderMismatch, match=r"cannot read what its processor makes.*of one make"):
+        model.compress(inputs)

@@ -6,14 +6,15 @@
 Bulat, Ouali, Tzimiropoulos, "Fwd2Bot" (arXiv 2503.21757), section 3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedModel
 
-from encoders.base import EncoderMismatch
+from encoders.base import EncoderMismatch, first_line
 from encoders.fwd2bot.adapters import AdapterSettings as AdapterSettings
 from encoders.fwd2bot.adapters import add_adapters, find_base_model, fold_adapter
 from encoders.fwd2bot.families import find_family
@@ -109,7 +110,8 @@ class Fwd2Bot(nn.Module):
             for name, value in inputs.items()
             if name not in _TEXT_INPUTS
         }
-        output = self.lvlm.get_image_features(**pixels, return_dict=True)  # type: ignore[operator]
+        with _of_one_make():
+            output = self.lvlm.get_image_features(**pixels, return_dict=True)  # type: ignore[operator]
         deep = output.deepstack_features if self.family.deep_features else []
         return ImageTokens(_join_images(output.pooler_output), [_join_images(layer) for layer in deep])
 
@@ -262,6 +264,20 @@ def _language_model(tree: nn.Module) -> nn.Module:
 def _join_images(features: Tensor | Sequence[Tensor]) -> Tensor:
     """Families give one tensor (images or tiles, tokens, width), or one (tokens, width) for each image."""
     return features.flatten(0, 1) if isinstance(features, Tensor) else torch.cat(list(features))
+
+
+@contextmanager
+def _of_one_make() -> Iterator[None]:
+    """Pixels that a tower cannot read were prepared for another one: EncoderMismatch."""
+    try:
+        yield
+    except (EncoderMismatch, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise EncoderMismatch(
+            f"The model cannot read what its processor makes of images ({first_line(error)}): both must be "
+            "of one make"
+        ) from error
 
 
 def _append(rows: Tensor, count: int, value: int) -> Tensor:
