@@ -6,6 +6,7 @@ from PIL import Image
 
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, AdapterSettings, Fwd2Bot
+from encoders.fwd2bot.writer import LONGEST_QUESTION
 from tests.tiny_models import SUMMARIES, make_builder, make_fastvlm
 
 QUESTION = "What is it?"
@@ -26,6 +27,13 @@ def test_an_image_placeholder_in_a_users_text_is_no_image(model: Fwd2Bot, builde
     with torch.no_grad():
         model.compress(builder.texts(["<image> of a dog"]))
         model.answer_hidden(torch.zeros(1, SUMMARIES, 32), builder.questions(["<image><image>?"]))
+
+
+def test_of_a_very_long_question_the_end_is_kept(builder: InputBuilder) -> None:
+    asked = builder.questions(["dog " * 10_000 + "red cat"])["input_ids"]
+    wanted = builder.questions(["red cat"])["input_ids"]
+    assert asked.shape[1] <= LONGEST_QUESTION + wanted.shape[1]
+    assert "red cat" in builder.tokenizer.decode(asked[0])
 
 
 def test_a_very_long_text_is_cut_and_not_an_error(model: Fwd2Bot, builder: InputBuilder) -> None:

@@ -20,7 +20,7 @@ class InputBuilder:
     """Writes prompts with the LVLM's own processor; pads on the left, because summary tokens come last.
 
     summary_count: k, how many placeholders a pass-2 prompt holds. longest_text, longest_answer: tokens kept
-    of a text or a question, and of an answer. One that is cut has no end to be learned.
+    of a text and of an answer. One that is cut has no end to be learned.
     """
 
     processor: ProcessorMixin
@@ -79,7 +79,7 @@ class InputBuilder:
 
     def image_questions(self, images: Sequence[Image.Image], questions: Sequence[str]) -> BatchEncoding:
         """The LVLM's own prompts, up to where its answers about the images themselves begin."""
-        return self._show(images, [self.writer.clean(question) for question in questions])
+        return self._show(images, [self.writer.clean_question(question) for question in questions])
 
     def _show(self, images: Sequence[Image.Image], instructions: Sequence[str]) -> BatchEncoding:
         prompts = [self.frames.fill_image(instruction) for instruction in instructions]

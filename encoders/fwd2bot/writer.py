@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from encoders.fwd2bot.prompts import PromptFrames, Prompts
 
 LONGEST_TEXT = 128
+LONGEST_QUESTION = 512
 LONGEST_ANSWER = 256
 LONGEST_REPLY = 48  # tokens that pass 2 says
 # So many in a row are not said twice: a small model that has lost the thread goes round in circles.
@@ -20,7 +21,8 @@ class PromptWriter:
     tokenize: a text to ids, with what the tokenizer itself puts around it if True. join: ids to a text.
     special: finds the tokens that a user's text may not hold. summary: what pass 2 has in the place of the
     image token. first: the token that the tokenizer begins with, if it does. end: the id that an answer ends
-    with. longest_text, longest_answer: tokens kept of a text or a question, and of an answer.
+    with. longest_text, longest_answer: tokens kept of a text and of an answer, the first ones; of a question
+    the last ones, where it mostly says what is asked.
     """
 
     frames: PromptFrames
@@ -41,7 +43,7 @@ class PromptWriter:
 
     def question(self, question: str) -> list[int]:
         """Pass 2 up to where the answer begins, with k image tokens for the summary tokens."""
-        prompt = self.frames.fill_image(self.clean(question))
+        prompt = self.frames.fill_image(self.clean_question(question))
         return self._write(prompt.replace(self.image_token, self.summary))
 
     def answer(self, answer: str) -> list[int]:
@@ -52,9 +54,16 @@ class PromptWriter:
 
     def clean(self, text: str) -> str:
         """A user's text, not too long, in which no token has a special meaning."""
+        return self._cut(text, slice(self.longest_text))
+
+    def clean_question(self, question: str) -> str:
+        """The same of a question."""
+        return self._cut(question, slice(-LONGEST_QUESTION, None))
+
+    def _cut(self, text: str, kept: slice) -> str:
         plain = self.special.sub(" ", text)
-        ids = self.tokenize(plain, False)[: self.longest_text]
-        return plain if len(ids) < self.longest_text else self.join(ids)
+        ids = self.tokenize(plain, False)
+        return plain if len(ids) == len(ids[kept]) else self.join(ids[kept])
 
     def wants_special_tokens(self, prompt: str) -> bool:
         """Whether the tokenizer is to add its own: not where the chat template wrote the first already."""
