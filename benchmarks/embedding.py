@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,14 +50,20 @@ def decode_pictures(paths: Iterable[Path], image_size: int) -> Iterator[Image.Im
 def decode_picture(path: Path, image_size: int) -> Image.Image:
     """Decode one file, which may lie in an archive; DatasetError where it cannot be."""
     try:
-        with open_photo(path) as stream, open_picture(stream) as image:
-            return decode_upright(image, image_size)[0]
+        with open_photo(path) as stream:
+            return decode_stream(stream, image_size)
     except MissingDependency:
         raise
     except Exception as error:  # decoders raise anything on bad bytes
         raise DatasetError(
             f"{path} cannot be decoded ({describe_error(error)}): put a sound file in its place."
         ) from error
+
+
+def decode_stream(stream: BinaryIO, image_size: int) -> Image.Image:
+    """Decode the bytes of one file; raises whatever decoders raise."""
+    with open_picture(stream) as image:
+        return decode_upright(image, image_size)[0]
 
 
 def embed_images(encoder: Encoder, images: Iterable[Image.Image], count: int) -> Iterator[ImageEmbeddings]:

@@ -1,6 +1,7 @@
 """Each kind of source: what it reads, and what it refuses in which words."""
 
 import json
+from collections import Counter
 from dataclasses import make_dataclass, replace
 from pathlib import Path
 from random import Random
@@ -269,3 +270,29 @@ def test_settings_of_each_kind_are_read_from_toml(tmp_path: Path) -> None:
     )
     kind = make_dataclass("Settings", [("sources", dict[str, SourceSettings])])
     assert read_toml(path, kind).sources == {"talk": CONVERSATIONS, "shards": SHARDS}
+
+
+def test_rows_that_show_one_picture_are_positives_of_each_other(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(encode_picture("white"))
+    rows = [{"file": f"{name}.png", "short": text} for name in "ab" for text in ("snow", "fog")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    write_talks(tmp_path, {"image": "b.png", "conversations": talk("what is it?", "fog")})
+    table = CaptionTableSettings("captions", "table.parquet", ".", "file", ("short",), True, True)
+    sources = open_sources({"table": table, "talk": CONVERSATIONS}, tmp_path)
+    batches = [BatchSettings(1, {"table": 4, "talk": 1})]
+    for ranks in share_out(2):
+        step = StepDataset(sources, make_plain_builder(), batches, None, 1, ranks)[0]
+        assert set(step.source_ids.tolist()) <= {0, 1} | {2, 3}
+        assert set(step.target_ids.tolist()) <= set(step.source_ids.tolist())
+    step = StepDataset(sources, make_plain_builder(), batches, None, 1)[0]
+    assert sorted(Counter(step.source_ids.tolist()).values()) == [2, 3]
+
+
+def test_a_cell_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
+    cells = pa.array([b"snow", b"\xff\xfe"])
+    words = pa.StringArray.from_buffers(2, cells.buffers()[1], cells.buffers()[2])
+    pq.write_table(pa.table({"file": words, "short": words, "long": words}), tmp_path / "table.parquet")
+    assert open_one(TABLE, tmp_path).read_captions(0) == ["snow", "snow"]
+    with pytest.raises(DatasetError, match="no UTF-8"):
+        open_one(TABLE, tmp_path).draw_sample(1, Random(0))

@@ -38,12 +38,11 @@ from training.views import SquareViews
 
 _SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _ID_SPACE = 10**9  # ids for each source; none has so many rows
-_ROWS_NAMED = 12
 _SCENES_A_STEP = 100_000  # more than any step has
 
 
 class Step(NamedTuple):
-    """One rank's rows of a global batch; equal ids are positives (see `training.losses`).
+    """One rank's rows of a global batch; equal ids, as rows of one picture have, are positives.
 
     sources: parts that pass 1 reads, those with pictures first. targets: parts of texts to be matched with
     them. source_ids, paired: int64 and bool (sources,), where only those that are paired have targets and
@@ -128,7 +127,8 @@ class StepDataset(Dataset[Step]):
         # Dealt out to the ranks in turn, one kind of row after the other, so that none goes without.
         counts, ranks = (len(plan.photos), len(plan.scenes)), self.ranks.count
         firsts = [(self.ranks.rank - start) % ranks for start in accumulate(counts, initial=0)]
-        photos = [self._load_photo(name, dealt) for name, dealt in plan.photos[firsts[0] :: ranks]]
+        twins = self._find_twins(plan.photos)
+        photos = [self._load_photo(name, dealt, twins) for name, dealt in plan.photos[firsts[0] :: ranks]]
         scenes = [(row, draw_scene(scene)) for row, scene in plan.scenes[firsts[1] :: ranks]]
         seen, texts = [row for row, _ in [*photos, *scenes]], plan.texts[firsts[2] :: ranks]
         chances = [Chance(generator, rows, first, ranks) for rows, first in zip(counts, firsts, strict=False)]
@@ -138,16 +138,15 @@ class StepDataset(Dataset[Step]):
         words = mark_words(self.builder, [" ".join(row.sample.captions) for row in seen if self.views])
         return self._assemble(sources, [*seen, *texts], words, batch.tower_only)
 
-    def describe_rows(self, ids: Sequence[int]) -> str:
-        """What a person finds the first rows of a step by, which have these ids; the others are counted."""
+    def describe_rows(self, ids: Sequence[int]) -> list[str]:
+        """What a person finds the rows of a step by, which have these ids."""
         names = {first: name for name, first in self._first_ids.items()}
         described = list[str]()
-        for known in ids[:_ROWS_NAMED]:
+        for known in ids:
             place, row = divmod(known, _ID_SPACE)
             source = self.sources[names[place * _ID_SPACE]]
             described.append("a drawn scene" if isinstance(source, DrawnSource) else source.describe_row(row))
-        more = len(ids) - len(described)
-        return ", ".join([*described, *([f"and {more:,} more"] if more else [])])
+        return described
 
     def _plan(self, counts: dict[str, int], before: Counter[str], first_scene: int, random: Random) -> _Plan:
         plan = _Plan([], [], [])
@@ -171,10 +170,19 @@ class StepDataset(Dataset[Step]):
         settings = self.sources[name].settings
         return Row(self._first_ids[name] + number, sample, settings.contrastive, settings.answer)
 
-    def _load_photo(self, name: str, dealt: DealtRow) -> tuple[Row, Image.Image]:
+    def _find_twins(self, photos: list[tuple[str, DealtRow]]) -> dict[Path, int]:
+        """The id of the first row of a step that shows each picture: what is said of one is true of all."""
+        twins: dict[Path, int] = {}
+        for name, dealt in photos:
+            if dealt.sample.picture:
+                twins.setdefault(dealt.sample.picture, self._first_ids[name] + dealt.row)
+        return twins
+
+    def _load_photo(self, name: str, dealt: DealtRow, twins: dict[Path, int]) -> tuple[Row, Image.Image]:
         side = self.views.side if self.views else 0
         dealt, picture = self._deals[name].load_picture(dealt, side)
-        return self._make_row(name, dealt.row, dealt.sample), picture
+        row = self._make_row(name, dealt.row, dealt.sample)
+        return row._replace(id=twins.get(dealt.sample.picture or Path(), row.id)), picture
 
     def _show(
         self,

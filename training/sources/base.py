@@ -1,6 +1,7 @@
 """What a source of training rows is, and what one row says."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 from typing import NamedTuple, Protocol
 
@@ -21,6 +22,7 @@ class Sample(NamedTuple):
 
     captions: everything. target: what matches it. turns: answered one by one from the same summary tokens.
     negatives: what is not true of it. text: what pass 1 reads where there is no picture, else empty.
+    picture: the file that shows it, which other rows may show too; None where none can.
     """
 
     captions: Sequence[str]
@@ -28,6 +30,7 @@ class Sample(NamedTuple):
     turns: Sequence[Turn]
     negatives: Sequence[str] = ()
     text: str = ""
+    picture: Path | None = None
 
 
 class Source(Protocol):

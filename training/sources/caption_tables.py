@@ -44,18 +44,22 @@ class CaptionTableSource:
     def draw_sample(self, row: int, random: Random) -> Sample:
         """See Source."""
         negatives = _list_all_texts(self._table.read(row), self.settings.negative_columns)
-        return draw_captions(self.read_captions(row), random)._replace(negatives=negatives)
+        sample = draw_captions(self.read_captions(row), random)
+        return sample._replace(negatives=negatives, picture=self._locate_picture(row))
 
     def load_picture(self, row: int, side: int) -> Image.Image:
         """See Source."""
-        name = self._table.read(row).get(self.settings.image_column)
-        if not isinstance(name, str):
-            raise DatasetError(f'its "{self.settings.image_column}" should be a path and is {name!r:.100}')
-        return open_picture(join_below(self._images, [name], "its row"), side)
+        return open_picture(self._locate_picture(row), side)
 
     def describe_row(self, row: int) -> str:
         """See Source."""
         return f"row {row} of {self.settings.table}"
+
+    def _locate_picture(self, row: int) -> Path:
+        name = self._table.read(row).get(self.settings.image_column)
+        if not isinstance(name, str):
+            raise DatasetError(f'its "{self.settings.image_column}" should be a path and is {name!r:.100}')
+        return join_below(self._images, [name], "its row")
 
 
 class _Table(Protocol):
@@ -82,7 +86,10 @@ class _ParquetTable:
         return int(self._table.num_rows)
 
     def read(self, row: int) -> Mapping[str, Any]:
-        return {name: self._table.column(name)[row].as_py() for name in self._table.column_names}
+        try:
+            return {name: self._table.column(name)[row].as_py() for name in self._table.column_names}
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"its text is no UTF-8: {error}") from error
 
 
 def _open_table(path: Path, settings: CaptionTableSettings) -> _Table:

@@ -42,17 +42,16 @@ class ConversationSource:
         """See Source; nothing is left to chance."""
         record = self._records.read(row)
         turns = read_turns(record)
-        text = "" if "image" in record else turns[0].question
-        if not text and "image" not in record:
+        sample = Sample([turn.answer for turn in turns], turns[0].answer, turns)
+        if "image" in record:
+            return sample._replace(picture=self._locate_picture(record))
+        if not turns[0].question:
             raise DatasetError("its conversation has neither an image nor a first question")
-        return Sample([turn.answer for turn in turns], turns[0].answer, turns, text=text)
+        return sample._replace(text=turns[0].question)
 
     def load_picture(self, row: int, side: int) -> Image.Image:
         """See Source."""
-        name = self._records.read(row).get("image")
-        if not isinstance(name, str):
-            raise DatasetError(f'its "image" should be one path and is {name!r:.100}')
-        return open_picture(join_below(self._images, [name], "its record"), side)
+        return open_picture(self._locate_picture(self._records.read(row)), side)
 
     def describe_row(self, row: int) -> str:
         """See Source."""
@@ -60,6 +59,12 @@ class ConversationSource:
             return f"record {row} (id {self._records.read(row).get('id')!r:.100})"
         except DatasetError:
             return f"record {row}"
+
+    def _locate_picture(self, record: dict[str, Any]) -> Path:
+        name = record.get("image")
+        if not isinstance(name, str):
+            raise DatasetError(f'its "image" should be one path and is {name!r:.100}')
+        return join_below(self._images, [name], "its record")
 
 
 def read_turns(record: dict[str, Any]) -> list[Turn]:

@@ -48,7 +48,8 @@ class KarpathySource:
 
     def draw_sample(self, row: int, random: Random) -> Sample:
         """See Source."""
-        return draw_captions(self._read(row).captions, random)
+        image = self._read(row)
+        return draw_captions(image.captions, random)._replace(picture=image.path)
 
     def load_picture(self, row: int, side: int) -> Image.Image:
         """See Source."""

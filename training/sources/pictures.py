@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from benchmarks.embedding import decode_stream
 from encoders.base import DatasetError
 
-# Said outright: by default Pillow looks at the bytes alone and would hand an EPS called .jpg to Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _LONGEST_SHAPE = 100  # times as long as wide: image processors fail on more, or write no token for it
+_WHOLE = 1 << 20  # pixels a side, more than any picture has
 
 
 def open_picture(place: Path | BytesIO, side: int) -> Image.Image:
-    """Decode a picture; a JPEG much larger than `side` pixels is decoded smaller, unless `side` is 0.
+    """Decode a picture as the index does; one much larger than `side` pixels is shrunk, unless `side` is 0.
 
     Pictures of more pixels than Pillow thinks safe (about 90 million) are refused.
     """
@@ -24,29 +24,17 @@ def open_picture(place: Path | BytesIO, side: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata, mostly
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(place, formats=_FORMATS) as picture:
-                _require_shape(picture)
-                if side:
-                    picture.draft(None, (side, side))
-                return ImageOps.exif_transpose(picture).convert("RGB")
+            with place.open("rb") if isinstance(place, Path) else place as stream:
+                picture = decode_stream(stream, side or _WHOLE)
     except FileNotFoundError:
         raise DatasetError("there is no such picture") from None
-    except DatasetError:
-        raise
-    except (
-        Exception
-    ) as error:  # decoders raise anything on bad bytes: struct.error, SyntaxError, MemoryError ...
+    except Exception as error:  # decoders raise anything on bad bytes: struct.error, SyntaxError ...
         raise DatasetError(f"the picture cannot be decoded: {error}") from error
+    if max(picture.size) > _LONGEST_SHAPE * min(picture.size):
+        raise DatasetError(f"the picture is more than {_LONGEST_SHAPE} times as long as wide")
+    return picture
 
 
 def square_picture(picture: Image.Image, side: int) -> NDArray[np.uint8]:
     """Squeeze a picture to a square: uint8 (side, side, 3)."""
     return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
-
-
-def _require_shape(picture: Image.Image) -> None:
-    width, height = picture.size
-    if max(width, height) > _LONGEST_SHAPE * min(width, height):
-        raise DatasetError(
-            f"a picture of {width} x {height} is more than {_LONGEST_SHAPE} times as long as wide"
-        )

@@ -35,7 +35,7 @@ class UnlabelledSource:
 
     def draw_sample(self, row: int, random: Random) -> Sample:
         """See Source."""
-        return Sample([], "", [])
+        return Sample([], "", [], picture=self._files[row])
 
     def load_picture(self, row: int, side: int) -> Image.Image:
         """See Source."""
