@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from encoders.base import DatasetError
 from training.augment import Chance, crop_randomly, erase_patches, jitter_colours
-from training.losses import HARD_NEGATIVE, ContrastiveLoss, WordLoss
+from training.losses import HARD_NEGATIVE, ContrastiveLoss, WordLoss, bound_scale
 from training.settings import OptimizerSettings, read_settings
 from training.trainer import schedule_rate
 
@@ -76,7 +76,11 @@ def test_the_temperature_is_learned_and_bounded() -> None:
     loss(unit_rows(3, 1), unit_rows(3, 2), torch.arange(3), torch.arange(3)).backward()
     assert loss.log_scale.grad is not None and loss.log_scale.grad != 0
     loss.log_scale.data.fill_(50.0)
+    bound_scale(loss)
     assert loss.temperature == pytest.approx(0.01)
+    loss.log_scale.grad = None  # at the bound it can still be learned
+    loss(unit_rows(3, 1), unit_rows(3, 2), torch.arange(3), torch.arange(3)).backward()
+    assert loss.log_scale.grad is not None and loss.log_scale.grad != 0
 
 
 def test_a_whole_crop_is_the_picture_and_mirrored_its_mirror() -> None:

@@ -20,11 +20,12 @@ from tests.tiny_models import LVLM
 from tests.training_runs import CONFIG, make_base, make_settings, read_log, settle_on
 from training import states
 from training.data_settings import CaptionGroupSettings
-from training.run_log import run_command
-from training.settings import TrainingSettings, end_run_at
+from training.run_log import LOG_FILE, run_command
+from training.settings import CheckpointSettings, TrainingSettings, end_run_at
 from training.states import STATE_FILE
-from training.train import main, train
+from training.train import DIVERGED_FILE, main, train
 from training.trainer import Trainer, schedule_rate
+from training.validate import read_held_out, score_measures
 
 # Python 3.12 warns of every fork; the loader's worker is forked before the model computes.
 pytestmark = [
@@ -145,9 +146,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     monkeypatch.setattr(
         "training.losses.ContrastiveLoss.forward", lambda *_: torch.tensor(float("nan"), requires_grad=True)
     )
-    with pytest.raises(Fwd2BotError, match=r"nan at step 0: look at its rows.*line \d of .*captions_train"):
+    monkeypatch.setattr("training.train._ROWS_NAMED", 2)
+    with pytest.raises(
+        Fwd2BotError, match=r"nan at step 0: look at its 4 rows.*line \d of .*train.*, \.\.\."
+    ):
         train(make_settings(3), data, tmp_path)
+    named = (tmp_path / DIVERGED_FILE).read_text().splitlines()
+    assert len(named) == 4 and all("captions_train" in row for row in named)
     assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_a_broken_held_out_photo_stops_a_run_before_its_first_step(data: Path, tmp_path: Path) -> None:
+    settings, copied = make_settings(3), shutil.copytree(data, tmp_path / "data")
+    photo = read_held_out(settings.validation, copied, settings.validation.split)[-1].path
+    photo.write_bytes(photo.read_bytes()[:100])
+    with pytest.raises(DatasetError, match=f"{photo.name} cannot be decoded"):
+        train(settings, copied, tmp_path / "run")
+    assert not (tmp_path / "run" / LOG_FILE).exists()
+
+
+def test_where_answers_alone_are_learned_the_best_model_is_the_one_that_tells_captions_best() -> None:
+    settings, measures = make_settings(3), {"recall@10": 30.0, "caption_cross_entropy": 3.0}
+    assert score_measures(measures, settings) == 30
+    answers = replace(settings, lvlm=CheckpointSettings("tiny", trained="generate"))
+    assert score_measures(measures, answers) == -3
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,11 @@ class ContrastiveLoss(nn.Module):
     @property
     def temperature(self) -> float:
         """What similarities are divided by."""
-        return 1 / _bound_scale(self.log_scale).item()
+        return math.exp(-self.log_scale.item())
 
     def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
         """Mean of both directions over unit rows (s, width), (t, width); rows without a match only repel."""
-        logits = _bound_scale(self.log_scale) * sources @ targets.T  # (s, t)
+        logits = self.log_scale.exp() * sources @ targets.T  # (s, t)
         positives = match_ids(source_ids, target_ids)
         forth = _cross_entropy(logits, positives)
         back = _cross_entropy(logits.T, positives.T)
@@ -51,13 +51,22 @@ class SigmoidLoss(nn.Module):
     @property
     def temperature(self) -> float:
         """What similarities are divided by."""
-        return 1 / _bound_scale(self.log_scale).item()
+        return math.exp(-self.log_scale.item())
 
     def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
         """Over unit rows (s, width), (t, width); rows without a match only repel."""
-        logits = _bound_scale(self.log_scale) * sources @ targets.T + self.bias  # (s, t)
+        logits = self.log_scale.exp() * sources @ targets.T + self.bias  # (s, t)
         signs = 2.0 * match_ids(source_ids, target_ids) - 1
         return -nn.functional.logsigmoid(signs * logits).sum() / len(sources)
+
+
+@torch.no_grad()
+def bound_scale(loss: ContrastiveLoss | SigmoidLoss) -> None:
+    """Keep the learned scale of similarities at 100 or below, as CLIP does after each update.
+
+    Bounded in the loss instead, it would have no gradient there, and stay for good.
+    """
+    loss.log_scale.clamp_(max=math.log(_LARGEST_SCALE))
 
 
 def compare_affinities(rows: Tensor, guides: Tensor, pictured: Tensor, temperature: float) -> Tensor:
@@ -113,10 +122,6 @@ class WordLoss(nn.Module):
         rarity = -self.frequencies.clamp(min=1e-6).log()
         wanted = nn.functional.normalize(words * rarity, p=1, dim=1)
         return nn.functional.cross_entropy(self.head(images.float()), wanted)
-
-
-def _bound_scale(log_scale: Tensor) -> Tensor:
-    return log_scale.exp().clamp(max=_LARGEST_SCALE)
 
 
 def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:

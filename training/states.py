@@ -10,6 +10,7 @@ Each replaces the one before it in one move, once it is whole.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ def load_state(trainer: Trainer, path: Path) -> list[str]:
             f"{path} is the state of another model (these settings differ: {', '.join(changed)}): "
             "choose another --run, or the settings it was made with"
         ) from error
-    trainer.step, trainer.best = state["step"], state.get("best", 0.0)
+    trainer.step, trainer.best = state["step"], state.get("best", -math.inf)
     return changed
 
 

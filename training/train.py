@@ -31,8 +31,10 @@ from training.settings import CheckpointSettings, TrainingSettings, read_setting
 from training.sources.open import open_sources
 from training.states import STATE_FILE, load_state, save_model, save_state
 from training.trainer import Trainer
-from training.validate import Validation, read_held_out
+from training.validate import Validation, read_held_out, score_measures
 
+DIVERGED_FILE = "diverged.txt"
+_ROWS_NAMED = 12
 _STEPS_AHEAD = 4  # that each worker makes ready
 _FITTED_STEPS = 12  # whose pictures a projector is fitted to
 
@@ -80,7 +82,13 @@ def run_steps(
             report = trainer.train_step(batch)
         except TrainingDiverged as error:
             rows = dataset.describe_rows(error.rows)
-            raise TrainingDiverged(f"{error}: look at its rows, or lower the learning rate; {rows}") from None
+            if log:
+                (run / DIVERGED_FILE).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+            some = ", ".join([*rows[:_ROWS_NAMED], *(["..."] if len(rows) > _ROWS_NAMED else [])])
+            raise TrainingDiverged(
+                f"{error}: look at its {len(rows):,} rows, all named in {run / DIVERGED_FILE} ({some}), or "
+                "lower the learning rate"
+            ) from None
         if log:
             log.add(trainer.step, report)
         if trainer.step % settings.validate_every == 0 or trainer.step == total:
@@ -99,8 +107,9 @@ def _judge(
         return
     log.note(trainer.step, measures)
     save_model(run / "model", checkpoint, trainer.settings)
-    if measures["recall@10"] > trainer.best:
-        trainer.best = measures["recall@10"]
+    score = score_measures(measures, trainer.settings)
+    if score > trainer.best:
+        trainer.best = score
         save_model(run / "best", checkpoint, trainer.settings)
     tell(f"the model of step {trainer.step} is in {run / 'model'}, and the best so far in {run / 'best'}")
 

@@ -1,5 +1,6 @@
 """The step that moves a model: all its losses over the batch of all ranks, and one update."""
 
+import math
 from collections.abc import Iterable
 from random import Random
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from training.data import Step
 from training.distributed import Ranks
 from training.grad_cache import Chunk, Embeddings, accumulate_gradients, split_step
 from training.guides import Guides
-from training.losses import ContrastiveLoss, SigmoidLoss, WordLoss, compare_affinities
+from training.losses import ContrastiveLoss, SigmoidLoss, WordLoss, bound_scale, compare_affinities
 from training.settings import DistillationSettings, OptimizerSettings, TrainingSettings
 from training.sharding import align_chunks, require_shards_fit, shard_frozen_weights, wants_shards
 
@@ -35,7 +36,7 @@ class StepReport(NamedTuple):
 class Trainer:
     """Model, losses and optimizer of one run, and how far it got.
 
-    best: the highest recall@10 (per cent) that a validation has found.
+    best: the highest score that a validation has given (`training.validate.score_measures`).
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Trainer:
         losses = [self.contrastive, *([self.words] if self.words else [])]
         parameters = [each for module in [model, *losses] for each in module.parameters()]
         self.optimizer = make_optimizer(parameters, settings.optimizer)
-        self.step, self.best = 0, 0.0
+        self.step, self.best = 0, -math.inf
 
     def train_step(self, batch: Step) -> StepReport:
         """Forward, backward and update; a loss that is not finite stops the run before it."""
@@ -73,6 +74,7 @@ class Trainer:
         self.ranks.add_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.gradient_norm)
         self.optimizer.step()
+        bound_scale(self.contrastive)
         self.step += 1
         shown = {name: value.item() for name, value in losses.items()}
         images, tokens = self.ranks.add(self._count(batch)).tolist()

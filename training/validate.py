@@ -1,11 +1,13 @@
 """What a run is judged by while it goes on: recall and caption cross-entropy on held-out photos."""
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import BatchEncoding
 
 from benchmarks.datasets import CaptionedImage, read_karpathy
@@ -15,8 +17,10 @@ from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, Fwd2Bot, pool
 from encoders.precision import autocast
 from training.data_settings import ValidationSettings
+from training.settings import CheckpointSettings, TrainingSettings
 
 _BATCH = 32
+_SIDE_CHECKED = 64  # pixels: enough to find a file damaged
 
 
 class Compressor(Protocol):
@@ -104,6 +108,20 @@ def embed_texts(model: Compressor, builder: InputBuilder, texts: Sequence[str]) 
     return torch.cat(rows)
 
 
+def score_measures(measures: dict[str, float], settings: TrainingSettings) -> float:
+    """What the best model is chosen by: recall@10 or, if answers alone are learned, captions' likelihood."""
+    lvlm = settings.lvlm
+    if isinstance(lvlm, CheckpointSettings) and lvlm.trained == "generate":
+        return -measures["caption_cross_entropy"]
+    return measures["recall@10"]
+
+
 def read_held_out(settings: ValidationSettings, data: Path, split: str) -> list[CaptionedImage]:
-    """The photos of a split of the validation file."""
-    return read_karpathy(data / settings.annotations, data / settings.images, {split})
+    """The photos of a split of the validation file; raises DatasetError where one cannot be decoded.
+
+    All are looked at now, as a run would come to them after hours.
+    """
+    images = read_karpathy(data / settings.annotations, data / settings.images, {split})
+    paths = tqdm([image.path for image in images], desc=split, unit="photo", disable=None)
+    deque(decode_pictures(paths, _SIDE_CHECKED), maxlen=0)
+    return images
