@@ -99,7 +99,7 @@ def test_folded_adapters_say_the_same_and_leave_the_base_as_it_was(tiny: TinyLvl
     with torch.no_grad():
         expected = run_passes(model, tiny)
         assert (count_lora_layers(model) > 0) == (mode != "none")
-        model.fold_adapters()
+        model.prepare_inference()
         assert count_lora_layers(model) == 0
         torch.testing.assert_close(run_passes(model, tiny), expected, atol=1e-5, rtol=1e-4)
     assert (model.generator is model.compressor) == (mode != "per_pass")

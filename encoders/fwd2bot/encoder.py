@@ -38,7 +38,7 @@ class Fwd2BotEncoder(ImageEncoder):
     def load(cls, name: str, folder: Path, device: str) -> "Fwd2BotEncoder":
         """Load a checkpoint folder."""
         checkpoint = load_checkpoint(folder, device, choose_dtype(device))
-        checkpoint.model.fold_adapters()
+        checkpoint.model.prepare_inference()
         backend = type(checkpoint.processor.image_processor).__name__  # backends differ by up to 0.03 a pixel
         return cls(name, fingerprint_checkpoint(folder, backend), checkpoint, torch.device(device))
 

@@ -18,6 +18,7 @@ from encoders.base import EncoderMismatch, first_line
 from encoders.fwd2bot.adapters import AdapterSettings as AdapterSettings
 from encoders.fwd2bot.adapters import add_adapters, find_base_model, fold_adapter
 from encoders.fwd2bot.families import find_family
+from encoders.fwd2bot.last_layer import read_summaries_alone
 
 IGNORED = -100  # the label of a position that no loss looks at
 _COMPILED_FORMS = 64  # every layer of both passes, with gradients and without
@@ -237,11 +238,16 @@ class Fwd2Bot(nn.Module):
         for tree in (self.compressor, self.generator):
             find_base_model(tree).activation_checkpointing_enable({"use_reentrant": False})
 
-    def fold_adapters(self) -> None:
-        """Make a small model faster, which cannot be trained or saved from then on: see `fold_adapter`."""
+    def prepare_inference(self) -> None:
+        """Make a model faster, which cannot be trained or saved from then on.
+
+        See `fold_adapter`, for a small one, and `read_summaries_alone`, where pass 1 has a tree of its own.
+        """
         shared = self.generator is self.compressor
         self.compressor = fold_adapter(self.compressor)
         self.generator = self.compressor if shared else fold_adapter(self.generator)
+        if not shared:
+            read_summaries_alone(_language_model(self.compressor), self.summary_shape[0])
 
     def compile_layers(self) -> None:
         """Have torch.compile fuse each layer of the LLM, in both passes, for batches of any size."""

@@ -1,0 +1,65 @@
+"""The last layer of pass 1, at the summary tokens alone, makes of them what the whole layer makes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BatchEncoding
+
+from encoders.fwd2bot.inputs import InputBuilder
+from encoders.fwd2bot.last_layer import SummaryLayer, read_summaries_alone
+from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot
+from tests.tiny_models import SUMMARIES, make_builder, make_fastvlm, make_pictures
+
+TEXTS = ["a dog", "a brown dog that runs on the beach, and two children", "cat"]
+
+
+@pytest.fixture(scope="module")
+def builder() -> InputBuilder:
+    return make_builder()
+
+
+def make_model(builder: InputBuilder, mode: str = "per_pass") -> Fwd2Bot:
+    torch.manual_seed(0)
+    model = Fwd2Bot(make_fastvlm(builder), SUMMARIES, AdapterSettings(4, 4, mode)).eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:  # or an adapter changes nothing
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
+def find_last_layer(tree: Any) -> Any:
+    return getattr(tree, "get_base_model", lambda: tree)().get_decoder().layers[-1]
+
+
+@torch.no_grad()
+def compress_all(model: Fwd2Bot, builder: InputBuilder) -> list[Tensor]:
+    """Images, all of one length; texts, padded; and one text alone, as texts."""
+    inputs: list[BatchEncoding] = [builder.images(make_pictures()), builder.texts(TEXTS)]
+    return [model.compress(each) for each in [*inputs, builder.texts(TEXTS[:1])]]
+
+
+def test_summaries_are_those_of_the_whole_layer(builder: InputBuilder) -> None:
+    model = make_model(builder)
+    whole = compress_all(model, builder)
+    model.prepare_inference()
+    assert isinstance(find_last_layer(model.compressor), SummaryLayer)
+    for found, expected in zip(compress_all(model, builder), whole, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[0], compress_all(model, builder)[1][0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["shared", "none"])
+def test_a_tree_that_answers_too_keeps_all_rows(builder: InputBuilder, mode: str) -> None:
+    model = make_model(builder, mode)
+    model.prepare_inference()
+    assert model.generator is model.compressor
+    assert not isinstance(find_last_layer(model.compressor), SummaryLayer)
+
+
+def test_a_layer_with_a_window_stays_as_it_is(builder: InputBuilder) -> None:
+    decoder = make_fastvlm(builder).get_decoder()
+    decoder.layers[-1].self_attn.sliding_window = 8
+    read_summaries_alone(decoder, SUMMARIES)
+    assert not isinstance(decoder.layers[-1], SummaryLayer)
