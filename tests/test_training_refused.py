@@ -18,8 +18,14 @@ from tests.training_data import (
     write_photos,
 )
 from tests.training_runs import CONFIG
-from training.data_settings import BatchSettings, CaptionGroupSettings, KarpathySettings
-from training.settings import read_settings, require_losses
+from training.data_settings import (
+    BatchSettings,
+    CaptionGroupSettings,
+    KarpathySettings,
+    SourceSettings,
+    UnlabelledSettings,
+)
+from training.settings import TrainingSettings, read_settings, require_losses
 from training.views import SquareViews
 
 
@@ -91,6 +97,33 @@ def test_a_source_that_only_losses_without_a_weight_would_read_is_refused(
     require_losses(settings)
     with pytest.raises(DatasetError, match=f"{named} would train nothing"):
         require_losses(replace(settings, **weights))
+
+
+def weigh_nothing_but_sight(source: SourceSettings) -> TrainingSettings:
+    """A run on one source in which only the features of pictures and their words have a weight."""
+    settings = replace(read_settings(CONFIG), sources={"it": source}, batches=(BatchSettings(1, {"it": 4}),))
+    assert settings.word_weight and settings.feature_weight
+    return replace(settings, contrastive_weight=0.0, answer_weight=0.0)
+
+
+@pytest.mark.parametrize(("answer", "named"), [(True, "contrastive_weight, answer_weight"), (False, "contr")])
+def test_texts_alone_learn_by_no_loss_on_pictures(answer: bool, named: str) -> None:
+    texts = CaptionGroupSettings("caption_groups", "groups.jsonl", True, answer)
+    with pytest.raises(DatasetError, match=rf"it would train nothing: give a weight .*\({named}"):
+        require_losses(weigh_nothing_but_sight(texts))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        CaptionGroupSettings("caption_groups", "groups.jsonl", False, False),
+        UnlabelledSettings("unlabelled", "."),
+    ],
+)
+def test_a_weight_is_not_asked_for_where_none_would_help(source: SourceSettings, folder: Path) -> None:
+    require_losses(weigh_nothing_but_sight(source))
+    with pytest.raises(DatasetError, match="set contrastive or answer to true"):
+        make_dataset(folder, {"it": source}, [BatchSettings(1, {"it": 4})])
 
 
 def test_the_tower_alone_needs_the_words_of_captions() -> None:

@@ -10,6 +10,7 @@ from encoders.fwd2bot.model import AdapterSettings
 from encoders.fwd2bot.prompts import Prompts
 from training.data_settings import AugmentationSettings as AugmentationSettings
 from training.data_settings import BatchSettings as BatchSettings
+from training.data_settings import CaptionGroupSettings, UnlabelledSettings
 from training.data_settings import SourceSettings as SourceSettings
 from training.data_settings import ValidationSettings as ValidationSettings
 from training.typed_toml import Count, CountOrZero, Positive, PositiveOrZero, build_settings, read_toml
@@ -166,16 +167,27 @@ def require_losses(settings: TrainingSettings) -> None:
         raise DatasetError(
             "Batches with tower_only would train nothing: they learn by word_weight, which is 0"
         )
-    matched = settings.contrastive_weight or settings.feature_weight
     for name in {name for batch in batches for name, count in batch.counts.items() if count}:
-        source = settings.sources.get(name)  # one that is not there is told of by who looks for it
-        if source is None or settings.word_weight or settings.affinity_weight:
-            continue
-        if not (source.contrastive and matched) and not (source.answer and settings.answer_weight):
+        source = settings.sources.get(name)
+        wanting = _find_losses(settings, source) if source else {}
+        # One that is not there, and one that no loss may read, are told of by `require_batches`.
+        if wanting and not any(wanting.values()):
             raise DatasetError(
                 f"Source {name} would train nothing: give a weight to a loss that learns from its rows "
-                "(contrastive_weight, answer_weight), or leave it out"
+                f"({', '.join(wanting)}), or leave it out"
             )
+
+
+def _find_losses(settings: TrainingSettings, source: SourceSettings) -> dict[str, float]:
+    """The losses that may read a source, by the setting to raise, and what those of each weigh."""
+    described = not isinstance(source, CaptionGroupSettings | UnlabelledSettings)  # pictures with captions
+    features, words = (settings.feature_weight, settings.word_weight) if described else (0.0, 0.0)
+    reading = {
+        "contrastive_weight": (source.contrastive, settings.contrastive_weight + features),
+        "answer_weight": (source.answer, settings.answer_weight),
+        "distillation.weight": (settings.distillation is not None, settings.affinity_weight),
+    }
+    return {name: weight + words for name, (reads, weight) in reading.items() if reads}
 
 
 def restore_settings(values: dict[str, Any], where: str) -> TrainingSettings:
