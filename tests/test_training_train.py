@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -170,6 +171,19 @@ def test_where_answers_alone_are_learned_the_best_model_is_the_one_that_tells_ca
     assert score_measures(measures, settings) == 30
     answers = replace(settings, lvlm=CheckpointSettings("tiny", trained="generate"))
     assert score_measures(measures, answers) == -3
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+def test_where_texts_alone_are_paired_no_features_are_compared(
+    data: Path, tmp_path: Path, loss: Literal["infonce", "sigmoid"]
+) -> None:
+    settings = make_settings(3)
+    sources: dict[str, Any] = dict(settings.sources)
+    sources |= {name: replace(sources[name], contrastive=name == "groups") for name in sources}
+    assert settings.feature_weight
+    train(replace(settings, sources=sources, contrastive_loss=loss), data, tmp_path)
+    steps = [line for line in read_log(tmp_path) if "rate" in line]
+    assert len(steps) == 3 and "contrastive" in steps[2] and "feature" not in steps[2]
 
 
 @pytest.mark.parametrize(

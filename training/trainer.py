@@ -121,10 +121,11 @@ class Trainer:
             sources, source_ids = gather(rows.sources[paired]), gather(ids[paired])
             losses["contrastive"] = self.contrastive(sources, targets, source_ids, target_ids)
         images, shown = gather(rows.images), paired[: len(rows.images)]
-        if settings.feature_weight and len(targets) and len(images):
+        if settings.feature_weight and len(targets):
             features = gather(normalize(rows.images[shown], dim=-1))
             image_ids = gather(ids[: len(rows.images)][shown])
-            losses["feature"] = self.contrastive(features, targets, image_ids, target_ids)
+            if len(features):  # none, where texts alone are paired
+                losses["feature"] = self.contrastive(features, targets, image_ids, target_ids)
         if settings.word_weight and self.words and len(images):
             losses["word"] = self.words(images, gather(batch.words))
         if settings.distillation and batch.guides:
