@@ -18,8 +18,9 @@ from tests.tiny_models import LVLM, make_builder
 from tests.training_runs import make_settings
 from training.distributed import ALONE, Ranks
 from training.lvlm import make_lvlm
+from training.run_log import LOG_FILE, RunLog
 from training.settings import BaseSettings
-from training.states import STATE_FILE, load_state, save_model, save_state
+from training.states import STATE_FILE, load_state, put_back_model, save_model, save_state
 from training.trainer import Trainer
 
 
@@ -82,8 +83,20 @@ def test_a_state_of_another_model_is_refused_by_its_settings(tmp_path: Path, cha
         load_state(make_trainer(**change), tmp_path / STATE_FILE)
 
 
-def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
-    (tmp_path / STATE_FILE).write_bytes(b"not a state")
+def test_a_state_goes_on_with_the_weight_decay_of_the_settings(tmp_path: Path) -> None:
+    trainer = make_trainer()
+    save_state(trainer, tmp_path / STATE_FILE)
+    other = make_trainer(optimizer=replace(trainer.settings.optimizer, weight_decay=0.75))
+    assert load_state(other, tmp_path / STATE_FILE) == ["optimizer"]
+    assert [group["weight_decay"] for group in other.optimizer.param_groups] == [0.75, 0.0]
+
+
+@pytest.mark.parametrize("other", [None, [1, 2], {"step": 3}], ids=["bytes", "list", "part"])
+def test_a_file_that_is_no_state_is_refused(tmp_path: Path, other: object) -> None:
+    if other:
+        torch.save(other, tmp_path / STATE_FILE)
+    else:
+        (tmp_path / STATE_FILE).write_bytes(b"not a state")
     with pytest.raises(DatasetError, match="is no state of a run"):
         load_state(make_trainer(), tmp_path / STATE_FILE)
 
@@ -118,6 +131,26 @@ def test_a_kill_between_two_moves_and_a_full_disk_leave_a_model(tmp_path: Path) 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     Fwd2BotEncoder.load("whole", folder, "cpu")
+
+
+@pytest.mark.parametrize("moved", [True, False], ids=["between", "after"])
+def test_a_kill_at_the_two_moves_of_a_checkpoint_is_made_good(tmp_path: Path, moved: bool) -> None:
+    (tmp_path / "best.old").mkdir()
+    (tmp_path / "best.old" / "of").write_text("before")
+    if not moved:
+        (tmp_path / "best").mkdir()
+        (tmp_path / "best" / "of").write_text("now")
+    put_back_model(tmp_path / "best")
+    assert (tmp_path / "best" / "of").read_text() == ("before" if moved else "now")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+@pytest.mark.parametrize("line", [b"\0\0\0\0", b'{"step": 1, "\xff": 2}', b"[1]", b'{"stop": 1}', b"{"])
+def test_a_line_that_no_run_wrote_is_dropped_from_its_log(tmp_path: Path, line: bytes) -> None:
+    first, later = b'{"step": 1, "answer": 2.5}\n', b'{"step": 2}\n'
+    (tmp_path / LOG_FILE).write_bytes(first + line + b"\n" + later + b'{"step": 1')
+    RunLog(tmp_path, 1, 2)
+    assert (tmp_path / LOG_FILE).read_bytes() == first
 
 
 @pytest.mark.parametrize(("chunk_size", "ranks"), [(2, 1), (0, 2)])

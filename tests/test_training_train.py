@@ -93,8 +93,10 @@ def test_a_killed_run_goes_on_as_the_run_that_was_not(data: Path, tmp_path: Path
     assert killed.exitcode == -signal.SIGKILL
     assert [line["step"] for line in read_log(tmp_path / "killed")][-1] == 4
     assert torch.load(tmp_path / "killed" / STATE_FILE, weights_only=True)["step"] == 3
+    (tmp_path / "killed" / "best").rename(tmp_path / "killed" / "best.old")  # as in the middle of saving it
     train(settings, data, tmp_path / "killed")
 
+    assert (tmp_path / "killed" / "best").is_dir() and not (tmp_path / "killed" / "best.old").exists()
     assert read_log(tmp_path / "killed") == read_log(tmp_path / "whole")
     assert [line["step"] for line in read_log(tmp_path / "whole")] == [1, 2, 3, 3, 4, 5, 6, 6]
     whole, resumed = (

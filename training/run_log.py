@@ -106,14 +106,20 @@ def _phrase(values: dict[str, float]) -> str:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """A killed run may have logged steps that its state does not know, and half a line."""
+    """A killed run may have logged steps that its state does not know, and half a line; a disk, anything."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    kept = [line for line in path.read_bytes().splitlines(keepends=True) if _is_step_up_to(step, line)]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(kept))
     temporary.replace(path)
+
+
+def _is_step_up_to(step: int, line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
+    except (KeyError, RecursionError, TypeError, ValueError):  # no line that was written here
+        return False
 
 
 def _open_tensorboard(run: Path, step: int) -> Scalars | None:

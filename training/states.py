@@ -6,7 +6,8 @@
 
 In each checkpoint training/settings.json holds all settings of the run; no encoder reads it.
 
-Each replaces the one before it in one move, once it is whole.
+Each is put in the place of the one before once it is whole: a state in one move, a checkpoint in two, and
+`put_back_model` makes good what a kill between the two leaves.
 """
 
 import json
@@ -31,6 +32,7 @@ from training.trainer import Trainer
 STATE_FILE = "state.pt"
 SETTINGS_FILE = "training/settings.json"
 _CHANGING = ("image_size", "tower")  # of [lvlm], while a run goes on
+_PARTS = {"step", "model", "contrastive", "words", "optimizer", "settings"}  # of a state; older have no best
 _PLACES = ("base", "checkpoint")  # of [lvlm], which may be moved, or have a name on the hub
 
 
@@ -71,6 +73,7 @@ def load_state(trainer: Trainer, path: Path) -> list[str]:
         if trainer.words:
             trainer.words.load_state_dict(state["words"])
         trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.optimizer.param_groups[0]["weight_decay"] = trainer.settings.optimizer.weight_decay
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DatasetError(
             f"{path} is the state of another model (these settings differ: {', '.join(changed)}): "
@@ -83,11 +86,9 @@ def load_state(trainer: Trainer, path: Path) -> list[str]:
 def save_model(folder: Path, checkpoint: Checkpoint, settings: TrainingSettings) -> None:
     """Write a checkpoint in the place of the one before; a pretrained base by its name."""
     base = _name_base(settings.lvlm.base) if isinstance(settings.lvlm, BaseSettings) else OWN_BASE
-    temporary, before = (folder.with_name(f"{folder.name}.{word}") for word in ("new", "old"))
+    temporary, before = folder.with_name(f"{folder.name}.new"), _place_before(folder)
     shutil.rmtree(temporary, ignore_errors=True)
-    if before.exists() and not folder.exists():  # killed between the two moves below
-        before.rename(folder)
-    shutil.rmtree(before, ignore_errors=True)
+    put_back_model(folder)
     with _keep_whole(folder, temporary):
         save_checkpoint(temporary, checkpoint._replace(base=base))
         text = json.dumps(write_settings(settings), indent=2)
@@ -99,13 +100,23 @@ def save_model(folder: Path, checkpoint: Checkpoint, settings: TrainingSettings)
     shutil.rmtree(before, ignore_errors=True)
 
 
+def put_back_model(folder: Path) -> None:
+    """Where `save_model` was killed between its two moves, put the checkpoint before back in its place."""
+    before = _place_before(folder)
+    if before.exists() and not folder.exists():
+        before.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
+
+
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """What `save_state` wrote; raises DatasetError where that is not what the file holds."""
     if not path.exists():
         raise DatasetError(f"{path.parent} is no run of a training: it holds no {path.name}")
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
-    except (EOFError, OSError, RuntimeError, UnpicklingError) as error:
+        if not isinstance(state, dict) or not state.keys() >= _PARTS:
+            raise ValueError("torch wrote it, and another program")
+    except (EOFError, OSError, RuntimeError, UnpicklingError, ValueError) as error:
         raise DatasetError(f"{path} is no state of a run: remove it to start anew") from error
     return state
 
@@ -156,6 +167,10 @@ def _keep_whole(path: Path, temporary: Path) -> Iterator[None]:
         raise Fwd2BotError(
             f"{path} could not be written ({reason}): make room and start again; what was there is whole"
         ) from error
+
+
+def _place_before(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
 
 
 def _remove(path: Path) -> None:

@@ -29,7 +29,7 @@ from training.initial_model import make_initial_model
 from training.run_log import RunLog, run_command, tell
 from training.settings import CheckpointSettings, TrainingSettings, read_settings
 from training.sources.open import open_sources
-from training.states import STATE_FILE, load_state, save_model, save_state
+from training.states import STATE_FILE, load_state, put_back_model, save_model, save_state
 from training.trainer import Trainer
 from training.validate import Validation, read_held_out, score_measures
 
@@ -43,6 +43,9 @@ def train(settings: TrainingSettings, data: Path, run: Path) -> None:
     """Run, or go on with, the training that `settings` describe, in the folder `run`."""
     ranks = join_ranks()
     run.mkdir(parents=True, exist_ok=True)
+    if ranks.rank == 0:
+        for folder in (run / "model", run / "best"):
+            put_back_model(folder)
     sources = open_sources(settings.sources, data)
     model, builder, words = make_initial_model(settings, sources, ranks.device)
     trainer = Trainer(settings, model, words, ranks)
