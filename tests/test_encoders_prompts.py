@@ -55,6 +55,14 @@ def test_a_template_of_ones_own_comes_before_the_chat_template() -> None:
     assert builder.frames.fill_text("a dog", "Say it.") == "a dog Say it."
 
 
+@pytest.mark.parametrize("template", ["{{ nope.x.y }}", "{% if", "{{ 1 + 'a' }}"])
+def test_a_chat_template_that_fails_is_refused(template: str) -> None:
+    builder = make_lvlm_of("llava").builder
+    builder.processor.chat_template = template
+    with pytest.raises(EncoderDamaged, match=r"The chat template cannot be used \(.*\): give"):
+        builder.images([PICTURE])
+
+
 def test_a_chat_template_that_leaves_the_image_out_is_refused() -> None:
     builder = make_lvlm_of("llava").builder
     builder.processor.chat_template = "{{ messages[0]['content'][-1]['text'] }}"

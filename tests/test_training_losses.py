@@ -36,6 +36,12 @@ def test_temperature_and_bias_of_the_sigmoid_loss_are_learned() -> None:
     assert loss.temperature == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("loss", [ContrastiveLoss(), SigmoidLoss()])
+def test_a_scale_that_an_update_made_0_has_a_temperature(loss: ContrastiveLoss | SigmoidLoss) -> None:
+    loss.log_scale.data.fill_(-math.inf)
+    assert loss.temperature == math.inf
+
+
 def test_a_source_that_nothing_matches_repels_and_asks_for_no_match() -> None:
     sources, targets = unit_rows(3, 1), unit_rows(2, 2)
     ids = torch.tensor([4, HARD_NEGATIVE, 5])  # the same number on both sides is no match

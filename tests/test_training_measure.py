@@ -58,3 +58,9 @@ def test_a_family_of_varying_image_sizes_is_refused(
     recipe = str(CONFIGS / "llava-1.5-7b-k16.toml")
     assert main([recipe, "--steps", "1", "--rows", "1", "--set", f"lvlm.base={tmp_path}"]) == 1
     assert "for a llava or a fast_vlm, not for qwen2_vl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["--steps", "--rows"])
+def test_nothing_is_not_measured(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(CONFIGS / "tiny.toml"), count, "0"]) == 1
+    assert "take 1 or more" in capsys.readouterr().err

@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from encoders.base import DatasetError
+from encoders.base import DatasetError, Fwd2BotError
+from encoders.fwd2bot.prompts import Prompts
 from tests.training_data import (
     AUGMENTATION,
     BATCHES,
@@ -18,6 +20,7 @@ from tests.training_data import (
     write_photos,
 )
 from tests.training_runs import CONFIG
+from tests.training_runs import make_settings as make_run_settings
 from training.data_settings import (
     BatchSettings,
     CaptionGroupSettings,
@@ -25,6 +28,7 @@ from training.data_settings import (
     SourceSettings,
     UnlabelledSettings,
 )
+from training.initial_model import make_initial_model
 from training.settings import TrainingSettings, read_settings, require_losses
 from training.views import SquareViews
 
@@ -132,6 +136,21 @@ def test_the_tower_alone_needs_the_words_of_captions() -> None:
         require_losses(settings)
     batches = tuple(replace(each, steps=0 if each.tower_only else each.steps) for each in settings.batches)
     require_losses(replace(settings, batches=batches))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{content}", "keep a text or a question from the model"),
+        ("{instruction}", "0 times for one image"),
+    ],
+)
+def test_prompts_that_hide_a_text_or_a_question_from_the_model_are_refused(
+    template: str, message: str
+) -> None:
+    settings = replace(make_run_settings(3), prompts=Prompts(template))
+    with pytest.raises(Fwd2BotError, match=f"{message}.*{{content}}"):
+        make_initial_model(settings, {}, torch.device("cpu"))
 
 
 def test_squares_in_memory_need_views(folder: Path) -> None:

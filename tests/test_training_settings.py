@@ -54,7 +54,24 @@ def test_the_command_line_sets_what_the_file_says_otherwise() -> None:
         ("sources=3", "sources must be a table"),
         ("validate_every=0", "validate_every must be at least 1, and is 0"),
         ("workers=-1", "workers must be at least 0, and is -1"),
-        ("optimizer.learning_rate=0", "learning_rate must be more than 0, and is 0"),
+        ("optimizer.learning_rate=0", "learning_rate must be more than 0 and finite, and is 0"),
+        ("optimizer.learning_rate=inf", "learning_rate must be more than 0 and finite, and is inf"),
+        pytest.param(
+            f"optimizer.learning_rate={10**400}", "learning_rate must .*finite, and is inf", id="huge"
+        ),
+        (f"seed={10**26}", "seed must be at most 9223372036854775807, and is 1000"),
+        ("seed=-5", "seed must be at least 0, and is -5"),
+        pytest.param("seed=" + "[" * 5000, r"seed must be int, and is '\[{99}$", id="deep"),
+        ("augmentation.smallest_crop=1.5", "smallest_crop must be at most 1, and is 1.5"),
+        ("adapters.rank=0", "Adapters of rank 0 and alpha 16 learn nothing"),
+        ("adapters.alpha=0", "Adapters of rank 16 and alpha 0 learn nothing"),
+        ("lvlm.tower_depths=[1]", r"a depth for each .* tower_depths \[1\]"),
+        (
+            "lvlm={image_size=8,tower_stem=8,tower_widths=[],tower_depths=[],vocabulary=9,width=8,intermediate=8,"
+            "layers=1,heads=1}",
+            r"tower_widths are \[\]",
+        ),
+        ("lvlm.width=330", "A width of 330 is not shared evenly by"),
         ("contrastive_weight=nan", "contrastive_weight must be at least 0, and is nan"),
         ("lvlm.layers=0", "layers must be at least 1, and is 0"),
         ('lvlm={bass = "x"}', "lvlm must hold exactly"),
@@ -63,6 +80,17 @@ def test_the_command_line_sets_what_the_file_says_otherwise() -> None:
 def test_a_wrong_override_is_named(override: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         read_settings(TINY, [override])
+
+
+@pytest.mark.parametrize("text", [b"# caf\xe9", b"a=" + b"[" * 5000, b"a"], ids=["latin", "deep", "half"])
+def test_a_file_that_is_no_toml_is_one_sentence(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "run.toml").write_bytes(text)
+    with pytest.raises(DatasetError, match=r"run\.toml cannot be read as training settings: "):
+        read_settings(tmp_path / "run.toml")
+
+
+def test_without_adapters_their_size_does_not_matter() -> None:
+    assert read_settings(TINY, ["adapters.mode=none", "adapters.rank=0"]).adapters.rank == 0
 
 
 @pytest.mark.parametrize(("until", "steps"), [(700, [150, 465, 85]), (615, [150, 465]), (1, [1])])

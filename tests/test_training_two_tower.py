@@ -1,6 +1,7 @@
 """Two towers: as many weights as Fwd2Bot, the same rows in the same order, and a run that can be killed."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -53,6 +54,12 @@ def make_towers(settings: TrainingSettings, data: Path) -> tuple[TwoTowers, Step
     towers = make_two_towers(initial.model, settings.lvlm, builder)
     dataset = open_dataset(settings, sources, builder)
     return towers.eval(), dataset, count_weights(initial.model)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, math.nan, math.inf])
+def test_a_share_is_one_of_steps_that_there_are(share: float) -> None:
+    with pytest.raises(DatasetError, match=f"A share of {share} is none"):
+        adapt_settings(read_settings(CONFIG), share)
 
 
 def test_both_models_have_the_same_number_of_weights(data: Path) -> None:

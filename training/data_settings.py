@@ -15,7 +15,7 @@ are for the one and long ones for the other is a rule of the data, and stands he
 from dataclasses import dataclass
 from typing import Literal
 
-from training.typed_toml import Count, CountOrZero, Positive, PositiveOrZero
+from training.typed_toml import Count, CountOrZero, PositiveOrZero, Share
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,6 @@ class BatchSettings:
 class AugmentationSettings:
     """Random views of photos; see `training.augment`."""
 
-    smallest_crop: Positive
+    smallest_crop: Share
     colour_jitter: PositiveOrZero
     erased: PositiveOrZero

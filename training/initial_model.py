@@ -15,6 +15,7 @@ from encoders.fwd2bot.checkpoint import load_checkpoint
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import Fwd2Bot
 from encoders.fwd2bot.pretrained import load_lvlm
+from encoders.fwd2bot.prompts import CONTENT_HOLE, INSTRUCTION_HOLE
 from encoders.load import find_checkpoint
 from training.image_size import set_image_size
 from training.losses import WordLoss
@@ -95,9 +96,17 @@ def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialMode
 
 
 def _build_inputs(processor: ProcessorMixin, settings: TrainingSettings) -> InputBuilder:
-    return InputBuilder(
+    builder = InputBuilder(
         processor, settings.prompts, settings.summary_tokens, longest_answer=settings.longest_answer
     )
+    image, text = builder.frames
+    for frame, hole in ((image, INSTRUCTION_HOLE), (text, INSTRUCTION_HOLE), (text, CONTENT_HOLE)):
+        if hole not in frame:
+            raise DatasetError(
+                f"Prompts of the form {frame!r:.200} keep a text or a question from the model: give "
+                f"prompts.template both {CONTENT_HOLE} and {INSTRUCTION_HOLE}"
+            )
+    return builder
 
 
 def _train_answers_alone(settings: TrainingSettings, model: Fwd2Bot, start: CheckpointSettings) -> None:

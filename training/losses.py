@@ -26,7 +26,7 @@ class ContrastiveLoss(nn.Module):
     @property
     def temperature(self) -> float:
         """What similarities are divided by."""
-        return math.exp(-self.log_scale.item())
+        return (-self.log_scale.double()).exp().item()  # inf, and no error, where a step went astray
 
     def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
         """Mean of both directions over unit rows (s, width), (t, width); rows without a match only repel."""
@@ -51,7 +51,7 @@ class SigmoidLoss(nn.Module):
     @property
     def temperature(self) -> float:
         """What similarities are divided by."""
-        return math.exp(-self.log_scale.item())
+        return (-self.log_scale.double()).exp().item()  # inf, and no error, where a step went astray
 
     def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
         """Over unit rows (s, width), (t, width); rows without a match only repel."""

@@ -59,6 +59,10 @@ class Measurement(NamedTuple):
 
 def measure_training(settings: TrainingSettings, rows: int, steps: int) -> Measurement:
     """Train on `rows` random rows a step; the first steps are not counted."""
+    if min(rows, steps) < 1:
+        raise DatasetError(
+            f"There is nothing to measure in {steps} steps of {rows} rows: take 1 or more of each"
+        )
     ranks = join_ranks()
     settings = replace(settings, batches=(BatchSettings(steps + _WARM_UP, {}),))
     model = _make_random_model(settings, ranks.device)

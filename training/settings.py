@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from encoders.base import DatasetError
-from encoders.fwd2bot.model import AdapterSettings
+from encoders.fwd2bot.adapters import NONE, AdapterSettings
 from encoders.fwd2bot.prompts import Prompts
 from training.data_settings import AugmentationSettings as AugmentationSettings
 from training.data_settings import BatchSettings as BatchSettings
 from training.data_settings import CaptionGroupSettings, UnlabelledSettings
 from training.data_settings import SourceSettings as SourceSettings
 from training.data_settings import ValidationSettings as ValidationSettings
-from training.typed_toml import Count, CountOrZero, Positive, PositiveOrZero, build_settings, read_toml
+from training.typed_toml import Count, CountOrZero, Positive, PositiveOrZero, Seed, build_settings, read_toml
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,18 @@ class LvlmSettings:
     intermediate: Count
     layers: Count
     heads: Count
+
+    def __post_init__(self) -> None:
+        if not self.tower_widths or len(self.tower_widths) != len(self.tower_depths):
+            raise DatasetError(
+                "A tower has a width and a depth for each of its stages: tower_widths are "
+                f"{list(self.tower_widths)}, and tower_depths {list(self.tower_depths)}"
+            )
+        if self.width % (2 * self.heads):
+            raise DatasetError(
+                f"A width of {self.width} is not shared evenly by {self.heads} heads: take a multiple of "
+                f"{2 * self.heads}"
+            )
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ class TrainingSettings:
     augmentation: None leaves pictures to the LVLM's own processor.
     """
 
-    seed: int
+    seed: Seed
     summary_tokens: Count
     contrastive_weight: PositiveOrZero
     answer_weight: PositiveOrZero
@@ -123,6 +135,13 @@ class TrainingSettings:
     longest_answer: Count = 256
     augmentation: AugmentationSettings | None = None
     distillation: DistillationSettings | None = None
+
+    def __post_init__(self) -> None:
+        rank, alpha, mode = self.adapters.rank, self.adapters.alpha, self.adapters.mode
+        if mode != NONE and min(rank, alpha) < 1:
+            raise DatasetError(
+                f"Adapters of rank {rank} and alpha {alpha} learn nothing: give 1 or more of both"
+            )
 
     @property
     def affinity_weight(self) -> float:

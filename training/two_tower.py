@@ -16,6 +16,7 @@ comparison: the towers learn from teachers too, and become one.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -137,6 +138,8 @@ def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings
 
     Teachers stay, where the file has any, and with them the pictures that nobody described.
     """
+    if not 0 < share < math.inf:
+        raise DatasetError(f"A share of {share} is none of a run's steps: give --share a number above 0")
     optimizer = settings.optimizer
     return replace(
         settings,

@@ -1,5 +1,6 @@
 """A TOML file into frozen dataclasses: every value has the type its field says, or the error names it."""
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -18,12 +19,20 @@ class AtLeast(NamedTuple):
     least: float
 
 
+class AtMost(NamedTuple):
+    """The largest value that it may have."""
+
+    most: float
+
+
 class Above(NamedTuple):
-    """What a number must be larger than."""
+    """What a number must be larger than, and have an end."""
 
     limit: float
 
 
+Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]  # that torch takes
+Share = Annotated[float, Above(0), AtMost(1)]
 Count = Annotated[int, AtLeast(1)]
 CountOrZero = Annotated[int, AtLeast(0)]
 PositiveOrZero = Annotated[float, AtLeast(0)]
@@ -38,7 +47,7 @@ def read_toml(path: Path, kind: type[Settings], overrides: Sequence[str] = ()) -
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path} cannot be read as training settings: {error}") from error
     for override in overrides:
         _set_value(values, override)
@@ -66,7 +75,7 @@ def _set_value(values: dict[str, Any], override: str) -> None:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -91,8 +100,11 @@ def _list_names(known: tuple[Field[Any], ...]) -> str:
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if get_origin(kind) is Annotated:
-        plain, bound = get_args(kind)
-        return _require_bound(bound, _convert(plain, value, where), where)
+        plain, *bounds = get_args(kind)
+        number = _convert(plain, value, where)
+        for bound in bounds:
+            _require_bound(bound, number, where)
+        return number
     if get_origin(kind) in (Union, UnionType):
         if value is None and NoneType in get_args(kind):
             return None
@@ -112,19 +124,20 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise DatasetError(f"{where} must be a list, and is {value!r}")
         return tuple(_convert(get_args(kind)[0], item, where) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(str(value))  # inf, and no error, for one beyond all floats
     if type(value) is not kind:
-        raise DatasetError(f"{where} must be {kind.__name__}, and is {value!r}")
+        raise DatasetError(f"{where} must be {kind.__name__}, and is {value!r:.100}")
     return value
 
 
-def _require_bound(bound: AtLeast | Above, value: float, where: str) -> float:
+def _require_bound(bound: AtLeast | AtMost | Above, value: float, where: str) -> None:
     # Written so that what is no number at all (nan) is refused too.
     if isinstance(bound, AtLeast) and not value >= bound.least:
         raise DatasetError(f"{where} must be at least {bound.least:g}, and is {value}")
-    if isinstance(bound, Above) and not value > bound.limit:
-        raise DatasetError(f"{where} must be more than {bound.limit:g}, and is {value}")
-    return value
+    if isinstance(bound, AtMost) and not value <= bound.most:
+        raise DatasetError(f"{where} must be at most {bound.most}, and is {value}")
+    if isinstance(bound, Above) and not bound.limit < value < math.inf:
+        raise DatasetError(f"{where} must be more than {bound.limit:g} and finite, and is {value}")
 
 
 def _choose(kinds: tuple[Any, ...], value: Any) -> Any:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from encoders.base import EncoderDamaged
+from encoders.base import EncoderDamaged, first_line
 
 if TYPE_CHECKING:  # a search from stored weights alone need not wait for it
     from transformers import ProcessorMixin
 
 IMAGE_PLACEHOLDER = "<image>"
 PLAIN_TEMPLATE = "USER: {content}\n{instruction} ASSISTANT:"
-_CONTENT, _INSTRUCTION = "{content}", "{instruction}"
+CONTENT_HOLE, INSTRUCTION_HOLE = "{content}", "{instruction}"
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,34 @@ class PromptFrames(NamedTuple):
     @classmethod
     def of_template(cls, template: str, image_token: str) -> "PromptFrames":
         """The frames that a template of `Prompts` makes."""
-        return cls(template.replace(_CONTENT, image_token), template)
+        return cls(template.replace(CONTENT_HOLE, image_token), template)
 
     def fill_image(self, instruction: str) -> str:
         """What is said over an image."""
-        return self.image.replace(_INSTRUCTION, instruction)
+        return self.image.replace(INSTRUCTION_HOLE, instruction)
 
     def fill_text(self, text: str, instruction: str) -> str:
         """What is said over a text."""
-        return self.text.replace(_INSTRUCTION, instruction).replace(_CONTENT, text)
+        return self.text.replace(INSTRUCTION_HOLE, instruction).replace(CONTENT_HOLE, text)
 
 
 def frame_prompts(template: str, processor: "ProcessorMixin") -> PromptFrames:
-    """Write the frames of a template; raises EncoderDamaged where one does not show the image once."""
+    """Write the frames of a template; raises EncoderDamaged where it fails, or shows not one image."""
     image_token: str = processor.image_token  # type: ignore[attr-defined]
     if not template and processor.chat_template:
-        frames = PromptFrames(*_apply_chat_template(processor))
+        try:
+            frames = PromptFrames(*_apply_chat_template(processor))
+        except Exception as error:  # a template is a program of somebody's, and may fail as any does
+            raise EncoderDamaged(
+                f"The chat template cannot be used ({first_line(error)}): give the prompts a template"
+            ) from error
     else:
         frames = PromptFrames.of_template(template or PLAIN_TEMPLATE, image_token)
     shown = frames.image.count(image_token)
     if shown != 1:
         raise EncoderDamaged(
-            f"The chat template writes {image_token} {shown} times for one image: give the prompts a template"
+            f"The prompts show {image_token} {shown} times for one image: give them a template that holds "
+            f"{CONTENT_HOLE} once"
         )
     return frames
 
@@ -67,8 +73,8 @@ def _apply_chat_template(processor: "ProcessorMixin") -> tuple[str, str]:
     from transformers import ProcessorMixin
 
     contents: tuple[Any, ...] = (
-        [{"type": "image"}, {"type": "text", "text": _INSTRUCTION}],
-        [{"type": "text", "text": f"{_CONTENT}\n{_INSTRUCTION}"}],
+        [{"type": "image"}, {"type": "text", "text": INSTRUCTION_HOLE}],
+        [{"type": "text", "text": f"{CONTENT_HOLE}\n{INSTRUCTION_HOLE}"}],
     )
     image, text = (
         # Not the processor's own method: SmolVLM's asks its video processor how many frames to read.
