@@ -225,6 +225,15 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(capsys: pytest.CaptureFixtur
     assert error.count("\n") == 1 and "No space left" in error
 
 
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def be_stopped() -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(be_stopped) == 130
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "goes on from it when it is started again" in error
+
+
 def test_a_damaged_photo_to_be_judged_by_is_named(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "flickr8k" / "images" / "12.png").write_bytes(b"no picture")

@@ -80,7 +80,10 @@ class RunLog:
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command of this folder and return its exit code: a failure of ours is one line and a 1."""
+    """Run a command of this folder and return its exit code: a failure of ours is one line and a 1.
+
+    Ctrl-C is a line too, and the 130 of shells.
+    """
     try:
         command()
     except Fwd2BotError as error:
@@ -89,6 +92,9 @@ def run_command(command: Callable[[], None]) -> int:
     except OSError as error:  # a full disk, above all: logs, tables and results are written everywhere
         tell(f"error: {first_line(error)}: mend this and start again, what was written before is whole")
         return 1
+    except KeyboardInterrupt:
+        tell("interrupted: what was written is whole, and a run goes on from it when it is started again")
+        return 130
     return 0
 
 
