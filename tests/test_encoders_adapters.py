@@ -243,7 +243,7 @@ def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(hub[name] / file))
-    checkpoint = make_checkpoint(tiny, "per_pass")._replace(base="somebody/base")
+    checkpoint = make_checkpoint(tiny, "per_pass")._replace(base="somebody/base", recipe=b'{"seed": 1}')
     assert checkpoint.push_to_hub("somebody/mine") == "hub/somebody/mine"
     tokens = load_file(hub["somebody/mine"] / "summary_tokens.safetensors")["summary_tokens"]
     assert torch.equal(tokens, checkpoint.model.summary_tokens)
@@ -256,8 +256,10 @@ def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
     (hub["somebody/mine"] / "README.md").write_text("mine")
     loaded = Checkpoint.from_pretrained("somebody/mine")
     assert loaded.base == "somebody/base"
+    (hub["somebody/mine"] / "training" / "settings.json").unlink()
     loaded.push_to_hub("somebody/mine")
     assert not (hub["somebody/mine"] / "base").exists()
+    assert (hub["somebody/mine"] / "training" / "settings.json").read_text() == '{"seed": 1}'
     assert (hub["somebody/mine"] / "README.md").read_text() == "mine"
     # A folder of this machine is nowhere to others.
     loaded._replace(base=str(base)).push_to_hub("somebody/whole")

@@ -54,7 +54,7 @@ def encoder(saved: tuple[Path, Checkpoint]) -> Fwd2BotEncoder:
 
 
 def test_a_saved_model_computes_the_same_after_loading(saved: tuple[Path, Checkpoint]) -> None:
-    folder, (model, _, prompts, _) = saved
+    folder, (model, _, prompts, *_) = saved
     loaded = load_checkpoint(folder, "cpu")
     assert loaded.prompts == prompts
     builder = make_builder()

@@ -46,7 +46,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Towers:
 
 def load(run: Path) -> tuple[Fwd2Bot, list[BatchEncoding]]:
     """A checkpoint, and more image tokens than its projector has weights to fit them with."""
-    model, processor, prompts, _ = load_checkpoint(run / "model", "cpu")
+    model, processor, prompts, *_ = load_checkpoint(run / "model", "cpu")
     builder = InputBuilder(processor, prompts, model.summary_shape[0])
     random = np.random.default_rng(1)
     pictures = [Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(30)]

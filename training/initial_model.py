@@ -78,7 +78,7 @@ def _adapt_pretrained(settings: TrainingSettings, base: BaseSettings, device: to
 def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialModel:
     """A checkpoint to be trained further in float32: all of it, or how it answers."""
     _require_sight(settings, start.checkpoint)
-    model, processor, prompts, _ = load_checkpoint(find_checkpoint(start.checkpoint), "cpu")
+    model, processor, prompts, *_ = load_checkpoint(find_checkpoint(start.checkpoint), "cpu")
     found = model.summary_shape[0], model.adapters, prompts
     if found != (settings.summary_tokens, settings.adapters, settings.prompts):
         raise DatasetError(

@@ -4,7 +4,7 @@
     RUN/model/      the newest model, a checkpoint for `fwd2bot index --model RUN/model`
     RUN/best/       the one that found most in a validation
 
-In each checkpoint training/settings.json holds all settings of the run; no encoder reads it.
+In each checkpoint training/settings.json holds all settings of the run.
 
 Each is put in the place of the one before once it is whole: a state in one move, a checkpoint in two, and
 `put_back_model` makes good what a kill between the two leaves.
@@ -30,7 +30,6 @@ from training.settings import BaseSettings, TrainingSettings, write_settings
 from training.trainer import Trainer
 
 STATE_FILE = "state.pt"
-SETTINGS_FILE = "training/settings.json"
 _CHANGING = ("image_size", "tower")  # of [lvlm], while a run goes on
 _PARTS = {"step", "model", "contrastive", "words", "optimizer", "settings"}  # of a state; older have no best
 _PLACES = ("base", "checkpoint")  # of [lvlm], which may be moved, or have a name on the hub
@@ -90,10 +89,8 @@ def save_model(folder: Path, checkpoint: Checkpoint, settings: TrainingSettings)
     shutil.rmtree(temporary, ignore_errors=True)
     put_back_model(folder)
     with _keep_whole(folder, temporary):
-        save_checkpoint(temporary, checkpoint._replace(base=base))
-        text = json.dumps(write_settings(settings), indent=2)
-        (temporary / SETTINGS_FILE).parent.mkdir()
-        (temporary / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+        recipe = json.dumps(write_settings(settings), indent=2) + "\n"
+        save_checkpoint(temporary, checkpoint._replace(base=base, recipe=recipe.encode()))
     if folder.exists():
         folder.rename(before)
     temporary.rename(folder)

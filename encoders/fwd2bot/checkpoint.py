@@ -5,6 +5,7 @@ base/                         an ordinary transformers folder: config, weights, 
 processor/                    the processor alone, where the base is elsewhere
 compress/, generate/          the two adapters, each an ordinary PEFT folder; or shared/, or none
 summary_tokens.safetensors    summary_tokens (k, width)
+training/settings.json        how it was trained, where that was written; no encoder reads it
 README.md                     a model card
 """
 
@@ -39,18 +40,21 @@ from encoders.fwd2bot.prompts import Prompts
 from encoders.load import SETTINGS_FILE, find_checkpoint
 
 _CARD_FILE = "README.md"
+_RECIPE_FILE = "training/settings.json"
 
 
 class Checkpoint(NamedTuple):
     """A model in evaluation mode, with what it needs to read images and texts.
 
     base: where the LVLM's own weights are, a path or a hub name; OWN_BASE for in the checkpoint itself.
+    recipe: what training/settings.json says, or nothing.
     """
 
     model: Fwd2Bot
     processor: ProcessorMixin
     prompts: Prompts
     base: str = OWN_BASE
+    recipe: bytes = b""
 
     @classmethod
     def from_pretrained(cls, name: str, device: str = "cpu") -> "Checkpoint":
@@ -82,7 +86,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
 
     An LLM that was trained itself is always written. Raises DatasetError where that cannot be.
     """
-    model, processor, prompts, base = checkpoint
+    model, processor, prompts, base, recipe = checkpoint
     base = OWN_BASE if model.adapters.mode == NONE else base
     folder.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(folder / (OWN_BASE if base == OWN_BASE else PROCESSOR_FOLDER))
@@ -103,6 +107,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
         "prompts": asdict(prompts),
     }
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    if recipe:
+        (folder / _RECIPE_FILE).parent.mkdir(exist_ok=True)
+        (folder / _RECIPE_FILE).write_bytes(recipe)
     write_card(folder, model, prompts, None if base == OWN_BASE else base)
 
 
@@ -124,6 +131,7 @@ def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float3
         for name, tree in _list_adapters(model).items():
             _load_adapter(tree, folder / name)
         prompts = Prompts(**settings["prompts"])
+        recipe = (folder / _RECIPE_FILE).read_bytes() if (folder / _RECIPE_FILE).is_file() else b""
         model = model.to(device).eval()
     except (Fwd2BotError, torch.OutOfMemoryError):
         raise
@@ -131,7 +139,7 @@ def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float3
         raise EncoderDamaged(
             f"The checkpoint {folder} cannot be read ({first_line(error)}): fetch or train it again"
         ) from error
-    return Checkpoint(model, processor, prompts, settings["base"])
+    return Checkpoint(model, processor, prompts, settings["base"], recipe)
 
 
 def _read_adapter_settings(folder: Path, mode: str) -> AdapterSettings:
