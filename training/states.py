@@ -14,7 +14,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,7 +31,7 @@ from training.trainer import Trainer
 
 STATE_FILE = "state.pt"
 _CHANGING = ("image_size", "tower")  # of [lvlm], while a run goes on
-_PARTS = {"step", "model", "contrastive", "words", "optimizer", "settings"}  # of a state; older have no best
+_PARTS = ("step", "model", "contrastive", "words", "optimizer", "settings")  # of a state; older have no best
 _PLACES = ("base", "checkpoint")  # of [lvlm], which may be moved, or have a name on the hub
 
 
@@ -62,7 +62,7 @@ def load_state(trainer: Trainer, path: Path) -> list[str]:
 
     Raises DatasetError where the state is of another model.
     """
-    state = read_state(path, trainer.ranks.device)
+    state = read_state(path, trainer.ranks.device, _PARTS)
     now = write_settings(trainer.settings)
     changed = [name for name, value in now.items() if state["settings"].get(name) != value]
     try:
@@ -105,13 +105,13 @@ def put_back_model(folder: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `save_state` wrote; raises DatasetError where that is not what the file holds."""
+def read_state(path: Path, device: torch.device, parts: Sequence[str] = ()) -> dict[str, Any]:
+    """What `save_state` wrote; raises DatasetError where the file holds something else, or lacks `parts`."""
     if not path.exists():
         raise DatasetError(f"{path.parent} is no run of a training: it holds no {path.name}")
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
-        if not isinstance(state, dict) or not state.keys() >= _PARTS:
+        if not isinstance(state, dict) or not state.keys() >= set(parts):
             raise ValueError("torch wrote it, and another program")
     except (EOFError, OSError, RuntimeError, UnpicklingError, ValueError) as error:
         raise DatasetError(f"{path} is no state of a run: remove it to start anew") from error

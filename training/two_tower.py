@@ -205,7 +205,7 @@ def load_two_towers(run: Path, data: Path) -> tuple[TwoTowers, InputBuilder]:
 
     data: as it was given to the run, whose captions make the tokenizer.
     """
-    state = read_state(run / STATE_FILE, torch.device("cpu"))
+    state = read_state(run / STATE_FILE, torch.device("cpu"), ("settings", "model"))
     settings = restore_settings(state["settings"], str(run / STATE_FILE))
     towers, builder, _ = start_two_towers(settings, open_sources(settings.sources, data))
     try:
