@@ -19,7 +19,7 @@ from io import BytesIO, FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .images import MAX_FILE_BYTES, describe_error, describe_size, is_image_name
+from .images import LONGEST_SHOWN, MAX_FILE_BYTES, describe_error, describe_size, is_image_name, is_too_long
 
 ARCHIVE_EXTENSIONS = (".zip", ".tar")
 _ON_THE_WAY = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
@@ -49,8 +49,8 @@ class Listing:
         """Note an entry that is named like an image; `plain` says that it is neither link nor device."""
         if not is_image_name(name):
             return
-        if not plain or member.size < 0 or _leads_out(name):
-            self.refused.append(name)
+        if not plain or member.size < 0 or is_too_long(name) or _leads_out(name):
+            self.refused.append(name[:LONGEST_SHOWN])
             return
         if len(self.members) == _MOST_MEMBERS:
             raise ValueError(f"it holds more than {_MOST_MEMBERS:,} images: pack fewer into one archive")

@@ -121,7 +121,8 @@ class _FolderWalk:
         if listing.refused:
             more = f" and {len(listing.refused) - 1:,} more" if len(listing.refused) > 1 else ""
             first = show_path(listing.refused[0])
-            reason = f"left out of it: {first}{more}, as links, devices or names that lead elsewhere"
+            what = "links, devices or names that lead elsewhere or are too long"
+            reason = f"left out of it: {first}{more}, as {what}"
             self.refused.append((stored, reason))
 
     def _leads_out(self, entry: os.DirEntry[str], path: str) -> bool:

@@ -26,6 +26,8 @@ EXTENSIONS = (
 # fmt: on
 # Every worker may hold as much: a file is read whole.
 MAX_FILE_BYTES = 512 << 20
+LONGEST_NAME = 1 << 12  # bytes, stored: below an archive or a URL, where no file system keeps a name short
+LONGEST_SHOWN = 200  # letters of a name that is refused
 _LARGEST = 2**63 - 1
 _LONGEST_REASON = 300
 
@@ -86,6 +88,11 @@ def make_image_file(path: str, size: int, mtime_ns: int) -> ImageFile:
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for an image."""
     return name.lower().endswith(EXTENSIONS)
+
+
+def is_too_long(name: str) -> bool:
+    """Whether a name, as it would be stored, could make a row longer than any that is read (see parts.py)."""
+    return len(escape_path(name).encode()) > LONGEST_NAME
 
 
 def describe_error(error: Exception) -> str:

@@ -17,12 +17,15 @@ from encoders.base import MissingDependency, NothingToIndex
 from .archives import ARCHIVE_EXTENSIONS
 from .file_list import FileCollector, FoundImages
 from .images import (
+    LONGEST_NAME,
+    LONGEST_SHOWN,
     MAX_FILE_BYTES,
     ImageFile,
     Selection,
     describe_error,
     describe_size,
     is_image_name,
+    is_too_long,
     make_image_file,
 )
 from .paths import escape_path, unescape_path
@@ -38,7 +41,10 @@ _REQUESTS = 16  # at a time, where a listing is of names alone
 
 
 class UrlSource:
-    """The objects below a URL (see sources.py). Archives among them are left alone, links do not exist."""
+    """The objects below a URL (see sources.py). Links do not exist.
+
+    Archives among them are left alone: to list one would take a request for every few of its bytes.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -48,7 +54,7 @@ class UrlSource:
     def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
         """See Source."""
         selection, files, folders = Selection(exclude), FileCollector(), [""]
-        unreadable, archives = list[tuple[str, str]](), list[str]()
+        unreadable, archives, long = list[tuple[str, str]](), list[str](), list[str]()
         while folders:
             folder = folders.pop()
             try:
@@ -67,12 +73,16 @@ class UrlSource:
                     continue
                 if entry["type"] == "directory":
                     folders.append(path)
+                elif is_image_name(path) and is_too_long(path):
+                    long.append(path)
                 elif is_image_name(path):
                     images[path] = entry
                 elif path.lower().endswith(ARCHIVE_EXTENSIONS):
                     archives.append(path)
             files.extend(self._list_files(images))
-        return FoundImages(files.sort(), unreadable, _refuse_archives(archives))
+        refused = _refuse(archives, "an archive behind a URL is not read", "unpack it there")
+        refused += _refuse(long, f"a path of over {LONGEST_NAME:,} bytes is not read", "rename it there")
+        return FoundImages(files.sort(), unreadable, refused)
 
     def open(self, path: str) -> BinaryIO:
         """See Source."""
@@ -121,12 +131,12 @@ def _is_name(path: str) -> bool:
     return "/" not in path and unquote(path) not in ("", ".", "..")
 
 
-def _refuse_archives(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """One line for all archives: to list one would take a request for every few of its bytes."""
+def _refuse(paths: Sequence[str], reason: str, remedy: str) -> list[tuple[str, str]]:
+    """One line for all of these."""
     if not paths:
         return []
     more = f", nor are {len(paths) - 1:,} more" if len(paths) > 1 else ""
-    return [(escape_path(min(paths)), f"an archive behind a URL is not read{more}: unpack it there")]
+    return [(escape_path(min(paths))[:LONGEST_SHOWN], f"{reason}{more}: {remedy}")]
 
 
 def read_stamp(entry: _Entry) -> int:
