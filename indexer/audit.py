@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 
 from encoders.base import IndexDamaged
 
-from .columns import decode_vectors
+from .columns import decode_summaries, decode_vectors
+from .contents import DIGEST_LENGTH
 from .durable import digest_file
 from .faiss_file import check_faiss_file, load_faiss
 from .faiss_index import REMEDY, read_faiss_ids
 from .lock import lock_index
 from .manifest import PARTS_FOLDER, Manifest, PartRecord, locate_root, read_manifest, write_manifest
-from .parts import REPAIR_REMEDY, read_groups
+from .parts import LONGEST_ROW, REPAIR_REMEDY, read_groups
 from .paths import leads_out
 from .table import read_following, read_images, read_newest_rows
 from .writer import IndexWriter, remove_orphans
 
 STATUSES = {"ok", "skipped", "deleted"}
+DIGEST_PATTERN = f"^[0-9a-f]{{{DIGEST_LENGTH}}}$"
 
 
 class IndexDescription(NamedTuple):
@@ -132,7 +134,7 @@ def _audit_part(index_dir: Path, manifest: Manifest, part: PartRecord) -> None:
     path = index_dir / PARTS_FOLDER / part.name
     due = part.first_id
     for table in read_groups(index_dir, manifest, part):
-        reason = _find_fault(table, due, part.last_id, manifest.encoder.dim)
+        reason = _find_fault(table, due, part.last_id) or _find_image_fault(table, manifest)
         if reason:
             raise IndexDamaged(f"{path} is damaged ({reason}): {REPAIR_REMEDY}")
         due = table["id"][-1].as_py() + 1
@@ -140,19 +142,37 @@ def _audit_part(index_dir: Path, manifest: Manifest, part: PartRecord) -> None:
         raise IndexDamaged(f"{path} is damaged (its bytes are not those written): {REPAIR_REMEDY}")
 
 
-def _find_fault(table: pa.Table, first_id: int, last_id: int, dim: int) -> str:
-    """What the rows of one group get wrong, or nothing."""
+def _find_fault(table: pa.Table, first_id: int, last_id: int) -> str:
+    """What the rows of one group get wrong of their files, or nothing."""
     ids = table["id"].to_numpy()
     if not (first_id <= ids[0] and ids[-1] <= last_id and (np.diff(ids) > 0).all()):
         return "its ids do not grow within the bounds of the manifest"
     if not STATUSES.issuperset(pc.unique(table["status"]).to_pylist()):
         return "it holds an unknown status"
-    if table["embedding"].is_valid().to_pylist() != pc.equal(table["status"], "ok").to_pylist():
+    if any(path == "" or leads_out(path) for path in table["path"].to_pylist()):
+        return "it holds a path that is empty or leads out of the folder"
+    if pc.min(table["width"]).as_py() < 0 or pc.min(table["height"]).as_py() < 0:
+        return "it holds a width or height below zero"
+    words = [table[field.name] for field in table.schema if pa.types.is_string(field.type)]
+    if sum(pc.binary_length(column).to_numpy() for column in words).max() > LONGEST_ROW:
+        return "it holds a row of longer names and words than any that is read"
+    return ""
+
+
+def _find_image_fault(table: pa.Table, manifest: Manifest) -> str:
+    """What the rows of one group get wrong of their images, or nothing."""
+    images = table.filter(pc.equal(table["status"], "ok"))
+    if table["embedding"].null_count != len(table) - len(images) or images["embedding"].null_count:
         return "its embeddings are not those of its images"
-    if not np.isfinite(decode_vectors(table["embedding"], dim)).all():
+    if not np.isfinite(decode_vectors(images["embedding"], manifest.encoder.dim)).all():
         return "it holds an embedding that is no number"
-    if any(map(leads_out, table["path"].to_pylist())):
-        return "it holds a path that leads out of the folder"
+    if not pc.all(pc.match_substring_regex(images["digest"], DIGEST_PATTERN), min_count=0).as_py():
+        return "it holds a digest that is none"
+    try:
+        if manifest.encoder.summary_shape is not None:
+            decode_summaries(manifest, images)
+    except ValueError as error:
+        return str(error)
     return ""
 
 

@@ -133,13 +133,18 @@ def decode_vectors(column: pa.ChunkedArray, dim: int) -> NDArray[np.float16]:
 
 
 def decode_summaries(manifest: Manifest, table: pa.Table) -> FloatArray:
-    """The summaries of rows that all have one: float32 (n, k, width)."""
+    """The summaries of rows: float32 (n, k, width); ValueError where one has none, or what is no number."""
     shape = manifest.encoder.summary_shape
     assert shape is not None
+    if any(table[name].null_count for name in ("summary", "summary_scale") if name in table.column_names):
+        raise ValueError("it holds an image without summary tokens")
     stored = np.dtype(np.int8 if manifest.tokens == "int8" else np.float16)
     joined = b"".join(table["summary"].to_pylist())
     values = np.frombuffer(joined, stored).reshape(-1, *shape)
-    if manifest.tokens == "float16":
-        return values.astype(np.float32)
-    scales = table["summary_scale"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return dequantize_summaries(values, scales.reshape(-1, shape[0]))
+    if manifest.tokens == "int8":
+        scales = table["summary_scale"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = dequantize_summaries(values, scales.reshape(-1, shape[0]))
+    if not np.isfinite(values).all():
+        raise ValueError("it holds summary tokens that are no numbers")
+    return values.astype(np.float32, copy=False)

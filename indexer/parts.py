@@ -108,7 +108,7 @@ def _require_agreement(file: pq.ParquetFile, path: Path, manifest: Manifest, par
         raise ValueError("its columns or its model are not those of the manifest")
     if file.metadata.num_rows != part.rows:
         raise ValueError(f"{file.metadata.num_rows} rows where the manifest says {part.rows}")
-    longest = LONGEST_ROW + 2 * sum(_count_bytes(field.type) for field in schema)
+    longest = 2 * (LONGEST_ROW + sum(_count_bytes(field.type) for field in schema))  # and what Parquet adds
     words = [place for place, field in enumerate(schema) if pa.types.is_string(field.type)]
     wordy = list[int]()
     for number in range(file.num_row_groups):

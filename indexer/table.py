@@ -17,7 +17,7 @@ from encoders.base import CannotAnswer, FloatArray, IndexDamaged, IndexFailure
 
 from .columns import build_schema, decode_summaries, decode_vectors
 from .manifest import EncoderRecord, Manifest, locate_root, read_manifest
-from .parts import read_columns, read_rows
+from .parts import read_columns, read_rows, trust_nothing
 
 Read = TypeVar("Read")
 
@@ -115,7 +115,8 @@ class EmbeddingTable:
         """Read the summary tokens of these images: float32 (n, k, width); CannotAnswer if there are none."""
         columns = list_token_columns(self.index_dir, self.manifest)
         rows = self._read(lambda manifest: read_rows(self.index_dir, manifest, ids, columns))
-        return decode_summaries(self.manifest, rows)
+        with trust_nothing(self.index_dir):
+            return decode_summaries(self.manifest, rows)
 
     def _read(self, read: Callable[[Manifest], Read]) -> Read:
         self.manifest, result = read_following(self.index_dir, self.manifest, read)

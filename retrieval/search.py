@@ -23,7 +23,7 @@ from indexer.faiss_index import FaissIndex
 from indexer.faiss_refresh import refresh_faiss
 from indexer.faiss_search import search_faiss
 from indexer.manifest import Manifest, locate_root, read_manifest, require_same_encoder
-from indexer.parts import REPAIR_REMEDY, find_rows
+from indexer.parts import REPAIR_REMEDY, find_rows, trust_nothing
 from indexer.paths import leads_out, show_path, unescape_path
 from indexer.table import list_token_columns, read_following, read_images
 
@@ -82,7 +82,9 @@ class Searcher:
         rows = self._find_rows([hit.id for hit in hits], columns)
         kept = {hit.id: hit for hit in hits}
         hits = [kept[image_id] for image_id in rows["id"].to_pylist()]  # a compaction may have dropped some
-        likelihoods = judge_images(talker, decode_summaries(self.manifest, rows), text)
+        with trust_nothing(self.index_dir):
+            summaries = decode_summaries(self.manifest, rows)
+        likelihoods = judge_images(talker, summaries, text)
         order = rank_again(np.array([hit.score for hit in hits], np.float32), likelihoods)
         return [hits[place] for place in order]
 

@@ -1,5 +1,6 @@
 """A part is believed in nothing: how much it holds is known before it is written out in memory."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from encoders.base import IndexDamaged
-from indexer.audit import audit_index, describe_index
+from indexer.audit import audit_index, describe_index, repair_index
+from indexer.build import BuildReport
 from indexer.durable import digest_file
 from indexer.manifest import read_manifest, write_manifest
 from indexer.parts import ROWS_PER_GROUP, find_rows, write_part
 from indexer.table import EmbeddingTable
+from retrieval.search import Searcher
 from tests.conftest import FakeEncoder, build, open_table
 
 WORDS = ["path", "digest", "status", "error", "camera", "lens"]
@@ -30,8 +33,16 @@ def read_part(index: Path) -> pa.Table:
     return pq.read_table(part)
 
 
-def put(rows: pa.Table, name: str, values: list[str]) -> pa.Table:
-    return rows.set_column(rows.column_names.index(name), rows.schema.field(name), [values])
+def put(rows: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    field = rows.schema.field(name)
+    return rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
+
+
+def write_rows(index: Path, rows: pa.Table) -> None:
+    """Replace the one part by these rows, written as the index does, and the manifest by one that agrees."""
+    manifest = read_manifest(index)
+    part = write_part(index, manifest.parts[0].name, rows.schema, [rows])
+    write_manifest(index, replace(manifest, parts=(part,)))
 
 
 def forge_part(index: Path, rows: pa.Table, **options: Any) -> None:
@@ -75,9 +86,7 @@ def test_a_group_of_more_rows_than_are_written_together_is_refused(index: Path) 
 def test_long_names_are_read_to_the_letter(index: Path, length: int) -> None:
     rows = read_part(index)
     rows = put(rows, "path", ["x" * (length - len(path)) + path for path in rows["path"].to_pylist()])
-    manifest = read_manifest(index)
-    part = write_part(index, manifest.parts[0].name, rows.schema, [rows])
-    write_manifest(index, replace(manifest, parts=(part,)))
+    write_rows(index, rows)
     assert EmbeddingTable.open(index).to_arrow().equals(rows)
     assert list(audit_index(index)) == []
 
@@ -88,3 +97,59 @@ def test_a_part_that_says_its_ids_lie_elsewhere_is_refused(index: Path) -> None:
     write_manifest(index, replace(manifest, parts=(moved,), next_id=9))
     with pytest.raises(IndexDamaged, match="ids do not lie where"):
         find_rows(index, read_manifest(index), [3], ["path"])
+
+
+NAN = float("nan")
+FORGERIES = [
+    ("path", "", "path that is empty"),
+    ("path", "../a.png", "leads out of the folder"),
+    ("status", "fine", "unknown status"),
+    ("width", -5, "width or height below zero"),
+    ("height", -1, "width or height below zero"),
+    ("digest", "zz", "digest that is none"),
+    ("digest", " " * 32, "digest that is none"),
+    ("error", "x" * 40_000, "longer names and words"),
+    ("embedding", None, "embeddings are not those"),
+    ("embedding", [NAN] * 8, "embedding that is no number"),
+    ("embedding", [1.0, None] * 4, "embedding that is no number"),
+    ("summary", None, "without summary tokens"),
+    ("summary_scale", None, "without summary tokens"),
+    ("summary_scale", [1.0, 1.0, 1.0, NAN], "tokens that are no numbers"),
+    ("summary_scale", [1.0, 1.0, 1.0, None], "tokens that are no numbers"),
+    ("summary_scale", [3e38] * 4, "tokens that are no numbers"),
+]
+
+
+def forge_value(index: Path, name: str, value: object) -> None:
+    """Give the image of id 3 another value."""
+    rows = read_part(index)
+    write_rows(index, put(rows, name, [*rows[name].to_pylist()[:3], value, *rows[name].to_pylist()[4:]]))
+
+
+@pytest.mark.parametrize(("name", "value", "reason"), FORGERIES)
+def test_what_readers_rely_on_is_verified_and_what_is_not_so_repaired(
+    index: Path, encoder: FakeEncoder, name: str, value: object, reason: str
+) -> None:
+    forge_value(index, name, value)
+    (fault, *_) = audit_index(index)
+    assert reason in fault.sentence and "verify --repair" in fault.sentence
+    repair_index(index)
+    assert build(index.parent, encoder) == BuildReport(8, 0, 0, 0, 0)
+    assert list(audit_index(index)) == []
+
+
+@pytest.mark.parametrize(("name", "value", "reason"), FORGERIES[-5:])
+def test_tokens_that_are_none_are_said_to_be_damage(
+    index: Path,
+    encoder: FakeEncoder,
+    installed_encoder: Callable[[FakeEncoder], None],
+    name: str,
+    value: object,
+    reason: str,
+) -> None:
+    installed_encoder(encoder)
+    forge_value(index, name, value)
+    with pytest.raises(IndexDamaged, match=f"{reason}.*verify --repair"):
+        open_table(index.parent).read_summaries([3])
+    with pytest.raises(IndexDamaged, match=f"{reason}.*verify --repair"):
+        Searcher.open(index).search("red", 8, rerank=8)
