@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from encoders.base import EncoderMismatch, IndexFailure, IndexNotFound
 
+from .audit import audit_part
 from .faiss_file import is_faiss_sound
 from .faiss_library import require_faiss
 from .lock import lock_index
 from .manifest import Manifest, Root, locate_root, read_clock, read_manifest, relate_root, write_manifest
 from .parts import read_groups
-from .paths import escape_path
+from .paths import escape_path, leads_out
 from .table import mark_members, read_newest_rows
 from .writer import IndexWriter, remove_orphans
 
@@ -36,7 +37,8 @@ class MergeReport(NamedTuple):
 def merge_index(target: Path, source: Path) -> MergeReport:
     """Add to the index `target` what only the index `source` knows; `source` stays as it is.
 
-    A killed merge has added some rows for good, and the next one adds the others.
+    IndexDamaged where `source` is not as it should be, before a row of it is taken. A killed merge has added
+    some rows for good, and the next one adds the others.
     """
     require_faiss()
     with lock_index(target):
@@ -44,6 +46,8 @@ def merge_index(target: Path, source: Path) -> MergeReport:
         manifest, other = read_manifest(target), read_manifest(source)
         _require_alike(target, manifest, source, other)
         prefix = _relate_folders(target, manifest, source, other)
+        for part in other.parts:
+            audit_part(source, other, part, room=len(prefix.encode()))
         wanted, known = _find_news(target, manifest, source, other, prefix)
         writer = IndexWriter(target, manifest)
         for part in other.parts:
@@ -96,8 +100,9 @@ def _relate_folders(target: Path, manifest: Manifest, source: Path, other: Manif
         f"{escape_path(str(root)).rstrip('/')}/"
         for root in (locate_root(manifest, target), locate_root(other, source))
     )
-    if theirs.startswith(ours):
-        return theirs.removeprefix(ours)
+    below = theirs.removeprefix(ours)
+    if theirs.startswith(ours) and not leads_out(below):  # a URL may have a `..`
+        return below
     raise IndexFailure(
         f"{source} is the index of {theirs}, which does not lie in {ours}, the folder of {target}: "
         "give `--out PATH` for a new index of the folder above both"

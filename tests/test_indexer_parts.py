@@ -9,15 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from encoders.base import IndexDamaged
+from encoders.base import IndexDamaged, IndexFailure
 from indexer.audit import audit_index, describe_index, repair_index
 from indexer.build import BuildReport
 from indexer.durable import digest_file
 from indexer.manifest import read_manifest, write_manifest
-from indexer.parts import ROWS_PER_GROUP, find_rows, write_part
+from indexer.merge import merge_index
+from indexer.parts import LONGEST_ROW, ROWS_PER_GROUP, find_rows, write_part
 from indexer.table import EmbeddingTable
 from retrieval.search import Searcher
-from tests.conftest import FakeEncoder, build, open_table
+from tests.conftest import FakeEncoder, build, open_table, paint
 
 WORDS = ["path", "digest", "status", "error", "camera", "lens"]
 
@@ -153,3 +154,38 @@ def test_tokens_that_are_none_are_said_to_be_damage(
         open_table(index.parent).read_summaries([3])
     with pytest.raises(IndexDamaged, match=f"{reason}.*verify --repair"):
         Searcher.open(index).search("red", 8, rerank=8)
+
+
+@pytest.fixture
+def above(index: Path, encoder: FakeEncoder) -> Path:
+    """An index of the folder above, of one image of its own."""
+    folder = paint(index.parent.parent / "one.png", "red").parent
+    build(folder, encoder, exclude=(index.parent.name,))
+    return folder / ".fwd2bot"
+
+
+@pytest.mark.parametrize(("name", "value", "reason"), FORGERIES)
+def test_a_merge_takes_nothing_of_an_index_that_verify_calls_damaged(
+    index: Path, above: Path, name: str, value: object, reason: str
+) -> None:
+    forge_value(index, name, value)
+    before = read_manifest(above)
+    with pytest.raises(IndexDamaged, match=f"{index}.*{reason}.*verify --repair"):
+        merge_index(above, index)
+    assert read_manifest(above) == before and list(audit_index(above)) == []
+
+
+def test_a_merge_takes_no_row_that_a_longer_path_makes_too_long(index: Path, above: Path) -> None:
+    row = {name: read_part(index)[name][3].as_py() for name in WORDS}
+    forge_value(index, "error", "x" * (LONGEST_ROW - len("".join(row.values()))))
+    assert list(audit_index(index)) == []
+    with pytest.raises(IndexDamaged, match="longer names and words"):
+        merge_index(above, index)
+    assert len(EmbeddingTable.open(above)) == 1
+
+
+def test_a_merge_takes_no_index_of_a_url_that_climbs_out_of_the_other(index: Path, above: Path) -> None:
+    for place, root in ((above, "memory://photos"), (index, "memory://photos/../else")):
+        write_manifest(place, replace(read_manifest(place), root=root))
+    with pytest.raises(IndexFailure, match="does not lie in"):
+        merge_index(above, index)
