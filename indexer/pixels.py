@@ -1,14 +1,16 @@
 """An opened image to upright RGB pixels, no more of them than the model reads."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
+from encoders.base import FloatArray
 
 from .metadata import read_orientation
 
 LONGEST_SIDE = 16  # in units of image_size: a 2,000 x 100,000 strip must not fill the memory either
+_PIXELS_AT_ONCE = 1 << 20  # on their way to RGB, where each has several copies of up to twelve bytes
 
 
 def decode_upright(image: Image.Image, image_size: int) -> tuple[Image.Image, bool]:
@@ -20,7 +22,10 @@ def decode_upright(image: Image.Image, image_size: int) -> tuple[Image.Image, bo
     image.draft(None, (image_size, image_size))
     image.load()
     swapped = _turn_upright(image)
-    return _shrink(_flatten_to_rgb(image), image_size), swapped
+    small = _reduce_to_rgb(image, max(1, min(image.size) // image_size))
+    if max(small.size) > LONGEST_SIDE * image_size:
+        small.thumbnail((LONGEST_SIDE * image_size, LONGEST_SIDE * image_size))
+    return small, swapped
 
 
 def _turn_upright(image: Image.Image) -> bool:
@@ -33,31 +38,38 @@ def _turn_upright(image: Image.Image) -> bool:
     return swapped
 
 
-def _flatten_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_scale_to_bytes(np.asarray(image))).convert("RGB")
+def _reduce_to_rgb(image: Image.Image, factor: int) -> Image.Image:
+    """Make RGB of an image and reduce it, in strips of whole blocks: the pixels are those of the whole."""
+    width, height = image.size
+    rows = factor * max(1, _PIXELS_AT_ONCE // (width * factor))
+    boxes = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    white = _find_white(image, boxes) if image.mode.startswith(("I", "F")) else 0.0
+    small = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    for box in boxes:
+        small.paste(_flatten_to_rgb(image.crop(box), white).reduce(factor), (0, box[1] // factor))
+    return small
+
+
+def _flatten_to_rgb(image: Image.Image, white: float) -> Image.Image:
+    if white:
+        values = np.clip(_read_values(image) * (255.0 / white) + 0.5, 0, 255)
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if isinstance(image.info.get("transparency"), str):  # a text that a PNG calls so, and no colour
         del image.info["transparency"]
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _scale_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale the full range to 0..255: Pillow's own conversion clips everything above 255 to white."""
-    is_float = np.issubdtype(values.dtype, np.floating)
-    values = np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
-    peak = float(values.max(initial=0.0))
-    usual = (1.0, 255.0, 65535.0) if is_float else (65535.0,)
-    top = next((limit for limit in usual if peak <= limit), peak)
-    return np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
+def _find_white(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]]) -> float:
+    """The top of a deep image's range, to become 255: Pillow's own conversion makes all above 255 white."""
+    peak = max(float(_read_values(image.crop(box)).max()) for box in boxes)
+    usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    return next((limit for limit in usual if peak <= limit), peak)
 
 
-def _shrink(image: Image.Image, image_size: int) -> Image.Image:
-    factor = min(image.size) // image_size
-    if factor > 1:
-        image = image.reduce(factor)
-    if max(image.size) > LONGEST_SIDE * image_size:
-        image.thumbnail((LONGEST_SIDE * image_size, LONGEST_SIDE * image_size))
-    return image
+def _read_values(image: Image.Image) -> FloatArray:
+    """The pixels of one band, 0 where they are no numbers."""
+    values = np.asarray(image).astype(np.float32)
+    return np.nan_to_num(values, copy=False, posinf=0.0, neginf=0.0)
