@@ -40,6 +40,8 @@ def _turn_upright(image: Image.Image) -> bool:
 
 def _reduce_to_rgb(image: Image.Image, factor: int) -> Image.Image:
     """Make RGB of an image and reduce it, in strips of whole blocks: the pixels are those of the whole."""
+    if image.mode == "RGB" and not image.has_transparency_data:  # most photos, which need no copy
+        return image.reduce(factor) if factor > 1 else image
     width, height = image.size
     rows = factor * max(1, _PIXELS_AT_ONCE // (width * factor))
     boxes = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
