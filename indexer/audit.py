@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encoders.base import IndexDamaged
+from encoders.base import IndexDamaged, IndexFailure
 
 from .columns import decode_summaries, decode_vectors
 from .contents import DIGEST_LENGTH
 from .durable import digest_file
-from .faiss_file import check_faiss_file, load_faiss
+from .faiss_file import blame_faiss, check_faiss_file, load_faiss
 from .faiss_index import REMEDY, read_faiss_ids
 from .lock import lock_index
 from .manifest import PARTS_FOLDER, Manifest, PartRecord, locate_root, read_manifest, write_manifest
-from .parts import LONGEST_ROW, REPAIR_REMEDY, read_groups
+from .parts import LONGEST_ROW, REPAIR_REMEDY, read_groups, trust_nothing
 from .paths import leads_out
 from .table import read_following, read_images, read_newest_rows
 from .writer import IndexWriter, remove_orphans
@@ -95,16 +95,20 @@ def audit_index(index_dir: Path) -> Iterator[Fault]:
     """Read every byte of an index, as it is now, and yield what is not as it should be.
 
     What a run or a compaction replaces meanwhile is no fault, for it may be gone before it is read.
+    IndexFailure where a part cannot be read just now: that is no damage, and nothing may be dropped for it.
     """
     manifest = read_manifest(index_dir)
     damaged = False
     for part in manifest.parts:
         try:
             audit_part(index_dir, manifest, part)
-        except IndexDamaged as error:
+        except IndexFailure as error:
             damaged = True
-            if part in read_manifest(index_dir).parts:
-                yield Fault(str(error), part)
+            if part not in read_manifest(index_dir).parts:
+                continue
+            if not isinstance(error, IndexDamaged):
+                raise
+            yield Fault(str(error), part)
     try:
         _audit_faiss(index_dir, manifest, compare=not damaged)
     except IndexDamaged as error:
@@ -115,7 +119,8 @@ def audit_index(index_dir: Path) -> Iterator[Fault]:
 def repair_index(index_dir: Path) -> list[Fault]:
     """Drop damaged parts and build the FAISS file anew; returns what was wrong.
 
-    The next run embeds again the images of the parts that were dropped.
+    The next run embeds again the images of the parts that were dropped. IndexFailure, and nothing is dropped,
+    where a part cannot be read just now.
     """
     with lock_index(index_dir):
         remove_orphans(index_dir)
@@ -142,8 +147,9 @@ def audit_part(index_dir: Path, manifest: Manifest, part: PartRecord, room: int 
         if reason:
             raise IndexDamaged(f"{path} is damaged ({reason}): {REPAIR_REMEDY}")
         due = table["id"][-1].as_py() + 1
-    if digest_file(path) != part.digest:
-        raise IndexDamaged(f"{path} is damaged (its bytes are not those written): {REPAIR_REMEDY}")
+    with trust_nothing(path):
+        if digest_file(path) != part.digest:
+            raise ValueError("its bytes are not those written")
 
 
 def _find_fault(table: pa.Table, first_id: int, last_id: int, room: int) -> str:
@@ -193,7 +199,7 @@ def _audit_faiss(index_dir: Path, manifest: Manifest, compare: bool) -> None:
     try:
         check_faiss_file(path, record, thorough=True)
     except (OSError, ValueError) as error:
-        raise IndexDamaged(f"{path} is damaged ({error}): {REMEDY}") from None
+        raise blame_faiss(path, error) from None
     ids = read_faiss_ids(load_faiss(index_dir, record, manifest.encoder.dim))
     if compare and not _agrees_with_parts(index_dir, manifest, ids):
         raise IndexDamaged(f"{path} is damaged (its images are not those of the parts): {REMEDY}")

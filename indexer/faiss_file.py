@@ -40,7 +40,13 @@ def load_faiss(index_dir: Path, record: FaissRecord, dim: int, mapped: bool = Tr
         # Adding to a mapped index aborts the process.
         return FaissIndex(faiss.read_index(str(path)), record.trained)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise IndexDamaged(f"{path} is damaged ({describe_error(error)}): {REMEDY}") from None
+        raise blame_faiss(path, error) from None
+
+
+def blame_faiss(path: Path, error: Exception) -> IndexDamaged:
+    """What is wrong with the file; one that the system does not give can be built again as well."""
+    fault = "cannot be read" if isinstance(error, OSError) and error.errno else "is damaged"
+    return IndexDamaged(f"{path} {fault} ({describe_error(error)}): {REMEDY}")
 
 
 def is_faiss_sound(index_dir: Path, manifest: Manifest) -> bool:

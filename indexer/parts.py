@@ -4,6 +4,7 @@ A part is an ordinary Parquet file (its columns: columns.py). Its rows are in or
 the parts of an index, so a row is found by its id from the statistics that Parquet keeps of every row group.
 """
 
+import os
 import stat
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from encoders.base import IndexDamaged, QueryError
+from encoders.base import IndexDamaged, IndexFailure, QueryError
 
 from .columns import build_schema
 from .durable import digest_file, replace_durably
@@ -74,12 +75,18 @@ def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 @contextmanager
 def trust_nothing(path: Path) -> Iterator[None]:
-    """Turn whatever reading a damaged part raises into IndexDamaged."""
+    """Turn whatever reading a damaged part raises into IndexDamaged.
+
+    A part that the system does not give, and which may be sound, is an IndexFailure of no other kind.
+    """
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise IndexDamaged(f"{path} is missing: {REPAIR_REMEDY}") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno:  # of damage, Arrow's has no number
+            reason = os.strerror(error.errno)
+            raise IndexFailure(f"{path} cannot be read ({reason}): mend that and run it again") from None
         reason = " ".join(str(error).split())
         raise IndexDamaged(f"{path} is damaged ({reason[:200]}): {REPAIR_REMEDY}") from None
 

@@ -150,7 +150,7 @@ def read_following(
     while True:
         try:
             return manifest, read(manifest)
-        except IndexDamaged:
+        except IndexFailure:  # damaged or, as some network disks say of a file that is gone, out of reach
             newest = read_manifest(index_dir)
             if newest == manifest:
                 raise

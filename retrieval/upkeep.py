@@ -146,13 +146,14 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
 ) -> None:
     """Read every byte of the index and name what is damaged."""
-    from indexer.audit import audit_index, repair_index
+    from indexer.audit import Fault, audit_index, repair_index
     from retrieval.locate import find_index
 
     place = find_index(Path.cwd(), index_dir)
-    faults = repair_index(place) if repair else list(audit_index(place))
-    for fault in faults:
-        complain(fault.sentence)
+    faults = list[Fault]()
+    for fault in repair_index(place) if repair else audit_index(place):
+        faults.append(fault)
+        complain(fault.sentence)  # at once: the next part may be one that cannot be read
     if faults and not repair:
         raise typer.Exit(1)
     lost = sum(fault.part.rows for fault in faults if fault.part is not None)

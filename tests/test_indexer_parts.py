@@ -1,5 +1,7 @@
 """A part is believed in nothing: how much it holds is known before it is written out in memory."""
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from indexer.durable import digest_file
 from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import merge_index
 from indexer.parts import LONGEST_ROW, ROWS_PER_GROUP, find_rows, write_part
-from indexer.table import EmbeddingTable
+from indexer.table import EmbeddingTable, read_following
 from retrieval.search import Searcher
 from tests.conftest import FakeEncoder, build, open_table, paint
 
@@ -189,3 +191,33 @@ def test_a_merge_takes_no_index_of_a_url_that_climbs_out_of_the_other(index: Pat
         write_manifest(place, replace(read_manifest(place), root=root))
     with pytest.raises(IndexFailure, match="does not lie in"):
         merge_index(above, index)
+
+
+@pytest.mark.parametrize("reader", ["indexer.parts.pq.ParquetFile", "indexer.audit.digest_file"])
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_part_that_cannot_be_read_just_now_is_no_damage_and_nothing_drops_it(
+    index: Path, monkeypatch: pytest.MonkeyPatch, reader: str, reason: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    before = read_manifest(index)
+    acts = [repair_index, lambda index: list(audit_index(index))]
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, refuse)
+        for act in acts if "audit" in reader else [*acts, EmbeddingTable.open]:
+            with pytest.raises(IndexFailure, match=r"parquet cannot be read \(.*\): mend that") as caught:
+                act(index)
+            assert not isinstance(caught.value, IndexDamaged)
+    assert read_manifest(index) == before and list(audit_index(index)) == []
+
+
+def test_whoever_reads_what_was_replaced_goes_on_whatever_the_disk_says_of_it(index: Path) -> None:
+    newest = read_manifest(index)
+
+    def read(manifest: object) -> str:
+        if manifest != newest:
+            raise IndexFailure("part-000001.parquet cannot be read (Stale file handle)")
+        return "read"
+
+    assert read_following(index, replace(newest, parts=()), read) == (newest, "read")
