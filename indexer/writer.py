@@ -138,7 +138,7 @@ def remove_orphans(index_dir: Path) -> None:
     except IndexDamaged:  # about to be refused or rebuilt: nothing may be deleted on its word
         return
     for folder, pattern in ((index_dir / PARTS_FOLDER, PART_NAME), (index_dir, FAISS_NAME)):
-        for path in folder.glob("*"):
+        for path in _list_files(folder):
             if pattern.fullmatch(path.name.removesuffix(TEMPORARY_SUFFIX)) and path.name not in named:
                 path.unlink(missing_ok=True)
 
@@ -149,8 +149,16 @@ def name_next_part(index_dir: Path) -> str:
 
 
 def _find_last_number(folder: Path, pattern: re.Pattern[str]) -> int:
-    found = (pattern.fullmatch(path.name) for path in folder.glob("*"))
+    found = (pattern.fullmatch(path.name) for path in _list_files(folder))
     return max((int(match[1]) for match in found if match), default=0)
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """What lies in a folder, if it is there; one that cannot be listed is not taken for an empty one."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _count_small_parts(parts: Sequence[PartRecord]) -> int:

@@ -221,3 +221,17 @@ def test_whoever_reads_what_was_replaced_goes_on_whatever_the_disk_says_of_it(in
         return "read"
 
     assert read_following(index, replace(newest, parts=()), read) == (newest, "read")
+
+
+def test_a_folder_of_parts_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    index: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    paint(index.parent / "new.png", "red", size=(9, 9))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+        patch.setattr(Path, "iterdir", refuse)
+        build(index.parent, encoder)
+    assert list(audit_index(index)) == []
+    assert build(index.parent, encoder) == BuildReport(1, 0, 8, 0, 0)
