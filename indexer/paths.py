@@ -25,9 +25,13 @@ def unescape_path(stored: str) -> str:
 
 
 def leads_out(stored: str) -> bool:
-    """Whether a stored path, taken below a folder, would open what lies outside: no index of ours has one."""
-    path = Path(unescape_path(stored))
-    return bool(path.anchor) or ".." in path.parts
+    """Whether a stored path, taken below a folder, would open what lies outside: no index of ours has one.
+
+    A NUL ends a name: what follows it in `search -0` is a name of its own.
+    """
+    name = unescape_path(stored)
+    path = Path(name)
+    return bool(path.anchor) or ".." in path.parts or "\0" in name
 
 
 def show_path(path: str | Path) -> str:

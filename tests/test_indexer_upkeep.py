@@ -236,7 +236,8 @@ def test_a_path_that_leads_out_of_the_folder_is_a_fault_and_no_hit(
     manifest = read_manifest(index)
     path = index / "parts" / manifest.parts[0].name
     rows = pq.read_table(path)
-    for evil in ("../outside.png", "/etc/passwd.png", r"a/\x2e./b.png", r"\x2fetc/passwd.png"):
+    nul = r"a.png\x00/etc/passwd.png"  # two names, to whom `search -0` tells it
+    for evil in ("../outside.png", "/etc/passwd.png", r"a/\x2e./b.png", r"\x2fetc/passwd.png", nul, "a\0b/c"):
         paths = [evil, *rows["path"].to_pylist()[1:]]
         place = rows.column_names.index("path")
         changed = rows.set_column(place, rows.schema.field("path"), [paths])
