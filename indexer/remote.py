@@ -127,8 +127,8 @@ class UrlSource:
 
 
 def _is_name(path: str) -> bool:
-    """Whether this is a single name; HTTP's client takes `%2E%2E` for the folder above too."""
-    return "/" not in path and unquote(path) not in ("", ".", "..")
+    """Whether this is a name as a file has one; HTTP's client takes `%2E%2E` for the folder above too."""
+    return not {"/", "\0"}.intersection(path) and unquote(path) not in ("", ".", "..")
 
 
 def _refuse(paths: Sequence[str], reason: str, remedy: str) -> list[tuple[str, str]]:

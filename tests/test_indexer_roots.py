@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from encoders.base import IndexFailure
+from indexer.audit import audit_index
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
 from indexer.manifest import locate_root, read_manifest
@@ -55,6 +56,16 @@ def test_a_url_below_a_url_can_be_merged(bucket: str, tmp_path: Path, encoder: F
     build_index(f"{bucket}/below", tmp_path / "below", encoder)
     assert merge_index(tmp_path / "all", tmp_path / "below").added == 4
     assert "below/green.png" in EmbeddingTable.open(tmp_path / "all").paths
+
+
+def test_an_object_with_a_nul_in_its_name_is_left_out(
+    bucket: str, tmp_path: Path, encoder: FakeEncoder
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.copy("/photos/red.png", "/photos/a.png\0/etc/passwd.png")
+    memory.copy("/photos/red.png", "/photos/a\0.png")
+    build_index(bucket, tmp_path, encoder)
+    assert len(EmbeddingTable.open(tmp_path)) == 8 and list(audit_index(tmp_path)) == []
 
 
 def test_no_index_goes_among_the_images(here: Path) -> None:
