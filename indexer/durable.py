@@ -20,8 +20,9 @@ BYTES_PER_WRITE = 1 << 20
 def replace_durably(path: Path) -> Iterator[BinaryIO]:
     """Give a stream to write; on a clean exit what was written takes the place of `path`, for good."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary.unlink(missing_ok=True)  # a leftover; in an index from elsewhere, a link to any file
     try:
-        with BufferedWriter(FileIO(temporary, "w"), BYTES_PER_WRITE) as stream:
+        with BufferedWriter(FileIO(temporary, "x"), BYTES_PER_WRITE) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

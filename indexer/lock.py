@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from encoders.base import IndexFailure, IndexLocked
 
+from .manifest import PARTS_FOLDER
+
 LOCK_NAME = "lock"
 HOLDER_NAME = "lock-holder.json"
 
@@ -21,10 +23,12 @@ HOLDER_NAME = "lock-holder.json"
 def lock_index(index_dir: Path) -> Iterator[None]:
     """Hold the index for writing, creating its folder.
 
-    IndexLocked at once when another process holds it; IndexFailure where nothing may be written.
+    IndexLocked at once when another process holds it; IndexFailure where nothing may be written, or a link
+    would lead what is written, or removed, out of the folder.
     """
     lock = FileLock(index_dir / LOCK_NAME, timeout=0)
     try:
+        _refuse_links(index_dir)
         index_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
@@ -44,10 +48,23 @@ def lock_index(index_dir: Path) -> Iterator[None]:
         lock.release()
 
 
+def _refuse_links(index_dir: Path) -> None:
+    """The folder itself may be reached by a link; in it, only an index from elsewhere has one."""
+    for path in (index_dir / LOCK_NAME, index_dir / PARTS_FOLDER):
+        if path.is_symlink():
+            raise IndexFailure(
+                f"{path} is a link, and no index is written through one: put what it leads to in its place, "
+                "or remove it"
+            )
+
+
 def _write_holder(index_dir: Path) -> None:
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-    (index_dir / HOLDER_NAME).write_text(json.dumps(holder), encoding="utf-8")
+    path = index_dir / HOLDER_NAME
+    path.unlink(missing_ok=True)  # as in durable.py
+    with path.open("x", encoding="utf-8") as stream:
+        json.dump(holder, stream)
 
 
 def _read_holder(index_dir: Path) -> str:

@@ -1,0 +1,68 @@
+"""Where an index may lie and be written, and where it is refused before anything is lost."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from encoders.base import IndexFailure
+from indexer.audit import audit_index, repair_index
+from indexer.build import build as build_index
+from indexer.compact import compact_index
+from indexer.manifest import read_manifest, write_manifest
+from indexer.merge import merge_index
+from tests.conftest import FakeEncoder, build
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lock-holder.json", "manifest.json.tmp", "index-000001.faiss.tmp", "parts/part-000001.parquet.tmp"],
+)
+def test_nothing_is_written_through_a_link(
+    gallery: Path, encoder: FakeEncoder, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "precious").write_text("as it was")
+    (gallery / ".fwd2bot/parts").mkdir(parents=True)
+    (gallery / ".fwd2bot" / name).symlink_to(tmp_path / "precious")
+    assert build(gallery, encoder).indexed == 8
+    assert list(audit_index(gallery / ".fwd2bot")) == []
+    assert (tmp_path / "precious").read_text() == "as it was"
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "build": lambda root: build(root, FakeEncoder()),
+    "rebuild": lambda root: build(root, FakeEncoder(), rebuild=True),
+    "compact": lambda root: compact_index(root / ".fwd2bot"),
+    "merge": lambda root: merge_index(root / ".fwd2bot", root.parent / "other/.fwd2bot"),
+    "repair": lambda root: repair_index(root / ".fwd2bot"),
+}
+
+
+@pytest.mark.parametrize("name", ["parts", "lock"])
+@pytest.mark.parametrize("act", WRITERS)
+def test_an_index_in_which_links_lead_out_is_not_written(
+    gallery: Path, encoder: FakeEncoder, tmp_path: Path, act: str, name: str
+) -> None:
+    other = shutil.copytree(gallery, tmp_path / "other")
+    for root in (gallery, other):
+        build(root, encoder)
+    index, before = gallery / ".fwd2bot", describe_files(other)
+    write_manifest(index, replace(read_manifest(index), parts=(), faiss=None))
+    (index / name).rename(tmp_path / "aside")
+    (index / name).symlink_to(other / ".fwd2bot" / name)
+    with pytest.raises(IndexFailure, match=f"{name} is a link"):
+        WRITERS[act](gallery)
+    assert describe_files(other) == before
+
+
+def describe_files(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_an_index_may_be_reached_by_a_link(gallery: Path, encoder: FakeEncoder, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    assert build_index(gallery, tmp_path / "link", encoder).indexed == 8
+    assert build_index(gallery, tmp_path / "disk", encoder).reused == 8
