@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from encoders.base import IndexFailure, IndexLocked
 
-from .manifest import PARTS_FOLDER
+from .manifest import MANIFEST_NAME, PARTS_FOLDER
 
 LOCK_NAME = "lock"
 HOLDER_NAME = "lock-holder.json"
@@ -26,26 +26,32 @@ def lock_index(index_dir: Path) -> Iterator[None]:
     IndexLocked at once when another process holds it; IndexFailure where nothing may be written, or a link
     would lead what is written, or removed, out of the folder.
     """
-    lock = FileLock(index_dir / LOCK_NAME, timeout=0)
-    try:
-        _refuse_links(index_dir)
-        index_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        holder = _read_holder(index_dir)
-        raise IndexLocked(f"{index_dir} is being written by {holder}: wait until it has ended") from None
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise IndexFailure(
-            f"{index_dir} cannot be written ({error.strerror}): keep the index elsewhere, with `--index PATH`"
-        ) from None
-    try:
-        _write_holder(index_dir)
+    with ExitStack() as held:
+        try:
+            _refuse_links(index_dir)
+            index_dir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(index_dir / LOCK_NAME, timeout=0))
+            _write_holder(index_dir)
+            held.callback((index_dir / HOLDER_NAME).unlink, missing_ok=True)
+        except Timeout:
+            holder = _read_holder(index_dir)
+            raise IndexLocked(f"{index_dir} is being written by {holder}: wait until it has ended") from None
+        except (FileExistsError, NotADirectoryError):
+            raise IndexFailure(
+                f"{index_dir} cannot be a folder, for a file is in its way: name another with `--index PATH`"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise IndexFailure(_explain_refusal(index_dir, error)) from None
         yield
-    finally:
-        (index_dir / HOLDER_NAME).unlink(missing_ok=True)
-        lock.release()
+
+
+def _explain_refusal(index_dir: Path, error: OSError) -> str:
+    if os.access(index_dir / MANIFEST_NAME, os.F_OK):  # to compact or repair it elsewhere is no choice
+        remedy = "make it writable, or make another with `fwd2bot index DIR --index PATH`"
+        return f"the index {index_dir} is read-only ({error.strerror}): {remedy}"
+    return f"{index_dir} cannot be written ({error.strerror}): keep the index elsewhere, with `--index PATH`"
 
 
 def _refuse_links(index_dir: Path) -> None:

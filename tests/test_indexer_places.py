@@ -1,5 +1,7 @@
 """Where an index may lie and be written, and where it is refused before anything is lost."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,3 +68,34 @@ def test_an_index_may_be_reached_by_a_link(gallery: Path, encoder: FakeEncoder, 
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     assert build_index(gallery, tmp_path / "link", encoder).indexed == 8
     assert build_index(gallery, tmp_path / "disk", encoder).reused == 8
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize("step", ["mkdir", "open"])  # of the folder, of the note that says who writes
+def test_a_place_that_cannot_be_written_is_refused_with_the_remedy(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, step: str, reason: int
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(reason, os.strerror(reason), str(path))
+
+    index = gallery / ".fwd2bot"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, step, refuse)
+        with pytest.raises(IndexFailure, match=r"cannot be written \(.*\): keep the index elsewhere"):
+            build(gallery, encoder)
+    assert encoder.embedded == 0
+    build(gallery, encoder)
+    monkeypatch.setattr(Path, step, refuse)
+    for act in (compact_index, repair_index, lambda _: build(gallery, encoder)):
+        with pytest.raises(IndexFailure, match=r"\.fwd2bot is read-only \(.*\): make it writable"):
+            act(index)
+
+
+@pytest.mark.parametrize("name", ["file", "file/index"])
+def test_a_file_in_the_way_of_an_index_is_left_as_it_is(
+    gallery: Path, encoder: FakeEncoder, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").write_text("as it was")
+    with pytest.raises(IndexFailure, match="a file is in its way"):
+        build_index(gallery, tmp_path / name, encoder)
+    assert (tmp_path / "file").read_text() == "as it was" and encoder.embedded == 0

@@ -13,8 +13,7 @@ import pytest
 from encoders.base import EncoderMismatch, IndexDamaged, IndexFailure
 from indexer import compact, writer
 from indexer.audit import audit_index, describe_index, repair_index
-from indexer.build import BuildReport, BuildSettings
-from indexer.build import build as build_index
+from indexer.build import BuildReport
 from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import MergeReport, create_above, merge_index
@@ -283,15 +282,3 @@ def test_a_manifest_of_absurd_size_is_refused(gallery: Path, encoder: FakeEncode
         stream.truncate(1 << 40)
     with pytest.raises(IndexDamaged, match="are the most"):
         open_table(gallery)
-
-
-def test_a_place_that_cannot_be_written_is_refused_with_the_remedy(
-    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(30, "Read-only file system")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(IndexFailure, match=r"Read-only file system\): keep the index elsewhere"):
-        build_index(gallery, gallery / ".fwd2bot", encoder, BuildSettings())
-    assert encoder.embedded == 0
