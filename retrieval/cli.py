@@ -146,6 +146,8 @@ def main() -> None:
         place = f" ({error.filename})" if error.filename else ""
         if error.errno == errno.ENOSPC:
             complain(f"no space left on the disk{place}: make room and run it again, what is done is kept")
+        elif error.errno == errno.EFBIG:
+            complain(f"over the limit on the size of a file{place}: raise it (`ulimit -f`) and run it again")
         else:
             complain(f"{error.strerror or error}{place}")
     except Exception as error:

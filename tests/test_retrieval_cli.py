@@ -209,16 +209,28 @@ def test_each_failure_is_one_line_and_exit_code_1(
     assert sentence in err and err.startswith("fwd2bot: ") and len(err.splitlines()) == 1
 
 
-def test_a_full_disk_is_one_line(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("reason", "start", "remedy"),
+    [
+        (errno.ENOSPC, "no space left on the disk", "make room and run it again, what is done is kept"),
+        (errno.EFBIG, "over the limit on the size of a file", "raise it (`ulimit -f`) and run it again"),
+    ],
+)
+def test_a_file_that_cannot_grow_is_one_line_with_its_name(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    reason: int,
+    start: str,
+    remedy: str,
 ) -> None:
     def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "part-000001.parquet")
+        raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr(build, "build", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     code, _, err = run_main(monkeypatch, capsys, "index", ".")
-    place = "no space left on the disk (part-000001.parquet)"
-    assert (code, err) == (1, f"fwd2bot: {place}: make room and run it again, what is done is kept\n")
+    place = ".fwd2bot/parts/part-000001.parquet"
+    assert (code, err) == (1, f"fwd2bot: {start} ({place}): {remedy}\n")
 
 
 def test_a_full_gpu_is_one_line(
