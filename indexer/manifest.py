@@ -117,7 +117,7 @@ def resolve_root(folder: Root) -> Root:
 
 def is_url(root: Root) -> bool:
     """Whether a root is a URL of fsspec and not a folder."""
-    return isinstance(root, str) and "://" in root
+    return isinstance(root, str) and re.match(r"\w[^/]*://", root) is not None
 
 
 def require_same_encoder(encoder: TextEncoder, manifest: Manifest) -> None:
@@ -180,7 +180,7 @@ def _parse_manifest(data: Any) -> Manifest:
     if next_id > MOST_IDS:
         raise ValueError(f"impossible next id {next_id}")
     return Manifest(
-        root=_take(data, "root", str),
+        root=_check_root(_take(data, "root", str)),
         encoder=_parse_encoder(data["encoder"], tokens),
         tokens=tokens,
         created=_take(data, "created", str),
@@ -189,6 +189,14 @@ def _parse_manifest(data: Any) -> Manifest:
         parts=_parse_parts(data["parts"], next_id),
         faiss=None if data["faiss"] is None else _parse_faiss(data["faiss"]),
     )
+
+
+def _check_root(root: str) -> str:
+    """A root as `relate_root` stores it, which a folder or URL can have."""
+    place = unescape_path(root)
+    if "\0" in place or not (root == ".." or is_url(place) or Path(place).is_absolute()):
+        raise ValueError(f"impossible root {root!r}")
+    return root
 
 
 def _parse_encoder(data: Any, tokens: str) -> EncoderRecord:

@@ -38,6 +38,11 @@ def test_a_folder_without_manifest_is_no_index(tmp_path: Path) -> None:
 
 SPOILERS: dict[str, Callable[[dict], object]] = {
     "another format": lambda data: data.update(format=1),
+    "a root elsewhere": lambda data: data.update(root="../../../etc"),
+    "a root with a NUL": lambda data: data.update(root="/a\0b"),
+    "a root with an escaped NUL": lambda data: data.update(root="s3://a\\x00b"),
+    "a root that is no text": lambda data: data.update(root="/\ud800"),
+    "a root like a URL": lambda data: data.update(root="../etc://a"),
     "no encoder": lambda data: data.pop("encoder"),
     "a dim that is text": lambda data: data["encoder"].update(dim="8"),
     "a dim that is true": lambda data: data["encoder"].update(dim=True),
@@ -71,6 +76,14 @@ def test_a_malformed_manifest_is_refused_in_one_line(index_dir: Path, spoiler: s
     with pytest.raises(IndexDamaged, match="--rebuild") as caught:
         read_manifest(index_dir)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "root", ["..", "/", "/a/b\n", r"/a\x5cb\xff", "s3://b/c", "memory://", "zip://a::s3://b"]
+)
+def test_a_root_that_fwd2bot_writes_is_read(index_dir: Path, root: str) -> None:
+    written = write_manifest(index_dir, replace(read_manifest(index_dir), root=root))
+    assert read_manifest(index_dir) == written
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])

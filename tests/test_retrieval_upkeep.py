@@ -22,7 +22,7 @@ def test_words_of_an_index_from_elsewhere_forge_no_line_and_rule_no_terminal(
     evil = "x\nimages: 9\x1b]0;title\x07\x9b2J\u2028"
     data = json.loads(path.read_text())
     data["encoder"]["name"] = data["updated"] = evil
-    path.write_text(json.dumps(data | {"root": evil, "parts": [], "faiss": None}))
+    path.write_text(json.dumps(data | {"root": f"/{evil}", "parts": [], "faiss": None}))
     lines = run("info").stdout.splitlines()
     assert (
         "images: 0" in lines
