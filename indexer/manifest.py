@@ -112,7 +112,15 @@ def locate_root(manifest: Manifest, index_dir: Path) -> Root:
 
 def resolve_root(folder: Root) -> Root:
     """A folder or URL as the manifest knows it, wherever one stands."""
-    return str(folder).rstrip("/") if is_url(folder) else Path(folder).resolve()
+    if not is_url(folder):
+        return Path(folder).resolve()
+    scheme, _, place = str(folder).partition("://")
+    return f"{scheme}://{place.rstrip('/')}"
+
+
+def join_url(root: str, path: str) -> str:
+    """The URL of a path below a root, which may be all that a scheme has: `memory://`."""
+    return f"{root.removesuffix('/')}/{path}"
 
 
 def is_url(root: Root) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from encoders.base import FloatArray, QueryError, Talker
-from indexer.manifest import Root
+from indexer.manifest import Root, join_url
 from indexer.paths import escape_path, show_path, unescape_path
 from indexer.table import EmbeddingTable
 
@@ -71,7 +71,7 @@ def _check_id(table: EmbeddingTable, image_id: int) -> int:
 def _list_spellings(root: Root, image: str) -> list[str]:
     """The stored paths that a name may mean, likeliest first."""
     if isinstance(root, str):
-        return [escape_path(image.removeprefix(f"{root}/"))]
+        return [escape_path(image.removeprefix(join_url(root, "")))]
     path = Path(image)
     as_typed = Path(os.path.normpath(path.absolute()))  # through a link that leads out of the root
     here = (path.parent.resolve() / path.name, as_typed)

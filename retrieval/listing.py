@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from indexer.manifest import Root
+from indexer.manifest import Root, join_url
 from indexer.paths import show_path, unescape_path
 
 from .search import Hit
@@ -48,7 +48,7 @@ def _describe_hits(hits: Sequence[Hit], root: Root) -> list[dict[str, Any]]:
 def _write_path(hit: Hit, root: Root) -> str:
     """The path of a hit, in the bytes of its name (surrogateescape)."""
     name = unescape_path(hit.path)
-    return f"{root}/{name}" if isinstance(root, str) else write_from_here(root / name)
+    return join_url(root, name) if isinstance(root, str) else write_from_here(root / name)
 
 
 def format_step(action: str, stored_path: str, as_json: bool) -> str:

@@ -51,6 +51,18 @@ def test_a_url_is_indexed_and_followed_by_its_digests(
         assert run("caption", "--index", str(index), name).stdout == "something green\n"
 
 
+@pytest.mark.parametrize("url", ["memory://", "memory:///"])
+def test_a_url_of_all_that_a_scheme_has_is_a_root(
+    bucket: str, url: str, tmp_path: Path, encoder: FakeEncoder, installed_encoder: Install
+) -> None:
+    installed_encoder(encoder)
+    assert build_index(url, tmp_path, encoder) == BuildReport(8, 0, 0, 0, 0)
+    assert build_index(url, tmp_path, encoder) == BuildReport(0, 0, 8, 0, 0)
+    (path,) = run("search", "--paths", "-k", "1", "--index", str(tmp_path), "green").stdout.splitlines()
+    assert path == "memory://photos/below/green.png"
+    assert run("caption", "--index", str(tmp_path), path).stdout == "something green\n"
+
+
 def test_a_url_below_a_url_can_be_merged(bucket: str, tmp_path: Path, encoder: FakeEncoder) -> None:
     build_index(bucket, tmp_path / "all", encoder, BuildSettings(exclude=("below",)))
     build_index(f"{bucket}/below", tmp_path / "below", encoder)
