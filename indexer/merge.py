@@ -97,7 +97,7 @@ def _require_alike(target: Path, manifest: Manifest, source: Path, other: Manife
 def _relate_folders(target: Path, manifest: Manifest, source: Path, other: Manifest) -> str:
     """What stands before a path of `source` in `target`: a stored path that ends in a slash, or nothing."""
     ours, theirs = (
-        f"{escape_path(str(root)).rstrip('/')}/"
+        f"{escape_path(str(root)).removesuffix('/')}/"
         for root in (locate_root(manifest, target), locate_root(other, source))
     )
     below = theirs.removeprefix(ours)

@@ -63,11 +63,16 @@ def test_a_url_of_all_that_a_scheme_has_is_a_root(
     assert run("caption", "--index", str(tmp_path), path).stdout == "something green\n"
 
 
-def test_a_url_below_a_url_can_be_merged(bucket: str, tmp_path: Path, encoder: FakeEncoder) -> None:
-    build_index(bucket, tmp_path / "all", encoder, BuildSettings(exclude=("below",)))
+@pytest.mark.parametrize(
+    ("url", "path"), [("memory://photos", "below/green.png"), ("memory://", "photos/below/green.png")]
+)
+def test_a_url_below_a_url_can_be_merged(
+    bucket: str, url: str, path: str, tmp_path: Path, encoder: FakeEncoder
+) -> None:
+    build_index(url, tmp_path / "all", encoder, BuildSettings(exclude=("below",)))
     build_index(f"{bucket}/below", tmp_path / "below", encoder)
     assert merge_index(tmp_path / "all", tmp_path / "below").added == 4
-    assert "below/green.png" in EmbeddingTable.open(tmp_path / "all").paths
+    assert path in EmbeddingTable.open(tmp_path / "all").paths
 
 
 def test_an_object_with_a_nul_in_its_name_is_left_out(
