@@ -107,15 +107,22 @@ def relate_root(root: Root, index_dir: Path) -> str:
 def locate_root(manifest: Manifest, index_dir: Path) -> Root:
     """The folder or URL that the paths of the index are relative to."""
     root = unescape_path(manifest.root)
-    return root if is_url(root) else (index_dir / root).resolve()
+    return resolve_root(root if is_url(root) else index_dir / root)
 
 
 def resolve_root(folder: Root) -> Root:
     """A folder or URL as the manifest knows it, wherever one stands."""
-    if not is_url(folder):
-        return Path(folder).resolve()
-    scheme, _, place = str(folder).partition("://")
+    folder = parse_root(folder)
+    if isinstance(folder, Path):
+        return folder.resolve()
+    scheme, _, place = folder.partition("://")
     return f"{scheme}://{place.rstrip('/')}"
+
+
+def parse_root(named: Root) -> Root:
+    """The folder, or the URL of something else than a folder of this machine, that a name stands for."""
+    name = named.removeprefix("file://") if isinstance(named, str) else named
+    return name if is_url(name) else Path(name)
 
 
 def join_url(root: str, path: str) -> str:
@@ -201,8 +208,8 @@ def _parse_manifest(data: Any) -> Manifest:
 
 def _check_root(root: str) -> str:
     """A root as `relate_root` stores it, which a folder or URL can have."""
-    place = unescape_path(root)
-    if "\0" in place or not (root == ".." or is_url(place) or Path(place).is_absolute()):
+    place = parse_root(unescape_path(root))
+    if "\0" in str(place) or not (root == ".." or isinstance(place, str) or place.is_absolute()):
         raise ValueError(f"impossible root {root!r}")
     return root
 

@@ -6,7 +6,7 @@ from typing import BinaryIO, Protocol
 
 from .file_list import FoundImages
 from .folder import FolderSource
-from .manifest import Root, is_url
+from .manifest import Root, parse_root
 
 
 class Source(Protocol):
@@ -25,10 +25,9 @@ class Source(Protocol):
 
 def open_source(root: Root) -> Source:
     """Turn a folder, or a URL with its `://`, into the source of its images; nothing is read yet."""
-    if isinstance(root, str) and root.startswith("file://"):
-        return FolderSource(Path(root.removeprefix("file://")))
-    if not is_url(root):
-        return FolderSource(Path(root))
+    root = parse_root(root)
+    if isinstance(root, Path):
+        return FolderSource(root)
     from .remote import UrlSource  # half a second of imports that a folder does not need
 
-    return UrlSource(str(root))
+    return UrlSource(root)

@@ -7,7 +7,7 @@ from pathlib import Path
 from encoders.base import Encoder, IndexFailure, IndexLocked, NothingToIndex
 
 from .build import BuildReport, BuildSettings, build
-from .manifest import Root
+from .manifest import Root, parse_root
 from .recorder import BuildObserver
 
 QUIET_MS = 500  # changes are gathered until there were none for so long,
@@ -28,6 +28,7 @@ def watch_folder(
     finds no image any more, is tried again at the next change. NothingToIndex where the folder itself is
     gone: of one that takes its place no change would be heard.
     """
+    folder = parse_root(folder)
     if isinstance(folder, str):
         raise IndexFailure(f"{folder} is a URL and cannot be watched: run `fwd2bot index` from time to time")
     is_first = True

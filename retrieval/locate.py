@@ -11,7 +11,7 @@ from encoders.base import (
     IndexNotFound,
     NothingToIndex,
 )
-from indexer.manifest import MANIFEST_NAME, Root, is_url, read_manifest, resolve_root
+from indexer.manifest import MANIFEST_NAME, Root, parse_root, read_manifest, resolve_root
 
 INDEX_FOLDER = ".fwd2bot"
 
@@ -36,9 +36,9 @@ def find_index(start: Path, given: Path | None = None) -> Path:
 
 def name_root(typed: str) -> Root:
     """The folder or URL that was typed: an empty word, as an unset variable leaves it, names none."""
-    if not typed:
+    if not typed.removeprefix("file://"):
         raise NothingToIndex("the name of the folder is empty: name one, or `.` for the current one")
-    return typed if is_url(typed) else Path(typed)
+    return parse_root(typed)
 
 
 def place_index(root: Root, given: Path | None = None) -> Path:

@@ -5,16 +5,17 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from encoders.base import IndexFailure
+from encoders.base import IndexFailure, NothingToIndex
 from indexer.audit import audit_index
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
-from indexer.manifest import locate_root, read_manifest
+from indexer.manifest import locate_root, read_manifest, write_manifest
 from indexer.merge import merge_index
 from indexer.table import EmbeddingTable
 from retrieval.search import Searcher
@@ -73,6 +74,20 @@ def test_a_url_below_a_url_can_be_merged(
     build_index(f"{bucket}/below", tmp_path / "below", encoder)
     assert merge_index(tmp_path / "all", tmp_path / "below").added == 4
     assert path in EmbeddingTable.open(tmp_path / "all").paths
+
+
+def test_a_folder_and_its_file_url_are_one_root(here: Path, tmp_path: Path, encoder: FakeEncoder) -> None:
+    index = tmp_path / "index"
+    for number, name in enumerate((f"file://{here}/", here, f"file://{here}")):
+        assert build_index(name, index, encoder).reused == (8 if number else 0)
+    write_manifest(index, replace(read_manifest(index), root=f"file://{here}/"))
+    assert locate_root(read_manifest(index), index) == here
+    assert run("search", "--paths", "-k", "1", "--index", str(index), "red").stdout == "red.png\n"
+    assert run("index", f"file://{here}").exit_code == 0 and (here / ".fwd2bot").is_dir()
+    with pytest.raises(IndexFailure, match="is the folder of the images"):
+        run("index", f"file://{here}", "--index", str(here))
+    with pytest.raises(NothingToIndex, match="is empty"):
+        run("index", "file://")
 
 
 def test_an_object_with_a_nul_in_its_name_is_left_out(

@@ -43,6 +43,7 @@ SPOILERS: dict[str, Callable[[dict], object]] = {
     "a root with an escaped NUL": lambda data: data.update(root="s3://a\\x00b"),
     "a root that is no text": lambda data: data.update(root="/\ud800"),
     "a root like a URL": lambda data: data.update(root="../etc://a"),
+    "a root by a URL elsewhere": lambda data: data.update(root="file://../etc"),
     "no encoder": lambda data: data.pop("encoder"),
     "a dim that is text": lambda data: data["encoder"].update(dim="8"),
     "a dim that is true": lambda data: data["encoder"].update(dim=True),
