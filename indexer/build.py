@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from encoders.base import CannotAnswer, Encoder, IndexFailure, IndexNotFound, NothingToIndex
 from encoders.memory import give_back_memory
@@ -56,6 +56,18 @@ class BuildSettings:
     follow_links: bool = False
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
     rebuild: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would hang a run, or leave out what nobody meant."""
+        for name, is_sound, remedy in (
+            ("tokens", self.tokens in (None, *get_args(TokenFormat)), "give int8, float16 or none"),
+            ("batch_size", self.batch_size is None or self.batch_size > 0, "give one or more, or None"),
+            ("workers", self.workers > 0, "give one or more"),
+            ("exclude", not isinstance(self.exclude, str), "give a tuple, such as ('trash', '*.gif')"),
+            ("max_megapixels", self.max_megapixels > 0, "give more than 0"),
+        ):
+            if not is_sound:
+                raise IndexFailure(f"{name} is {getattr(self, name)!r}: {remedy}")
 
 
 class BuildReport(NamedTuple):

@@ -17,7 +17,7 @@ from encoders.base import (
     NothingToIndex,
 )
 from indexer.audit import audit_index
-from indexer.build import BuildReport, plan_build
+from indexer.build import BuildReport, BuildSettings, plan_build
 from indexer.build import build as build_index
 from indexer.compact import compact_index
 from indexer.lazy import LazyEncoder
@@ -246,3 +246,19 @@ def test_an_index_without_tokens_says_so(gallery: Path, summaries: bool, tokens:
 def test_tokens_cannot_be_kept_where_the_model_has_none(gallery: Path) -> None:
     with pytest.raises(CannotAnswer, match="drop --tokens"):
         build(gallery, FakeEncoder(summaries=False), tokens="int8")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokens", "int4"),
+        ("batch_size", 0),
+        ("workers", 0),
+        ("exclude", "trash"),
+        ("max_megapixels", -1.0),
+        ("max_megapixels", float("nan")),
+    ],
+)
+def test_a_setting_that_no_run_can_follow_is_refused(name: str, value: object) -> None:
+    with pytest.raises(IndexFailure, match=f"^{name} is {value!r}: give "):
+        BuildSettings(**{name: value})
