@@ -77,7 +77,7 @@ def search(
     many = query == ["-"]
     # What may be refused comes before the model, which takes seconds.
     texts = read_lines("search: ") if many else iter([clean_query(query)])
-    searcher = Searcher.open(find_index(Path.cwd(), index_dir))
+    searcher = Searcher.open(find_index(index_dir))
     form: Form = "json" if as_json else "null" if null else "paths" if paths_only else "lines"
 
     def answer(text: str) -> str:
@@ -106,7 +106,7 @@ def caption(image: ImageArgument, index_dir: IndexOption = None) -> None:
     from retrieval import ask
     from retrieval.locate import find_index
 
-    print_answer(ask.caption(find_index(Path.cwd(), index_dir), image))
+    print_answer(ask.caption(find_index(index_dir), image))
 
 
 @app.command(epilog=ASK_EPILOG)
@@ -119,7 +119,7 @@ def ask(
     from retrieval import ask
     from retrieval.locate import find_index
 
-    print_answer(ask.ask(find_index(Path.cwd(), index_dir), image, question))
+    print_answer(ask.ask(find_index(index_dir), image, question))
 
 
 @app.command(epilog="\b\nExamples:\n  fwd2bot info\n  fwd2bot info --index ~/archive-index --json")
@@ -128,7 +128,7 @@ def info(index_dir: IndexOption = None, as_json: JsonOption = False) -> None:
     from indexer.audit import describe_index
     from retrieval.locate import find_index
 
-    print_facts(describe_index(find_index(Path.cwd(), index_dir))._asdict(), as_json)
+    print_facts(describe_index(find_index(index_dir))._asdict(), as_json)
 
 
 app.command(epilog=upkeep.VERIFY_EPILOG)(upkeep.verify)
@@ -148,6 +148,8 @@ def main() -> None:
             complain(f"no space left on the disk{place}: make room and run it again, what is done is kept")
         elif error.errno == errno.EFBIG:
             complain(f"over the limit on the size of a file{place}: raise it (`ulimit -f`) and run it again")
+        elif error.errno == errno.ENOENT and not error.filename:  # only getcwd names none
+            complain("the current folder was removed: go to another one, or give whole paths")
         else:
             complain(f"{error.strerror or error}{place}")
     except Exception as error:

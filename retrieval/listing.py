@@ -61,6 +61,9 @@ def format_step(action: str, stored_path: str, as_json: bool) -> str:
 
 def write_from_here(path: Path) -> str:
     """A path as it opens from the current folder: relative where it lies below it, else absolute."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # removed since: nothing lies below it
+        return str(path)
     text = str(path.relative_to(here) if path.is_relative_to(here) else path)
     return f"./{text}" if text.startswith("-") else text  # or the next command takes it for an option

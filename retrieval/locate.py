@@ -16,8 +16,11 @@ from indexer.manifest import MANIFEST_NAME, Root, parse_root, read_manifest, res
 INDEX_FOLDER = ".fwd2bot"
 
 
-def find_index(start: Path, given: Path | None = None) -> Path:
-    """The index folder: `given` or the one inside it, else the nearest `.fwd2bot` from `start` upwards."""
+def find_index(given: Path | None = None, start: Path | None = None) -> Path:
+    """The index folder: `given` or the one inside it, else the nearest `.fwd2bot` from `start` upwards.
+
+    start: None, the current folder.
+    """
     if given is not None:
         for folder in (given, given / INDEX_FOLDER):
             if (folder / MANIFEST_NAME).is_file():
@@ -26,6 +29,7 @@ def find_index(start: Path, given: Path | None = None) -> Path:
         raise IndexNotFound(
             f"no index at {given}: make one with {inside}`fwd2bot index DIR --index {given}` of those in DIR"
         )
+    start = start or Path.cwd()
     for folder in (start, *start.parents):
         if (folder / INDEX_FOLDER / MANIFEST_NAME).is_file():
             return folder / INDEX_FOLDER

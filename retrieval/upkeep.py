@@ -123,7 +123,7 @@ def merge(
     from indexer.merge import create_above, merge_index
     from retrieval.locate import find_index
 
-    target, other = find_index(Path.cwd(), into), find_index(Path.cwd(), source)
+    target, other = find_index(into), find_index(source)
     if out is not None:
         create_above(out, target, other)
         print_report(merge_index(out, target), as_json)
@@ -149,7 +149,7 @@ def verify(
     from indexer.audit import Fault, audit_index, repair_index
     from retrieval.locate import find_index
 
-    place = find_index(Path.cwd(), index_dir)
+    place = find_index(index_dir)
     faults = list[Fault]()
     for fault in repair_index(place) if repair else audit_index(place):
         faults.append(fault)
@@ -170,7 +170,7 @@ def compact(index_dir: IndexOption = None, as_json: JsonOption = False) -> None:
     from indexer.compact import compact_index
     from retrieval.locate import find_index
 
-    print_report(compact_index(find_index(Path.cwd(), index_dir)), as_json)
+    print_report(compact_index(find_index(index_dir)), as_json)
 
 
 def _load_encoder(name: str, device: str) -> "Encoder":

@@ -129,13 +129,13 @@ def test_a_query_is_its_words_with_single_spaces() -> None:
 
 def test_an_index_is_found_upwards_or_where_it_is_given(index_dir: Path, tmp_path: Path) -> None:
     gallery = index_dir.parent
-    assert find_index(gallery / "below") == index_dir
-    assert find_index(gallery) == index_dir
-    assert find_index(tmp_path, gallery) == find_index(tmp_path, index_dir) == index_dir
+    assert find_index(start=gallery / "below") == index_dir
+    assert find_index(start=gallery) == index_dir
+    assert find_index(gallery, tmp_path) == find_index(index_dir, tmp_path) == index_dir
     with pytest.raises(IndexNotFound, match="or above"):
-        find_index(tmp_path)
+        find_index(start=tmp_path)
     with pytest.raises(IndexNotFound, match=str(tmp_path)):
-        find_index(gallery, tmp_path)
+        find_index(tmp_path, gallery)
 
 
 @pytest.mark.parametrize("prefix", ["", "lvlm:", "st:"])

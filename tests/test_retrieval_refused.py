@@ -1,0 +1,33 @@
+"""What the command makes of a place, a locale or options that it cannot work with."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run, run_main
+
+
+@pytest.fixture
+def nowhere(indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An index, seen from a current folder that was removed."""
+    (tmp_path / "removed").mkdir()
+    monkeypatch.chdir(tmp_path / "removed")
+    (tmp_path / "removed").rmdir()
+    return indexed
+
+
+def test_an_index_with_its_whole_path_is_searched_from_a_folder_that_was_removed(nowhere: Path) -> None:
+    place = ("--index", str(nowhere))
+    assert run("search", "red", "-k", "1", "--paths", *place).stdout == f"{nowhere}/red.png\n"
+    assert run("caption", "0", *place).stdout.startswith("something ")
+
+
+@pytest.mark.parametrize("arguments", [("search", "red"), ("caption", "red.png"), ("index", ".")])
+def test_a_current_folder_that_was_removed_is_named(
+    nowhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+) -> None:
+    code, out, err = run_main(monkeypatch, capsys, *arguments)
+    assert (code, out) == (1, "") and err.startswith("fwd2bot: the current folder was removed: go to another")
