@@ -37,7 +37,7 @@ from .manifest import (
 )
 from .plan import BuildPlan, compare_files
 from .recorder import BatchRecorder, BuildObserver, SilentObserver
-from .sources import open_source
+from .sources import name_root, open_source
 from .writer import IndexWriter, remove_orphans
 
 
@@ -87,7 +87,7 @@ class BuildReport(NamedTuple):
 
 def build(
     folder: Root,
-    index: Path,
+    index: str | Path,
     encoder: Encoder,
     settings: BuildSettings | None = None,
     observer: BuildObserver | None = None,
@@ -99,6 +99,7 @@ def build(
     committed (see writer.py), an interrupted one none; the next run goes on from there. Raises a
     Fwd2BotError, or the OSError of a full disk.
     """
+    folder, index = name_root(folder), Path(index)
     settings, observer = settings or BuildSettings(), observer or SilentObserver()
     require_faiss()
     found = _find_some_images(folder, settings, observer)
@@ -124,9 +125,13 @@ def build(
 
 
 def plan_build(
-    folder: Root, index: Path, settings: BuildSettings | None = None, observer: BuildObserver | None = None
+    folder: Root,
+    index: str | Path,
+    settings: BuildSettings | None = None,
+    observer: BuildObserver | None = None,
 ) -> BuildPlan:
     """Say what `build` would do, or refuse as it would, without a model and without writing anything."""
+    folder, index = name_root(folder), Path(index)
     settings = settings or BuildSettings()
     found = _find_some_images(folder, settings, observer or SilentObserver())
     manifest = _read_matching_manifest(folder, index, settings)

@@ -30,8 +30,9 @@ class CompactReport(NamedTuple):
     parts: int
 
 
-def compact_index(index_dir: Path) -> CompactReport:
+def compact_index(index_dir: str | Path) -> CompactReport:
     """Drop dead rows and join small parts; an index that is compact already is left as it is."""
+    index_dir = Path(index_dir)
     with lock_index(index_dir):
         remove_orphans(index_dir)
         before = read_manifest(index_dir)

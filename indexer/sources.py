@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from encoders.base import NothingToIndex
+
 from .file_list import FoundImages
 from .folder import FolderSource
 from .manifest import Root, parse_root
@@ -31,3 +33,10 @@ def open_source(root: Root) -> Source:
     from .remote import UrlSource  # half a second of imports that a folder does not need
 
     return UrlSource(root)
+
+
+def name_root(typed: Root) -> Root:
+    """The folder or URL that somebody named: an empty word, as an unset variable leaves it, names none."""
+    if isinstance(typed, str) and not typed.removeprefix("file://"):
+        raise NothingToIndex("the name of the folder is empty: name one, or `.` for the current one")
+    return parse_root(typed)

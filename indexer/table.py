@@ -63,8 +63,9 @@ class EmbeddingTable:
         self.ids: NDArray[np.int64] = files["id"].to_numpy()
 
     @classmethod
-    def open(cls, index_dir: Path) -> "EmbeddingTable":
+    def open(cls, index_dir: str | Path) -> "EmbeddingTable":
         """Open an index for reading, without a lock; IndexNotFound or IndexDamaged where it cannot be."""
+        index_dir = Path(index_dir)
         read = partial(read_images, index_dir)
         return cls(index_dir, *read_following(index_dir, read_manifest(index_dir), read))
 

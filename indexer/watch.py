@@ -7,8 +7,9 @@ from pathlib import Path
 from encoders.base import Encoder, IndexFailure, IndexLocked, NothingToIndex
 
 from .build import BuildReport, BuildSettings, build
-from .manifest import Root, parse_root
+from .manifest import Root
 from .recorder import BuildObserver
+from .sources import name_root
 
 QUIET_MS = 500  # changes are gathered until there were none for so long,
 LONGEST_MS = 10_000  # or until they have come for so long
@@ -16,7 +17,7 @@ LONGEST_MS = 10_000  # or until they have come for so long
 
 def watch_folder(
     folder: Root,
-    index: Path,
+    index: str | Path,
     encoder: Encoder,
     settings: BuildSettings,
     observer: BuildObserver,
@@ -28,7 +29,7 @@ def watch_folder(
     finds no image any more, is tried again at the next change. NothingToIndex where the folder itself is
     gone: of one that takes its place no change would be heard.
     """
-    folder = parse_root(folder)
+    folder, index = name_root(folder), Path(index)
     if isinstance(folder, str):
         raise IndexFailure(f"{folder} is a URL and cannot be watched: run `fwd2bot index` from time to time")
     is_first = True

@@ -12,33 +12,37 @@ from indexer.manifest import Root, join_url
 from indexer.paths import escape_path, show_path, unescape_path
 from indexer.table import EmbeddingTable
 
+from .locate import find_index
 from .query import clean_question
 from .search import load_matching_reader, require_talker
 
 
-def caption(index_dir: Path, image: str) -> str:
-    """Describe an image of the index, named by path or id."""
+def caption(index_dir: str | Path, image: str | Path | int) -> str:
+    """Describe an image of the index, or of the index of a folder, named by path or id."""
     return _talk(index_dir, image, lambda talker, summaries: talker.caption(summaries))
 
 
-def ask(index_dir: Path, image: str, question: str) -> str:
-    """Answer a question about an image of the index, named by path or id."""
+def ask(index_dir: str | Path, image: str | Path | int, question: str) -> str:
+    """Answer a question about an image, as `caption` describes it."""
     question = clean_question(question)
     return _talk(index_dir, image, lambda talker, summaries: talker.answer(summaries, question))
 
 
-def _talk(index_dir: Path, image: str, speak: Callable[[Talker, FloatArray], list[str]]) -> str:
-    table = EmbeddingTable.open(index_dir)
+def _talk(
+    index_dir: str | Path, image: str | Path | int, speak: Callable[[Talker, FloatArray], list[str]]
+) -> str:
+    table = EmbeddingTable.open(find_index(index_dir))
     summaries = table.read_summaries([find_image(table, image)])  # before the model, which takes seconds
     return speak(require_talker(load_matching_reader(table.manifest)), summaries)[0]
 
 
-def find_image(table: EmbeddingTable, image: str) -> int:
+def find_image(table: EmbeddingTable, image: str | Path | int) -> int:
     """The id of the image that `image` names.
 
     An id; else a path from here, a path below the root, or the end of exactly one path; as it is, or as
     `search` shows it. QueryError otherwise.
     """
+    image = str(image)
     if image.isdecimal() and len(image) < 19:
         return _check_id(table, int(image))
     paths, shown = table.files["path"], unescape_path(image)

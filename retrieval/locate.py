@@ -9,19 +9,19 @@ from encoders.base import (
     IndexDamaged,
     IndexFailure,
     IndexNotFound,
-    NothingToIndex,
 )
-from indexer.manifest import MANIFEST_NAME, Root, parse_root, read_manifest, resolve_root
+from indexer.manifest import MANIFEST_NAME, Root, read_manifest, resolve_root
 
 INDEX_FOLDER = ".fwd2bot"
 
 
-def find_index(given: Path | None = None, start: Path | None = None) -> Path:
+def find_index(given: str | Path | None = None, start: Path | None = None) -> Path:
     """The index folder: `given` or the one inside it, else the nearest `.fwd2bot` from `start` upwards.
 
     start: None, the current folder.
     """
     if given is not None:
+        given = Path(given)
         for folder in (given, given / INDEX_FOLDER):
             if (folder / MANIFEST_NAME).is_file():
                 return folder
@@ -36,13 +36,6 @@ def find_index(given: Path | None = None, start: Path | None = None) -> Path:
     raise IndexNotFound(
         f"no index in {start} or above: make one with `fwd2bot index DIR`, or give --index PATH"
     )
-
-
-def name_root(typed: str) -> Root:
-    """The folder or URL that was typed: an empty word, as an unset variable leaves it, names none."""
-    if not typed.removeprefix("file://"):
-        raise NothingToIndex("the name of the folder is empty: name one, or `.` for the current one")
-    return parse_root(typed)
 
 
 def place_index(root: Root, given: Path | None = None) -> Path:

@@ -27,6 +27,7 @@ from indexer.parts import REPAIR_REMEDY, find_rows, trust_nothing
 from indexer.paths import leads_out, show_path, unescape_path
 from indexer.table import list_token_columns, read_following, read_images
 
+from .locate import find_index
 from .query import clean_query
 from .rerank import judge_images, rank_again
 
@@ -57,8 +58,9 @@ class Searcher:
         self._neighbours = neighbours
 
     @classmethod
-    def open(cls, index_dir: Path) -> "Searcher":
-        """Open an index with the encoder that made it, and refuse one that has changed since."""
+    def open(cls, index_dir: str | Path) -> "Searcher":
+        """Open an index, or that of a folder, with the encoder that made it; refuses one that has changed."""
+        index_dir = find_index(index_dir)
         manifest, neighbours = read_following(
             index_dir, read_manifest(index_dir), partial(open_neighbours, index_dir)
         )

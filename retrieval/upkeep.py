@@ -64,8 +64,9 @@ def index(
     """Read the images of a folder into an index, or bring its index up to date."""
     from indexer.build import BuildSettings, build, plan_build
     from indexer.lazy import LazyEncoder
+    from indexer.sources import name_root
     from indexer.watch import watch_folder
-    from retrieval.locate import choose_model, name_root, place_index
+    from retrieval.locate import choose_model, place_index
 
     root = name_root(folder)
     place = place_index(root, index_place)

@@ -52,7 +52,7 @@ def watch_for(
         monkeypatch.setattr(watch, name, value)
     reports: list[BuildReport] = []
     settings, witness = BuildSettings(rebuild=True), Witness()
-    watch_folder(gallery, gallery / ".fwd2bot", FakeEncoder(), settings, witness, reports.append)
+    watch_folder(str(gallery), f"{gallery}/.fwd2bot", FakeEncoder(), settings, witness, reports.append)
     return reports
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from encoders.base import CannotAnswer, EncoderMismatch, IndexDamaged, IndexNotFound, QueryError
 from indexer.audit import audit_index, describe_index
-from indexer.build import BuildSettings
+from indexer.build import BuildSettings, plan_build
 from indexer.build import build as build_index
 from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
@@ -28,6 +28,20 @@ def index_dir(gallery: Path, encoder: FakeEncoder, installed_encoder: Install) -
     installed_encoder(encoder)
     build_index(gallery, gallery / ".fwd2bot", encoder)
     return gallery / ".fwd2bot"
+
+
+def test_a_place_may_be_a_string_and_that_of_an_index_its_folder(
+    gallery: Path, encoder: FakeEncoder, installed_encoder: Install
+) -> None:
+    installed_encoder(encoder)
+    folder, index_dir = str(gallery), str(gallery / ".fwd2bot")
+    assert build_index(folder, index_dir, encoder).indexed == len(plan_build(folder, index_dir).fresh) + 8
+    assert compact_index(index_dir).parts == 1
+    table = EmbeddingTable.open(index_dir)
+    for place in (folder, gallery, index_dir):
+        assert len(Searcher.open(place).search("red")) == 8
+        for image in ("red.png", Path("red.png"), int(table.ids[table.paths.index("red.png")])):
+            assert caption(place, image) == ask(place, image, "something") == "something red"
 
 
 @pytest.mark.parametrize("word", PALETTE)
