@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from encoders.base import (
     CannotAnswer,
@@ -90,10 +91,10 @@ class Searcher:
         order = rank_again(np.array([hit.score for hit in hits], np.float32), likelihoods)
         return [hits[place] for place in order]
 
-    def search_vectors(self, vectors: FloatArray, k: int = 10) -> list[list[Hit]]:
-        """The k images nearest to each unit vector (n, dim), best first."""
+    def search_vectors(self, vectors: ArrayLike, k: int = 10) -> list[list[Hit]]:
+        """The k images nearest to each vector (n, dim), best first; rows of any length, scored by cosine."""
         _require_results(k)
-        found = search_faiss(self._neighbours, vectors, k)
+        found = search_faiss(self._neighbours, _to_unit_rows(vectors, self.manifest.encoder.dim), k)
         ids = sorted({image_id for row in found for image_id, _ in row})
         images = self._read_images(ids)
         return [
@@ -125,6 +126,20 @@ class Searcher:
 def _require_results(k: int) -> None:
     if k < 1:
         raise QueryError(f"{k} results were asked for: ask for one or more")
+
+
+def _to_unit_rows(vectors: ArrayLike, dim: int) -> FloatArray:
+    """Rows scaled to unit length; QueryError where they are no rows of `dim` finite numbers, or zero."""
+    try:
+        rows = np.asarray(vectors, np.float64)
+    except (TypeError, ValueError):
+        raise QueryError(f"the vectors are no numbers: give float rows of shape (n, {dim})") from None
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise QueryError(f"the vectors are of shape {rows.shape}: give float rows of shape (n, {dim})")
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise QueryError("a vector holds NaN or infinity, or nothing but zeros, and is near to no image")
+    return np.asarray(rows / lengths, np.float32)
 
 
 def load_matching_reader(manifest: Manifest) -> TextEncoder:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from encoders.base import CannotAnswer, EncoderMismatch, IndexDamaged, IndexNotFound, QueryError
 from indexer.audit import audit_index, describe_index
@@ -69,6 +70,38 @@ def test_search_is_the_argsort_of_the_stored_vectors(index_dir: Path, encoder: F
         assert (
             abs(scores[:, expected] - scores[:, np.searchsorted(table.ids, [h.id for h in row])]).max() < 1e-5
         )
+
+
+def test_vectors_of_any_length_and_type_are_scored_by_cosine(index_dir: Path, encoder: FakeEncoder) -> None:
+    searcher, rows = Searcher.open(index_dir), encoder.encode_texts(["red", "blue white"])
+    expected = searcher.search_vectors(rows)
+    for vectors in (
+        rows * 1000,
+        rows.astype(np.float64) / 1e30,
+        (4 * rows / rows.max()).astype(int).tolist(),
+    ):
+        for hits, others in zip(searcher.search_vectors(vectors), expected, strict=True):
+            assert np.allclose([hit.score for hit in hits], [hit.score for hit in others], atol=1e-6)
+    assert searcher.search_vectors(np.empty((0, encoder.dim))) == []
+
+
+@pytest.mark.parametrize(
+    ("vectors", "sentence"),
+    [
+        (np.ones((1, 7)), r"of shape \(1, 7\): give float rows of shape \(n, 8\)"),
+        (np.ones(8), r"of shape \(8,\): give"),
+        ([["red"] * 8], "no numbers"),
+        ([[1.0] * 8, [1.0] * 7], "no numbers"),
+        ([[1.0] * 7 + [np.nan]], "NaN"),
+        ([[1.0] * 7 + [np.inf]], "infinity"),
+        (np.zeros((1, 8)), "nothing but zeros"),
+    ],
+)
+def test_vectors_that_are_near_to_nothing_are_refused(
+    index_dir: Path, vectors: ArrayLike, sentence: str
+) -> None:
+    with pytest.raises(QueryError, match=sentence):
+        Searcher.open(index_dir).search_vectors(vectors)
 
 
 def test_no_more_is_returned_than_there_is(index_dir: Path) -> None:
