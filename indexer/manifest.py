@@ -162,12 +162,23 @@ def read_manifest(index_dir: Path) -> Manifest:
     """Read the manifest: IndexNotFound where there is none, IndexDamaged where it cannot be trusted."""
     path = index_dir / MANIFEST_NAME
     try:
-        return _parse_manifest(json.loads(_read_bounded(path)))
+        data = json.loads(_read_bounded(path))
+        if _take(data, "format", int) > FORMAT:
+            raise IndexDamaged(
+                f"{index_dir} was made by a newer fwd2bot (format {data['format']} where this one reads "
+                f"{FORMAT}): upgrade fwd2bot"
+            )
+        return _parse_manifest(data)
     except (FileNotFoundError, NotADirectoryError):
         raise IndexNotFound(f"no index at {index_dir}: make one with `fwd2bot index DIR`") from None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise IndexDamaged(f"{path} is damaged ({reason}): {REBUILD_REMEDY}") from None
+        raise IndexDamaged(f"{path} is damaged ({_describe_fault(error)}): {REBUILD_REMEDY}") from None
+
+
+def _describe_fault(error: Exception) -> str:
+    if isinstance(error, TypeError):  # what Python says of it is about Python
+        return "it is JSON, but of another layout"
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _read_bounded(path: Path) -> bytes:
@@ -186,7 +197,7 @@ def read_clock() -> str:
 
 
 def _parse_manifest(data: Any) -> Manifest:
-    if _take(data, "format", int) != FORMAT:
+    if data["format"] != FORMAT:
         raise ValueError(f"its format is {data['format']} where this version of fwd2bot reads {FORMAT}")
     tokens = _take(data, "tokens", str)
     if tokens not in get_args(TokenFormat):
@@ -219,6 +230,8 @@ def _parse_encoder(data: Any, tokens: str) -> EncoderRecord:
     if (shape is None) != (tokens == "none"):
         raise ValueError(f"summary shape {shape} with tokens {tokens!r}")
     if shape is not None:
+        if len(shape) != 2:
+            raise ValueError(f"impossible summary shape {shape}")
         count, width = shape
         if not 0 < _check(count, "k", int) * _check(width, "width", int) <= LARGEST_SUMMARY:
             raise ValueError(f"impossible summary shape {shape}")

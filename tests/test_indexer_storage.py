@@ -1,6 +1,7 @@
 """What lies on disk is never believed: damage of any file is noticed and its remedy said."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ def test_a_folder_without_manifest_is_no_index(tmp_path: Path) -> None:
         read_manifest(tmp_path / "nowhere")
 
 
+PYTHON = re.compile("object|unpack|NoneType|subscript")  # what a reader without Python cannot make sense of
 SPOILERS: dict[str, Callable[[dict], object]] = {
     "another format": lambda data: data.update(format=1),
     "a root elsewhere": lambda data: data.update(root="../../../etc"),
@@ -45,11 +47,13 @@ SPOILERS: dict[str, Callable[[dict], object]] = {
     "a root like a URL": lambda data: data.update(root="../etc://a"),
     "a root by a URL elsewhere": lambda data: data.update(root="file://../etc"),
     "no encoder": lambda data: data.pop("encoder"),
+    "an encoder of nothing": lambda data: data.update(encoder=None),
     "a dim that is text": lambda data: data["encoder"].update(dim="8"),
     "a dim that is true": lambda data: data["encoder"].update(dim=True),
     "a huge dim": lambda data: data["encoder"].update(dim=1 << 17),
     "a huge shape": lambda data: data["encoder"].update(summary_shape=[1 << 12, 1 << 12]),
     "a shape of three": lambda data: data["encoder"].update(summary_shape=[1, 2, 3]),
+    "a shape that is a number": lambda data: data["encoder"].update(summary_shape=5),
     "a shape of nothing": lambda data: data["encoder"].update(summary_shape=None),
     "unknown tokens": lambda data: data.update(tokens="int4"),
     "a part elsewhere": lambda data: data["parts"][0].update(name="../../part-000001.parquet"),
@@ -76,7 +80,7 @@ def test_a_malformed_manifest_is_refused_in_one_line(index_dir: Path, spoiler: s
     path.write_text(json.dumps(data))
     with pytest.raises(IndexDamaged, match="--rebuild") as caught:
         read_manifest(index_dir)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and not PYTHON.search(str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -90,8 +94,16 @@ def test_a_root_that_fwd2bot_writes_is_read(index_dir: Path, root: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_a_manifest_that_is_no_manifest_is_refused(index_dir: Path, content: bytes) -> None:
     (index_dir / "manifest.json").write_bytes(content)
-    with pytest.raises(IndexDamaged, match="--rebuild"):
+    with pytest.raises(IndexDamaged, match="--rebuild") as caught:
         read_manifest(index_dir)
+    assert not PYTHON.search(str(caught.value))
+
+
+def test_an_index_of_a_newer_version_is_not_given_up(index_dir: Path) -> None:
+    (index_dir / "manifest.json").write_text('{"format": 3}')
+    with pytest.raises(IndexDamaged, match=r"by a newer fwd2bot \(format 3 .*upgrade") as caught:
+        read_manifest(index_dir)
+    assert "rebuild" not in str(caught.value) and "damaged" not in str(caught.value)
 
 
 def test_a_damaged_manifest_can_be_rebuilt_over(index_dir: Path, encoder: FakeEncoder) -> None:
