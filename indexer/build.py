@@ -75,7 +75,7 @@ class BuildReport(NamedTuple):
 
     indexed: read by the model. copied: moved, restored or duplicate files, whose bytes the index had read
     already. reused: files that have not changed. removed: files that are gone. skipped: files that cannot be
-    read.
+    read, those of earlier runs too, and folders, archives and links that are left out: each `skip` counts.
     """
 
     indexed: int

@@ -18,7 +18,10 @@ COLUMNS = ("path", "size", "mtime_ns", "width", "height", "status")
 
 
 class BuildPlan(NamedTuple):
-    """What a run has to do: read the `fresh` files and mark the `removed` paths."""
+    """What a run has to do: read the `fresh` files and mark the `removed` paths.
+
+    skipped_before: files skipped by an earlier run that have not changed, and what the listing left out.
+    """
 
     fresh: FileList
     removed: list[str]
@@ -30,8 +33,9 @@ def compare_files(
     found: FoundImages, index_dir: Path, manifest: Manifest | None, max_megapixels: float
 ) -> BuildPlan:
     """Set the files on disk against the newest rows of the index; None: an index without rows."""
+    left_out = len(found.unreadable) + len(found.refused)
     if manifest is None:
-        return BuildPlan(found.files, [], 0, 0)
+        return BuildPlan(found.files, [], 0, left_out)
     known = read_newest_rows(index_dir, manifest, COLUMNS)
     paths = found.files.table["path"]
     places = pc.index_in(paths, value_set=known["path"].cast(paths.type)).fill_null(-1).to_numpy()
@@ -42,7 +46,8 @@ def compare_files(
     kept = known.take(places[unchanged])
     reused = pc.sum(pc.equal(kept["status"], "ok")).as_py() or 0
     fresh = found.files.take(np.flatnonzero(~unchanged))
-    return BuildPlan(fresh, _list_removed(found, known, places[listed]), reused, len(kept) - reused)
+    skipped_before = len(kept) - reused + left_out
+    return BuildPlan(fresh, _list_removed(found, known, places[listed]), reused, skipped_before)
 
 
 def _mark_unchanged(files: FileList, rows: pa.Table, max_megapixels: float) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from encoders.base import ImageEmbeddings, IndexLocked, MissingDependency, PreparedImage
 from indexer import faiss_library, writer
-from indexer.build import BuildReport
+from indexer.build import BuildReport, plan_build
 from indexer.build import build as build_index
 from indexer.images import ImageFile, Photo
 from indexer.lock import lock_index
@@ -92,7 +92,8 @@ def test_an_unlisted_folder_is_reported_and_what_it_held_is_kept(
     witness = Witness()
     summary = build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness)
     assert witness.skipped == {"below": "Permission denied"}
-    assert summary.removed == 0 and len(open_table(gallery)) == 8
+    assert summary == BuildReport(0, 0, 4, 0, skipped=1) and len(open_table(gallery)) == 8
+    assert plan_build(gallery, gallery / ".fwd2bot").skipped_before == 1
 
 
 class UnseenEntry:
