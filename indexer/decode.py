@@ -3,6 +3,7 @@
 Nothing here stops a run: a file that cannot be decoded becomes a reason.
 """
 
+import math
 import warnings
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -130,7 +131,10 @@ def _decode_raw(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels:
 def _refuse_shape(width: int, height: int, max_megapixels: float) -> str:
     pixels = width * height
     if pixels > max_megapixels * 1e6:
-        return f"{pixels / 1e6:,.0f} megapixels are over the limit of {max_megapixels:,g} (--max-megapixels)"
+        megapixels = (
+            math.ceil(pixels / 1e4) / 100
+        )  # rounded up, so that it never seems to be within the limit
+        return f"{megapixels:,g} megapixels are over the limit of {max_megapixels:,g} (--max-megapixels)"
     if max(width, height) > LONGEST_SHAPE * min(width, height):
         return f"{width} x {height} pixels are more than {LONGEST_SHAPE} times as long as wide"
     return ""

@@ -163,11 +163,20 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-def test_too_many_pixels_are_refused_by_the_header_alone(tmp_path: Path) -> None:
-    (tmp_path / "bomb.png").write_bytes(png_header(20_000, 20_000))
-    photo = read(tmp_path / "bomb.png")
-    assert photo.error == "400 megapixels are over the limit of 200 (--max-megapixels)"
-    assert (photo.width, photo.height) == (20_000, 20_000)
+@pytest.mark.parametrize(
+    ("size", "limit", "said"),
+    [
+        ((20_000, 20_000), 200, "400 megapixels are over the limit of 200"),
+        ((20_001, 10_000), 200, "200.01 megapixels are over the limit of 200"),
+        ((200, 200), 0.01, "0.04 megapixels are over the limit of 0.01"),
+    ],
+)
+def test_too_many_pixels_are_refused_by_the_header_alone(
+    tmp_path: Path, size: tuple[int, int], limit: float, said: str
+) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_header(*size))
+    photo = read(tmp_path / "bomb.png", max_megapixels=limit)
+    assert photo.error == f"{said} (--max-megapixels)" and (photo.width, photo.height) == size
 
 
 @pytest.mark.parametrize("size", [(1 << 31, 10), (10, 1 << 31), ((1 << 32) - 1, (1 << 32) - 1)])
