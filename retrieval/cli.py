@@ -26,6 +26,28 @@ app = typer.Typer(
     epilog="\b\nStart with:\n  fwd2bot index ~/Photos\n  cd ~/Photos && fwd2bot search two dogs on a beach",
 )
 
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("fwd2bot")
+        except PackageNotFoundError:  # a source tree that is not installed
+            number = "unknown"
+        print_results([f"fwd2bot {number}\n"])
+        raise typer.Exit
+
+
+@app.callback()
+def begin(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """What comes before every command."""
+
+
 app.command(epilog=upkeep.INDEX_EPILOG)(upkeep.index)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,6 +278,13 @@ def test_wrong_usage_is_exit_code_2(here: Path, arguments: tuple[str, ...]) -> N
 def test_every_command_explains_itself_with_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0 and "Examples:" in result.stdout and f"fwd2bot {command}" in result.stdout
+
+
+def test_the_version_is_that_of_the_project_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert run("--version").stdout in (f"fwd2bot {project['version']}\n", "fwd2bot unknown\n")
+    monkeypatch.setattr("sys.path", [])
+    assert run("--version").stdout == "fwd2bot unknown\n"
 
 
 def test_help_imports_nothing_heavy() -> None:
