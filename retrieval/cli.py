@@ -45,7 +45,11 @@ def begin(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version.")
     ] = False,
 ) -> None:
-    """What comes before every command."""
+    """Refuse a locale in which names of files are other letters, before any command."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        complain(f"names of files are UTF-8, and this locale reads them as {encoding}: set PYTHONUTF8=1")
+        raise typer.Exit(1)
 
 
 app.command(epilog=upkeep.INDEX_EPILOG)(upkeep.index)

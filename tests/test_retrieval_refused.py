@@ -1,10 +1,15 @@
 """What the command makes of a place, a locale or options that it cannot work with."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import run, run_main
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -31,3 +36,14 @@ def test_a_current_folder_that_was_removed_is_named(
 ) -> None:
     code, out, err = run_main(monkeypatch, capsys, *arguments)
     assert (code, out) == (1, "") and err.startswith("fwd2bot: the current folder was removed: go to another")
+
+
+def test_a_locale_that_reads_names_as_other_letters_is_refused(indexed: Path) -> None:
+    (indexed / "red.png").rename(indexed / "röt.png")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "retrieval.cli", "caption", "./röt.png"]
+    done = subprocess.run(
+        command, cwd=indexed, env=os.environ | locale, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "reads them as ascii: set PYTHONUTF8=1" in done.stderr
