@@ -92,6 +92,11 @@ def index(
             )
         else:
             print_report(build(root, place, encoder, settings, progress), as_json)
+    except KeyboardInterrupt:
+        progress.close()
+        anew = " without --rebuild" if rebuild else ""
+        print_note(f"stopped: what was read is kept, and the same command{anew} goes on from there")
+        raise
     finally:
         progress.close()
 
