@@ -30,6 +30,8 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
     device: "cpu", "cuda", one GPU such as "cuda:1", or "auto" (a GPU where there is one). Raises
     EncoderNotFound, EncoderDamaged and MissingDependency.
     """
+    if name in (_OPENCLIP, SENTENCE_PREFIX, LVLM_PREFIX):
+        raise EncoderNotFound(f"{name!r} ends where the name of a model is due: write it after the colon")
     with _pause_collector():
         place = choose_device(device)
         if name.startswith(_OPENCLIP):

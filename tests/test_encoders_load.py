@@ -28,6 +28,12 @@ def test_a_name_that_leads_nowhere_says_what_a_name_may_be(
         load_encoder("somebody/model", "cpu")
 
 
+@pytest.mark.parametrize("prefix", ["lvlm:", "st:", "openclip:"])
+def test_a_prefix_without_a_name_is_refused_as_such(prefix: str) -> None:
+    with pytest.raises(EncoderNotFound, match=f"'{prefix}' ends where the name of a model is due"):
+        load_encoder(prefix, "cpu")
+
+
 def test_what_is_no_checkpoint_is_not_fetched_to_find_that_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_nothing(name: str, file: str) -> str:
         response: Any = SimpleNamespace(headers={}, request=None)
