@@ -14,7 +14,7 @@ import typer
 
 from . import upkeep
 from .options import ImageArgument, IndexOption, JsonOption, RerankOption
-from .terminal import complain, print_answer, print_facts, print_results, read_lines
+from .terminal import complain, print_answer, print_facts, print_note, print_results, read_lines
 
 app = typer.Typer(
     add_completion=False,
@@ -100,10 +100,16 @@ def search(
     from retrieval.query import clean_query
     from retrieval.search import Searcher
 
+    if as_json and (null or paths_only):
+        raise typer.BadParameter("--json is a form of its own: leave out -0 and --paths, or --json")
+    if min_score != min_score:
+        raise typer.BadParameter("--min-score is no number: give one from -1 to 1")
     many = query == ["-"]
     # What may be refused comes before the model, which takes seconds.
     texts = read_lines("search: ") if many else iter([clean_query(query)])
     searcher = Searcher.open(find_index(index_dir))
+    if not len(searcher):
+        print_note(f"the index of {searcher.root} holds no images: see `fwd2bot info`")
     form: Form = "json" if as_json else "null" if null else "paths" if paths_only else "lines"
 
     def answer(text: str) -> str:

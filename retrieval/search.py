@@ -67,6 +67,10 @@ class Searcher:
         )
         return cls(index_dir, manifest, load_matching_reader(manifest), neighbours)
 
+    def __len__(self) -> int:
+        """How many images are searched."""
+        return self._neighbours.count
+
     def search(self, text: str, k: int = 10, rerank: int = 0) -> list[Hit]:
         """The k images that fit the text best, best first; of all, the nearest `rerank` are ranked again."""
         _require_results(k)

@@ -112,7 +112,7 @@ def _read_lines(stream: BinaryIO, prompt: str) -> Iterator[str]:
 
 def print_note(sentence: str) -> None:
     """Say something beside the results."""
-    typer.echo(sentence, err=True)
+    typer.echo(show_line(sentence), err=True)
 
 
 def complain(sentence: str) -> None:

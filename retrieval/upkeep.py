@@ -68,6 +68,8 @@ def index(
     from indexer.watch import watch_folder
     from retrieval.locate import choose_model, place_index
 
+    if watch and dry_run:
+        raise typer.BadParameter("--dry-run changes nothing, and --watch does: leave out one of them")
     root = name_root(folder)
     place = place_index(root, index_place)
     settings = BuildSettings(

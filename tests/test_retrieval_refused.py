@@ -47,3 +47,29 @@ def test_a_locale_that_reads_names_as_other_letters_is_refused(indexed: Path) ->
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "reads them as ascii: set PYTHONUTF8=1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("search", "-0", "--json", "red"), "--json is a form of its own"),
+        (("search", "--paths", "--json", "red"), "--json is a form of its own"),
+        (("search", "--min-score", "nan", "red"), "--min-score is no number"),
+        (("index", ".", "--watch", "--dry-run"), "leave out one of them"),
+    ],
+)
+def test_options_that_contradict_each_other_are_wrong_usage(
+    indexed: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Usage: " in result.stderr and sentence in result.stderr
+
+
+def test_a_search_of_no_images_says_so(here: Path) -> None:
+    for image in here.rglob("*.png"):
+        image.write_bytes(b"")
+    run("index", ".")
+    result = run("search", "red")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"the index of {here} holds no images: see `fwd2bot info`\n"
