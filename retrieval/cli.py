@@ -83,9 +83,7 @@ Examples:
 
 @app.command(epilog=SEARCH_EPILOG)
 def search(
-    query: Annotated[
-        list[str], typer.Argument(metavar="QUERY...", help="What the image shows; - reads stdin.")
-    ],
+    query: Annotated[list[str], typer.Argument(metavar="QUERY", help="What the image shows; - reads stdin.")],
     index_dir: IndexOption = None,
     count: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many images.")] = 10,
     paths_only: Annotated[bool, typer.Option("--paths", help="Print paths without scores.")] = False,
