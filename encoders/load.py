@@ -39,20 +39,20 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
 
             return OpenClipEncoder.load(name, name.removeprefix(_OPENCLIP), place)
         if name.startswith(SENTENCE_PREFIX):
-            _quieten_transformers()
-            from encoders.sentence import SentenceEncoder
+            with _quiet_transformers():
+                from encoders.sentence import SentenceEncoder
 
-            return SentenceEncoder.load(name, name.removeprefix(SENTENCE_PREFIX), place)
+                return SentenceEncoder.load(name, name.removeprefix(SENTENCE_PREFIX), place)
         if name.startswith(LVLM_PREFIX):
-            _quieten_transformers()
-            from encoders.lvlm import LvlmEncoder
+            with _quiet_transformers():
+                from encoders.lvlm import LvlmEncoder
 
-            return LvlmEncoder.load(name, name.removeprefix(LVLM_PREFIX), place)
+                return LvlmEncoder.load(name, name.removeprefix(LVLM_PREFIX), place)
         folder = find_checkpoint(name)
-        _quieten_transformers()
-        from encoders.fwd2bot.encoder import Fwd2BotEncoder
+        with _quiet_transformers():
+            from encoders.fwd2bot.encoder import Fwd2BotEncoder
 
-        return Fwd2BotEncoder.load(name, folder, place)
+            return Fwd2BotEncoder.load(name, folder, place)
 
 
 def load_reader(name: str, fingerprint: str) -> TextEncoder:
@@ -127,7 +127,7 @@ def _check_checkpoint(name: str, folder: Path) -> Path:
 
 @contextmanager
 def _pause_collector() -> Iterator[None]:
-    """Leave out garbage collection while torch and transformers are imported, and of what they leave.
+    """Leave out garbage collection while torch and transformers are imported.
 
     They make millions of objects that stay: looking through them was a third of the wait for a first answer.
     """
@@ -136,14 +136,21 @@ def _pause_collector() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
         if was_enabled:
             gc.enable()
 
 
-def _quieten_transformers() -> None:
-    # Its notes on missing torchvision and its progress bars would drown the command's own lines on stderr.
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Leave out the notes and progress bars that come with loading, and then speak as the program chose."""
     from transformers.utils import logging
 
+    verbosity, showed_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if showed_progress:
+            logging.enable_progress_bar()

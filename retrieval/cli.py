@@ -170,6 +170,7 @@ def main() -> None:
     """Run the command line; every failure that was foreseen is one line on stderr and exit code 1."""
     # Closed by the caller (`2>&-`), its number would go to the next file, and complaints into that.
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - open to the end
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes would drown the command's own lines
     try:
         app(prog_name="fwd2bot")
     except OSError as error:  # a full disk, a folder that cannot be written

@@ -1,5 +1,6 @@
 """The commands that write an index: index, merge, verify, compact."""
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -184,4 +185,6 @@ def compact(index_dir: IndexOption = None, as_json: JsonOption = False) -> None:
 def _load_encoder(name: str, device: str) -> "Encoder":
     from encoders.load import load_encoder  # torch and transformers come with it
 
-    return load_encoder(name, device)
+    encoder = load_encoder(name, device)
+    gc.freeze()  # the millions of objects that came with it stay: no run need look through them
+    return encoder

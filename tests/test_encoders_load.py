@@ -1,5 +1,6 @@
 """Names of models and of devices: what they lead to, and what is said where they lead nowhere."""
 
+import gc
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import RemoteEntryNotFoundError
+from transformers.utils import logging
 
 from encoders.base import EncoderNotFound, MissingDependency
 from encoders.load import choose_device, load_encoder
@@ -26,6 +28,17 @@ def test_a_name_that_leads_nowhere_says_what_a_name_may_be(
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, _: refuse(name))
     with pytest.raises(EncoderNotFound, match=r"somebody/model.*no network"):
         load_encoder("somebody/model", "cpu")
+
+
+def test_loading_leaves_the_program_around_it_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("froze what is not its own"))
+    logging.set_verbosity_info()
+    try:
+        load_encoder("tiny", "cpu")
+        assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
+        assert gc.isenabled()
+    finally:
+        logging.set_verbosity_warning()
 
 
 @pytest.mark.parametrize("prefix", ["lvlm:", "st:", "openclip:"])
