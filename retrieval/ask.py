@@ -43,6 +43,8 @@ def find_image(table: EmbeddingTable, image: str | Path | int) -> int:
     `search` shows it. QueryError otherwise.
     """
     image = str(image)
+    if not image:
+        raise QueryError("the name of the image is empty: give its path, the end of its path, or its id")
     if image.isdecimal() and len(image) < 19:
         return _check_id(table, int(image))
     paths, shown = table.files["path"], unescape_path(image)
