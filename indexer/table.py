@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encoders.base import CannotAnswer, FloatArray, IndexDamaged, IndexFailure
+from encoders.base import CannotAnswer, FloatArray, IndexDamaged, IndexFailure, QueryError
 
 from .columns import build_schema, decode_summaries, decode_vectors
 from .manifest import EncoderRecord, Manifest, locate_root, read_manifest
@@ -100,15 +100,20 @@ class EmbeddingTable:
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read these columns of every image (None: all, tokens too), in the order of `ids`."""
-        names = list(columns or build_schema(self.manifest).names)
+        known = build_schema(self.manifest).names
+        names = known if columns is None else list(columns)
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise QueryError(f"{self.index_dir} has no column {unknown[0]}: choose of {', '.join(known)}")
 
         def read(manifest: Manifest) -> pa.Table:
-            tables = [build_schema(manifest).empty_table().select(names)]
-            for rows in read_columns(self.index_dir, manifest, list(dict.fromkeys(["id", *names]))):
-                tables.append(rows.filter(pa.array(mark_members(rows["id"], self.ids))).select(names))
+            wanted = list(dict.fromkeys(["id", *names]))
+            tables = [build_schema(manifest).empty_table().select(wanted)]
+            for rows in read_columns(self.index_dir, manifest, wanted):
+                tables.append(rows.filter(pa.array(mark_members(rows["id"], self.ids))).select(wanted))
             found = pa.concat_tables(tables)
             self._require_all(len(found))
-            return found
+            return found.select(names)
 
         return self._read(read)
 

@@ -129,6 +129,16 @@ def read_everything(index_dir: Path) -> None:
     load_faiss(index_dir, table.manifest.faiss, table.encoder.dim)
 
 
+def test_a_table_has_the_columns_asked_for_and_no_others(index_dir: Path) -> None:
+    table = EmbeddingTable.open(index_dir)
+    for columns in ([], ["path"], ["camera", "path", "id"], None):
+        found = table.to_arrow(columns)
+        assert columns is None or found.column_names == columns
+        assert len(found) == 8 or not columns
+    with pytest.raises(QueryError, match=r"has no column colour: choose of id, path, .*embedding"):
+        table.to_arrow(["path", "colour"])
+
+
 def test_a_flipped_byte_of_a_part_is_never_an_accident_of_another_kind(index_dir: Path) -> None:
     (path,) = (index_dir / "parts").iterdir()
     whole = path.read_bytes()
