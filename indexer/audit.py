@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,8 @@ DIGEST_PATTERN = f"^[0-9a-f]{{{DIGEST_LENGTH}}}$"
 class IndexDescription(NamedTuple):
     """An index in numbers; `skipped` and `removed` are paths, `size` is bytes on disk of all that counts.
 
-    `dead` are rows that a compaction would drop: of files that have changed, moved or gone since.
+    `dead` are rows that a compaction would drop: of files that have changed, moved or gone since. Where
+    `faiss` is behind the parts, a search reads them all, until the next run ends.
     """
 
     folder: str
@@ -47,8 +48,8 @@ class IndexDescription(NamedTuple):
     dead: int
     parts: int
     size: int
-    bytes_per_image: int
-    searchable: str
+    bytes_per_image: int | None
+    faiss: Literal["current", "behind"]
     created: str
     updated: str
 
@@ -84,8 +85,8 @@ def describe_index(index_dir: Path) -> IndexDescription:
         dead=sum(part.rows for part in manifest.parts) - counts["ok"] - counts["skipped"],
         parts=len(manifest.parts),
         size=size,
-        bytes_per_image=round(size / max(1, counts["ok"])),
-        searchable="yes" if manifest.faiss_is_current else "slowly, until the next index run ends",
+        bytes_per_image=round(size / counts["ok"]) if counts["ok"] else None,
+        faiss="current" if manifest.faiss_is_current or not manifest.parts else "behind",
         created=manifest.created,
         updated=manifest.updated,
     )

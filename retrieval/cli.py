@@ -158,7 +158,10 @@ def info(index_dir: IndexOption = None, as_json: JsonOption = False) -> None:
     from indexer.audit import describe_index
     from retrieval.locate import find_index
 
-    print_facts(describe_index(find_index(index_dir))._asdict(), as_json)
+    facts = describe_index(find_index(index_dir))
+    print_facts(facts._asdict(), as_json)
+    if facts.faiss == "behind":
+        print_note("a search is slow until `fwd2bot index` has run to its end")
 
 
 app.command(epilog=upkeep.VERIFY_EPILOG)(upkeep.verify)

@@ -65,7 +65,7 @@ def print_report(report: NamedTuple, as_json: bool) -> None:
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
     """Facts by name, one a line: words of an index from elsewhere can forge no other."""
-    lines = (f"{name.replace('_', ' ')}: {fact}" for name, fact in facts.items())
+    lines = (f"{name.replace('_', ' ')}: {'none' if fact is None else fact}" for name, fact in facts.items())
     print_results(f"{show_line(line)}\n" for line in ([json.dumps(facts)] if as_json else lines))
 
 

@@ -15,6 +15,20 @@ def test_info_and_verify_speak_of_a_whole_index(indexed: Path) -> None:
     assert result.exit_code == 0 and "is whole" in result.stdout
 
 
+def test_info_says_what_there_is_not(here: Path) -> None:
+    for image in here.rglob("*.png"):
+        image.write_bytes(b"")
+    run("index", ".")
+    result = run("info")
+    assert {"bytes per image: none", "faiss: current"} <= set(result.stdout.splitlines())
+    path = here / ".fwd2bot/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"faiss": None}))
+    result = run("info", "--json")
+    facts = json.loads(result.stdout)
+    assert (facts["bytes_per_image"], facts["faiss"]) == (None, "behind")
+    assert "a search is slow until" in result.stderr
+
+
 def test_words_of_an_index_from_elsewhere_forge_no_line_and_rule_no_terminal(
     indexed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
