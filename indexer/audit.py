@@ -61,8 +61,9 @@ class Fault(NamedTuple):
     part: PartRecord | None
 
 
-def describe_index(index_dir: Path) -> IndexDescription:
+def describe_index(index_dir: str | Path) -> IndexDescription:
     """Count what is in an index."""
+    index_dir = Path(index_dir)
     manifest, rows = read_following(
         index_dir,
         read_manifest(index_dir),
@@ -92,12 +93,13 @@ def describe_index(index_dir: Path) -> IndexDescription:
     )
 
 
-def audit_index(index_dir: Path) -> Iterator[Fault]:
+def audit_index(index_dir: str | Path) -> Iterator[Fault]:
     """Read every byte of an index, as it is now, and yield what is not as it should be.
 
     What a run or a compaction replaces meanwhile is no fault, for it may be gone before it is read.
     IndexFailure where a part cannot be read just now: that is no damage, and nothing may be dropped for it.
     """
+    index_dir = Path(index_dir)
     manifest = read_manifest(index_dir)
     damaged = False
     for part in manifest.parts:
@@ -117,12 +119,13 @@ def audit_index(index_dir: Path) -> Iterator[Fault]:
             yield Fault(str(error), None)
 
 
-def repair_index(index_dir: Path) -> list[Fault]:
+def repair_index(index_dir: str | Path) -> list[Fault]:
     """Drop damaged parts and build the FAISS file anew; returns what was wrong.
 
     The next run embeds again the images of the parts that were dropped. IndexFailure, and nothing is dropped,
     where a part cannot be read just now.
     """
+    index_dir = Path(index_dir)
     with lock_index(index_dir):
         remove_orphans(index_dir)
         faults = list(audit_index(index_dir))

@@ -34,12 +34,13 @@ class MergeReport(NamedTuple):
     known: int
 
 
-def merge_index(target: Path, source: Path) -> MergeReport:
+def merge_index(target: str | Path, source: str | Path) -> MergeReport:
     """Add to the index `target` what only the index `source` knows; `source` stays as it is.
 
     IndexDamaged where `source` is not as it should be, before a row of it is taken. A killed merge has added
     some rows for good, and the next one adds the others.
     """
+    target, source = Path(target), Path(source)
     require_faiss()
     with lock_index(target):
         remove_orphans(target)
@@ -60,8 +61,9 @@ def merge_index(target: Path, source: Path) -> MergeReport:
     return MergeReport(len(wanted), known)
 
 
-def create_above(target: Path, one: Path, other: Path) -> None:
+def create_above(target: str | Path, one: str | Path, other: str | Path) -> None:
     """Make an empty index of the nearest folder above those of two others, unless `target` is an index."""
+    target, one, other = Path(target), Path(one), Path(other)
     with lock_index(target):
         try:
             read_manifest(target)

@@ -9,11 +9,12 @@ import pytest
 from numpy.typing import ArrayLike
 
 from encoders.base import CannotAnswer, EncoderMismatch, IndexDamaged, IndexNotFound, QueryError
-from indexer.audit import audit_index, describe_index
+from indexer.audit import audit_index, describe_index, repair_index
 from indexer.build import BuildSettings, plan_build
 from indexer.build import build as build_index
 from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
+from indexer.merge import create_above, merge_index
 from indexer.table import EmbeddingTable
 from retrieval.ask import ask, caption, find_image
 from retrieval.locate import choose_model, find_index
@@ -37,7 +38,10 @@ def test_a_place_may_be_a_string_and_that_of_an_index_its_folder(
     installed_encoder(encoder)
     folder, index_dir = str(gallery), str(gallery / ".fwd2bot")
     assert build_index(folder, index_dir, encoder).indexed == len(plan_build(folder, index_dir).fresh) + 8
-    assert compact_index(index_dir).parts == 1
+    assert compact_index(index_dir).parts == describe_index(index_dir).parts == 1
+    assert list(audit_index(index_dir)) == repair_index(index_dir) == []
+    create_above(f"{gallery}/other", index_dir, index_dir)
+    assert merge_index(f"{gallery}/other", index_dir).added == 8
     table = EmbeddingTable.open(index_dir)
     for place in (folder, gallery, index_dir):
         assert len(Searcher.open(place).search("red")) == 8
