@@ -121,7 +121,8 @@ def search(
 
 
 ASK_EPILOG = """\b
-The answer comes from the tokens stored in the index: the image itself may be gone.
+The answer comes from the tokens stored in the index: the image itself may be gone. (The next
+`fwd2bot index` of its folder leaves it out.)
 
 \b
 Examples:

@@ -57,7 +57,11 @@ def test_a_dry_run_refuses_and_names_what_the_run_would(
 
 def test_index_options_reach_the_index(here: Path, tmp_path: Path) -> None:
     place = tmp_path / "elsewhere"
-    options = ["--index", str(place), *"--tokens none --exclude below --exclude w* --workers 1".split()]
+    options = [
+        "--index",
+        str(place),
+        *["--tokens", "none", "--exclude", "below", "--exclude", "w*", "--workers", "1"],
+    ]
     assert run("index", ".", *options, "--batch-size", "2", "--max-megapixels", "1").exit_code == 0
     facts = json.loads(run("info", "--index", str(place), "--json").stdout)
     assert facts["images"] == 3 and facts["tokens"] == "none" and facts["root"] == str(here)
