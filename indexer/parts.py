@@ -83,7 +83,9 @@ def trust_nothing(path: Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise IndexDamaged(f"{path} is missing: {REPAIR_REMEDY}") from None
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+    except MemoryError:  # sizes are looked at before anything is read, so the part is not to blame
+        raise IndexFailure(f"{path} cannot be read (no memory left): make room and run it again") from None
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and error.errno:  # of damage, Arrow's has no number
             reason = os.strerror(error.errno)
             raise IndexFailure(f"{path} cannot be read ({reason}): mend that and run it again") from None

@@ -194,19 +194,22 @@ def test_a_merge_takes_no_index_of_a_url_that_climbs_out_of_the_other(index: Pat
 
 
 @pytest.mark.parametrize("reader", ["indexer.parts.pq.ParquetFile", "indexer.audit.digest_file"])
-@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize(
+    "error",
+    [*(OSError(n, os.strerror(n)) for n in (errno.EACCES, errno.EIO, errno.ESTALE)), pa.ArrowMemoryError()],
+)
 def test_a_part_that_cannot_be_read_just_now_is_no_damage_and_nothing_drops_it(
-    index: Path, monkeypatch: pytest.MonkeyPatch, reader: str, reason: int
+    index: Path, monkeypatch: pytest.MonkeyPatch, reader: str, error: Exception
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise OSError(reason, os.strerror(reason))
+        raise error
 
     before = read_manifest(index)
     acts = [repair_index, lambda index: list(audit_index(index))]
     with monkeypatch.context() as patch:
         patch.setattr(reader, refuse)
         for act in acts if "audit" in reader else [*acts, EmbeddingTable.open]:
-            with pytest.raises(IndexFailure, match=r"parquet cannot be read \(.*\): mend that") as caught:
+            with pytest.raises(IndexFailure, match=r"parquet cannot be read \(.*\): m") as caught:
                 act(index)
             assert not isinstance(caught.value, IndexDamaged)
     assert read_manifest(index) == before and list(audit_index(index)) == []
