@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
-_BREAKS_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# What ends a line, commands a terminal, or has it write backwards, so that a name seems to be another.
+_BREAKS_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def escape_path(path: str) -> str:
