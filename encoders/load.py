@@ -39,17 +39,17 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
 
             return OpenClipEncoder.load(name, name.removeprefix(_OPENCLIP), place)
         if name.startswith(SENTENCE_PREFIX):
-            with _quiet_transformers():
+            with quiet_transformers():
                 from encoders.sentence import SentenceEncoder
 
                 return SentenceEncoder.load(name, name.removeprefix(SENTENCE_PREFIX), place)
         if name.startswith(LVLM_PREFIX):
-            with _quiet_transformers():
+            with quiet_transformers():
                 from encoders.lvlm import LvlmEncoder
 
                 return LvlmEncoder.load(name, name.removeprefix(LVLM_PREFIX), place)
         folder = find_checkpoint(name)
-        with _quiet_transformers():
+        with quiet_transformers():
             from encoders.fwd2bot.encoder import Fwd2BotEncoder
 
             return Fwd2BotEncoder.load(name, folder, place)
@@ -111,6 +111,22 @@ def choose_device(device: str) -> str:
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Leave out the notes and progress bars that come with loading, and then speak as the program chose."""
+    from transformers.utils import logging
+
+    verbosity, showed_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if showed_progress:
+            logging.enable_progress_bar()
+
+
 def _place_checkpoint(name: str) -> Path:
     """Where a checkpoint lies if it is on disk."""
     return Path(str(files("encoders.weights"))) if name == DEFAULT_ENCODER else Path(name).expanduser()
@@ -138,19 +154,3 @@ def _pause_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Leave out the notes and progress bars that come with loading, and then speak as the program chose."""
-    from transformers.utils import logging
-
-    verbosity, showed_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if showed_progress:
-            logging.enable_progress_bar()

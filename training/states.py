@@ -26,6 +26,7 @@ from torch import Tensor
 from encoders.base import DatasetError, Fwd2BotError, first_line
 from encoders.fwd2bot.checkpoint import Checkpoint, save_checkpoint
 from encoders.fwd2bot.folders import OWN_BASE
+from encoders.load import quiet_transformers
 from training.settings import BaseSettings, TrainingSettings, write_settings
 from training.trainer import Trainer
 
@@ -88,7 +89,7 @@ def save_model(folder: Path, checkpoint: Checkpoint, settings: TrainingSettings)
     temporary, before = folder.with_name(f"{folder.name}.new"), _place_before(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     put_back_model(folder)
-    with _keep_whole(folder, temporary):
+    with _keep_whole(folder, temporary), quiet_transformers():
         recipe = json.dumps(write_settings(settings), indent=2) + "\n"
         save_checkpoint(temporary, checkpoint._replace(base=base, recipe=recipe.encode()))
     if folder.exists():
