@@ -72,6 +72,13 @@ def test_a_batch_too_small_for_the_ranks_is_refused(folder: Path) -> None:
         make_dataset(folder, batches=[BatchSettings(1, {"photos": PHOTOS})], ranks=share_out(8)[0])
 
 
+def test_words_are_not_learned_from_pictures_that_the_processor_reads() -> None:
+    settings = replace(make_run_settings(3), augmentation=None)
+    assert settings.word_weight
+    with pytest.raises(DatasetError, match=r"word_weight needs .*\[augmentation\]"):
+        require_losses(settings)
+
+
 def test_a_source_that_would_train_nothing_is_refused(folder: Path) -> None:
     settings = make_settings()
     settings["groups"] = CaptionGroupSettings("caption_groups", "groups.jsonl", False, False)

@@ -186,6 +186,10 @@ def require_losses(settings: TrainingSettings) -> None:
         raise DatasetError(
             "Batches with tower_only would train nothing: they learn by word_weight, which is 0"
         )
+    if settings.word_weight and settings.augmentation is None:
+        raise DatasetError(
+            "word_weight needs the views that [augmentation] makes: give that table, or set word_weight = 0"
+        )
     for name in {name for batch in batches for name, count in batch.counts.items() if count}:
         source = settings.sources.get(name)
         wanting = _find_losses(settings, source) if source else {}
