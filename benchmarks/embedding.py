@@ -1,5 +1,6 @@
 """Images and texts through an encoder in batches, with progress on stderr."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from encoders.base import (
     MissingDependency,
     TalkingEncoder,
 )
-from indexer.decode import open_picture
+from indexer.decode import open_picture, refuse_shape
 from indexer.images import describe_error
 from indexer.pixels import decode_upright
 
@@ -61,8 +62,11 @@ def decode_picture(path: Path, image_size: int) -> Image.Image:
 
 
 def decode_stream(stream: BinaryIO, image_size: int) -> Image.Image:
-    """Decode the bytes of one file; raises whatever decoders raise."""
+    """Decode the bytes of one file; ValueError for a strip, and whatever decoders raise."""
     with open_picture(stream) as image:
+        reason = refuse_shape(*image.size, max_megapixels=math.inf)
+        if reason:
+            raise ValueError(reason)
         return decode_upright(image, image_size)[0]
 
 

@@ -104,10 +104,21 @@ def require_decoder(path: str) -> None:
             raise MissingDependency(f'it needs one more package: pip install "fwd2bot[{extra}]"')
 
 
+def refuse_shape(width: int, height: int, max_megapixels: float) -> str:
+    """Why an image of so many pixels is not decoded, or nothing."""
+    pixels = width * height
+    if pixels > max_megapixels * 1e6:
+        megapixels = math.ceil(pixels / 1e4) / 100  # up, or it could seem to be within the limit
+        return f"{megapixels:,g} megapixels are over the limit of {max_megapixels:,g} (--max-megapixels)"
+    if max(width, height) > LONGEST_SHAPE * min(width, height):
+        return f"{width} x {height} pixels are more than {LONGEST_SHAPE} times as long as wide"
+    return ""
+
+
 def _decode_picture(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels: float) -> Photo:
     with open_picture(stream) as image:
         width, height = image.size
-        reason = _refuse_shape(width, height, max_megapixels)
+        reason = refuse_shape(width, height, max_megapixels)
         if reason:
             return photo._replace(width=width, height=height, error=reason)
         metadata = _read_metadata(image)  # first: once loaded, a TIFF has lost its file, and its orientation
@@ -119,25 +130,13 @@ def _decode_picture(photo: Photo, stream: BinaryIO, image_size: int, max_megapix
 def _decode_raw(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels: float) -> Photo:
     with open_raw(stream) as raw:
         width, height = measure_raw(raw)
-        reason = _refuse_shape(width, height, max_megapixels)
+        reason = refuse_shape(width, height, max_megapixels)
         if reason:
             return photo._replace(width=width, height=height, error=reason)
         with open_view(raw, image_size) as image:
             metadata = _read_raw_metadata(stream) or _read_metadata(image)
             small, _ = decode_upright(image, image_size)
         return photo._replace(width=width, height=height, image=small, metadata=metadata)
-
-
-def _refuse_shape(width: int, height: int, max_megapixels: float) -> str:
-    pixels = width * height
-    if pixels > max_megapixels * 1e6:
-        megapixels = (
-            math.ceil(pixels / 1e4) / 100
-        )  # rounded up, so that it never seems to be within the limit
-        return f"{megapixels:,g} megapixels are over the limit of {max_megapixels:,g} (--max-megapixels)"
-    if max(width, height) > LONGEST_SHAPE * min(width, height):
-        return f"{width} x {height} pixels are more than {LONGEST_SHAPE} times as long as wide"
-    return ""
 
 
 def _read_metadata(image: Image.Image) -> Metadata:

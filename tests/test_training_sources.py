@@ -203,7 +203,7 @@ def test_a_caption_table_gives_the_texts_of_all_its_caption_columns(tmp_path: Pa
         source.read_captions(1)
     with pytest.raises(DatasetError, match="no such picture"):
         source.load_picture(1, 0)
-    with pytest.raises(DatasetError, match='"file" should be a path'):
+    with pytest.raises(DatasetError, match='"file" should be one path'):
         source.load_picture(2, 0)
 
 

@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.datasets import join_below
 from encoders.base import DatasetError
 from training.data_settings import CaptionTableSettings
 from training.sources.base import Sample, draw_captions
-from training.sources.pictures import open_picture
+from training.sources.pictures import locate_picture, open_picture
 from training.sources.records import RecordFile
 
 
@@ -36,30 +35,32 @@ class CaptionTableSource:
 
     def read_captions(self, row: int) -> Sequence[str]:
         """See Source."""
-        captions = _list_all_texts(self._table.read(row), self.settings.caption_columns)
-        if not captions:
-            raise DatasetError("it has no caption with words in it")
-        return captions
+        return self._list_captions(self._table.read(row))
 
     def draw_sample(self, row: int, random: Random) -> Sample:
         """See Source."""
-        negatives = _list_all_texts(self._table.read(row), self.settings.negative_columns)
-        sample = draw_captions(self.read_captions(row), random)
-        return sample._replace(negatives=negatives, picture=self._locate_picture(row))
+        record = self._table.read(row)
+        return draw_captions(self._list_captions(record), random)._replace(
+            negatives=_list_all_texts(record, self.settings.negative_columns),
+            picture=self._locate_picture(record),
+        )
 
     def load_picture(self, row: int, side: int) -> Image.Image:
         """See Source."""
-        return open_picture(self._locate_picture(row), side)
+        return open_picture(self._locate_picture(self._table.read(row)), side)
 
     def describe_row(self, row: int) -> str:
         """See Source."""
         return f"row {row} of {self.settings.table}"
 
-    def _locate_picture(self, row: int) -> Path:
-        name = self._table.read(row).get(self.settings.image_column)
-        if not isinstance(name, str):
-            raise DatasetError(f'its "{self.settings.image_column}" should be a path and is {name!r:.100}')
-        return join_below(self._images, [name], "its row")
+    def _list_captions(self, record: Mapping[str, Any]) -> list[str]:
+        captions = _list_all_texts(record, self.settings.caption_columns)
+        if not captions:
+            raise DatasetError("it has no caption with words in it")
+        return captions
+
+    def _locate_picture(self, record: Mapping[str, Any]) -> Path:
+        return locate_picture(self._images, record, self.settings.image_column)
 
 
 class _Table(Protocol):

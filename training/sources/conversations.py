@@ -11,12 +11,11 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.datasets import join_below
 from encoders.base import DatasetError
 from encoders.fwd2bot.prompts import IMAGE_PLACEHOLDER
 from training.data_settings import ConversationSettings
 from training.sources.base import Sample, Turn
-from training.sources.pictures import open_picture
+from training.sources.pictures import locate_picture, open_picture
 from training.sources.records import RecordFile
 
 
@@ -44,14 +43,14 @@ class ConversationSource:
         turns = read_turns(record)
         sample = Sample([turn.answer for turn in turns], turns[0].answer, turns)
         if "image" in record:
-            return sample._replace(picture=self._locate_picture(record))
+            return sample._replace(picture=locate_picture(self._images, record, "image"))
         if not turns[0].question:
             raise DatasetError("its conversation has neither an image nor a first question")
         return sample._replace(text=turns[0].question)
 
     def load_picture(self, row: int, side: int) -> Image.Image:
         """See Source."""
-        return open_picture(self._locate_picture(self._records.read(row)), side)
+        return open_picture(locate_picture(self._images, self._records.read(row), "image"), side)
 
     def describe_row(self, row: int) -> str:
         """See Source."""
@@ -59,12 +58,6 @@ class ConversationSource:
             return f"record {row} (id {self._records.read(row).get('id')!r:.100})"
         except DatasetError:
             return f"record {row}"
-
-    def _locate_picture(self, record: dict[str, Any]) -> Path:
-        name = record.get("image")
-        if not isinstance(name, str):
-            raise DatasetError(f'its "image" should be one path and is {name!r:.100}')
-        return join_below(self._images, [name], "its record")
 
 
 def read_turns(record: dict[str, Any]) -> list[Turn]:

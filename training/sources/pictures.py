@@ -1,17 +1,19 @@
 """One picture of a training set, from a file or from bytes: RGB and upright, or a DatasetError why not."""
 
 import warnings
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.datasets import join_below
 from benchmarks.embedding import decode_stream
 from encoders.base import DatasetError
 
-_LONGEST_SHAPE = 100  # times as long as wide: image processors fail on more, or write no token for it
 _WHOLE = 1 << 20  # pixels a side, more than any picture has
 
 
@@ -25,14 +27,19 @@ def open_picture(place: Path | BytesIO, side: int) -> Image.Image:
             warnings.simplefilter("ignore")  # of metadata, mostly
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with place.open("rb") if isinstance(place, Path) else place as stream:
-                picture = decode_stream(stream, side or _WHOLE)
+                return decode_stream(stream, side or _WHOLE)
     except FileNotFoundError:
         raise DatasetError("there is no such picture") from None
     except Exception as error:  # decoders raise anything on bad bytes: struct.error, SyntaxError ...
         raise DatasetError(f"the picture cannot be decoded: {error}") from error
-    if max(picture.size) > _LONGEST_SHAPE * min(picture.size):
-        raise DatasetError(f"the picture is more than {_LONGEST_SHAPE} times as long as wide")
-    return picture
+
+
+def locate_picture(folder: Path, record: Mapping[str, Any], field: str) -> Path:
+    """The file below a folder that a record names; raises DatasetError where it names none, or another."""
+    name = record.get(field)
+    if not isinstance(name, str):
+        raise DatasetError(f'its "{field}" should be one path and is {name!r:.100}')
+    return join_below(folder, [name], "its record")
 
 
 def square_picture(picture: Image.Image, side: int) -> NDArray[np.uint8]:
