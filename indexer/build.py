@@ -31,6 +31,7 @@ from .manifest import (
     create_manifest,
     locate_root,
     read_manifest,
+    relate_root,
     require_same_encoder,
     resolve_root,
     write_manifest,
@@ -47,6 +48,7 @@ class BuildSettings:
 
     tokens: None, as the index has them, and int8 for a new index whose model keeps tokens. batch_size: None,
     what the encoder finds best on its device. rebuild: the first commit replaces the index there is, whole.
+    moved: an index of another folder, or URL, goes on as that of this one, to which its files have moved.
     """
 
     tokens: TokenFormat | None = None
@@ -56,6 +58,7 @@ class BuildSettings:
     follow_links: bool = False
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
     rebuild: bool = False
+    moved: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would hang a run, or leave out what nobody meant."""
@@ -110,6 +113,8 @@ def build(
         del found
         if manifest is not None and (plan.fresh or encoder.name != manifest.encoder.name):
             manifest = _follow_encoder(index, manifest, encoder)
+        if manifest is not None and settings.moved:
+            manifest = write_manifest(index, manifest)
         manifest = manifest or create_manifest(folder, index, encoder, _choose_tokens(encoder, settings))
         writer = IndexWriter(index, manifest)
         writer.append([FileRow(path, 0, 0, "", 0, 0, "deleted", "") for path in plan.removed], None)
@@ -154,17 +159,20 @@ def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) 
     try:
         manifest = read_manifest(index)
     except IndexNotFound:
+        if settings.moved:
+            raise
         return None
     indexed = locate_root(manifest, index)
-    if indexed != resolve_root(folder):
+    if indexed != resolve_root(folder) and not settings.moved:
         raise IndexFailure(
-            f"{index} is the index of {indexed}, not of {folder}: choose another --index, or --rebuild"
+            f"{index} is the index of {indexed}, not of {folder}: "
+            "choose another --index, or --moved where its files have moved here, or --rebuild"
         )
     if settings.tokens not in (None, manifest.tokens):
         raise IndexFailure(
             f"{index} keeps tokens as {manifest.tokens}, not {settings.tokens}: drop --tokens, or --rebuild"
         )
-    return manifest
+    return replace(manifest, root=relate_root(folder, index))
 
 
 def _follow_encoder(index: Path, manifest: Manifest, encoder: Encoder) -> Manifest:

@@ -41,7 +41,7 @@ def watch_folder(
                 if is_first:
                     raise
                 observer.skip(".", str(error))
-            is_first, settings = False, replace(settings, rebuild=False)
+            is_first, settings = False, replace(settings, rebuild=False, moved=False)
     except KeyboardInterrupt:
         return
 

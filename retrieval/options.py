@@ -69,6 +69,13 @@ RebuildOption = Annotated[
         help="Embed all anew; the first images replace the whole old index: --index PATH elsewhere keeps it.",
     ),
 ]
+MovedOption = Annotated[
+    bool,
+    typer.Option(
+        "--moved",
+        help="The index at --index was of another folder: go on with it, as its files are here now.",
+    ),
+]
 WatchOption = Annotated[
     bool, typer.Option("--watch", help="Keep the index current as files come and go, until Ctrl-C.")
 ]

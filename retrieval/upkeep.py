@@ -19,6 +19,7 @@ from .options import (
     JsonOption,
     MegapixelsOption,
     ModelOption,
+    MovedOption,
     RebuildOption,
     TokensOption,
     WatchOption,
@@ -42,6 +43,7 @@ Examples:
   fwd2bot index ~/Photos --watch
   fwd2bot index ~/Photos --exclude "*.gif" --exclude trash
   fwd2bot index /mnt/archive --index ~/archive-index --device cuda --batch-size 128
+  fwd2bot index /mnt/new/archive --index ~/archive-index --moved
   fwd2bot index s3://bucket/photos --index ~/bucket-index
   fwd2bot index ~/Photos --dry-run"""
 
@@ -58,6 +60,7 @@ def index(
     follow_links: FollowOption = False,
     max_megapixels: MegapixelsOption = 200.0,
     rebuild: RebuildOption = False,
+    moved: MovedOption = False,
     watch: WatchOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -67,12 +70,18 @@ def index(
     from indexer.lazy import LazyEncoder
     from indexer.sources import name_root
     from indexer.watch import watch_folder
-    from retrieval.locate import choose_model, place_index
+    from retrieval.locate import choose_model, find_index, place_index
 
     if watch and dry_run:
         raise typer.BadParameter("--dry-run changes nothing, and --watch does: leave out one of them")
+    if moved and rebuild:
+        raise typer.BadParameter(
+            "--moved goes on with an index, and --rebuild does not: leave out one of them"
+        )
     root = name_root(folder)
     place = place_index(root, index_place)
+    if moved:
+        place = find_index(place)  # no new one is begun where a path is mistyped
     settings = BuildSettings(
         tokens=tokens,
         batch_size=batch_size,
@@ -81,6 +90,7 @@ def index(
         follow_links=follow_links,
         max_megapixels=max_megapixels,
         rebuild=rebuild,
+        moved=moved,
     )
     progress = Progress()
     if dry_run:

@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from encoders.base import IndexFailure, NothingToIndex
+from encoders.base import IndexFailure, IndexNotFound, NothingToIndex
 from indexer.audit import audit_index
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
@@ -88,6 +88,46 @@ def test_a_folder_and_its_file_url_are_one_root(here: Path, tmp_path: Path, enco
         run("index", f"file://{here}", "--index", str(here))
     with pytest.raises(NothingToIndex, match="is empty"):
         run("index", "file://")
+
+
+def test_an_index_follows_its_folder_to_another_place(
+    gallery: Path, tmp_path: Path, encoder: FakeEncoder, installed_encoder: Install
+) -> None:
+    installed_encoder(encoder)
+    index, new = tmp_path / "index", tmp_path / "elsewhere" / "photos"
+    build_index(gallery, index, encoder)
+    shutil.copytree(gallery, new)
+    (new / "red.png").touch()
+    shutil.rmtree(gallery)
+    with pytest.raises(IndexFailure, match=f"the index of {gallery}, not of {new}: .* or --moved where"):
+        build_index(new, index, encoder)
+    encoder.embedded = 0
+    assert json.loads(run("index", str(new), "--index", str(index), "--moved", "--dry-run", "--json").stdout)
+    assert locate_root(read_manifest(index), index) == gallery
+    assert build_index(new, index, encoder, BuildSettings(moved=True)) == BuildReport(0, 1, 7, 0, 0)
+    assert build_index(new, index, encoder) == BuildReport(0, 0, 8, 0, 0) and encoder.embedded == 0
+    assert run("search", "--paths", "-k", "1", "--index", str(index), "red").stdout == f"{new}/red.png\n"
+
+
+def test_an_index_follows_where_nothing_is_new_and_to_a_url_and_back(
+    bucket: str, gallery: Path, tmp_path: Path, encoder: FakeEncoder
+) -> None:
+    build_index(gallery, tmp_path / "index", encoder)
+    new = shutil.copytree(gallery, tmp_path / "new")  # with their times
+    for root, reused in ((new, 8), (bucket, 0), (gallery, 0), (gallery, 8)):
+        report = build_index(root, tmp_path / "index", encoder, BuildSettings(moved=True))
+        assert (report.reused, report.copied) == (reused, 8 - reused)
+        assert str(locate_root(read_manifest(tmp_path / "index"), tmp_path / "index")) == str(root)
+    assert encoder.embedded == 8
+
+
+def test_moved_needs_an_index_and_does_not_begin_one(here: Path, tmp_path: Path) -> None:
+    with pytest.raises(IndexNotFound, match="no index at"):
+        run("index", ".", "--index", str(tmp_path / "typo"), "--moved")
+    assert not (tmp_path / "typo").exists()
+    with pytest.raises(IndexNotFound):
+        build_index(here, tmp_path / "typo", FakeEncoder(), BuildSettings(moved=True))
+    assert run("index", ".", "--moved", "--rebuild").exit_code == 2
 
 
 def test_an_object_with_a_nul_in_its_name_is_left_out(
