@@ -72,12 +72,7 @@ def index(
     from indexer.watch import watch_folder
     from retrieval.locate import choose_model, find_index, place_index
 
-    if watch and dry_run:
-        raise typer.BadParameter("--dry-run changes nothing, and --watch does: leave out one of them")
-    if moved and rebuild:
-        raise typer.BadParameter(
-            "--moved goes on with an index, and --rebuild does not: leave out one of them"
-        )
+    _refuse_contradictions(watch, dry_run, moved, rebuild)
     root = name_root(folder)
     place = place_index(root, index_place)
     if moved:
@@ -112,6 +107,15 @@ def index(
         raise
     finally:
         progress.close()
+
+
+def _refuse_contradictions(watch: bool, dry_run: bool, moved: bool, rebuild: bool) -> None:
+    if watch and dry_run:
+        raise typer.BadParameter("--dry-run changes nothing, and --watch does: leave out one of them")
+    if moved and rebuild:
+        raise typer.BadParameter(
+            "--moved goes on with an index, and --rebuild does not: leave out one of them"
+        )
 
 
 MERGE_EPILOG = """\b
