@@ -10,7 +10,8 @@ from benchmarks.recall import CUTOFFS, NO_RANK, IntArray, RecallReport, report_r
 from benchmarks.stored_forms import MOST_HITS, Captions, find_rank
 from encoders.base import Encoder
 from indexer.manifest import read_manifest
-from retrieval.search import Searcher, open_neighbours
+from retrieval.gallery import open_neighbours
+from retrieval.search import Searcher
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def measure_reranking(
 ) -> RerankReport:
     """Search an index by `index_images` of so many images for every caption, and rank `depth` again."""
     manifest = read_manifest(index)
-    searcher = Searcher(index, manifest, encoder, open_neighbours(index, manifest))
+    searcher = Searcher(index, manifest, open_neighbours(index, manifest), encoder)
     found = searcher.search_vectors(captions.vectors, max(depth, MOST_HITS))
     plain, again = (np.full((len(found), 1), NO_RANK, np.int64) for _ in range(2))
     queries = zip(found, captions.texts, captions.image_rows.tolist(), strict=True)

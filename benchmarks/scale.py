@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,14 +30,14 @@ from benchmarks.command import (
     write_result,
 )
 from benchmarks.stored_forms import refuse_used_folder
-from encoders.base import Encoder, FloatArray, Fwd2BotError, ImageEmbeddings
+from encoders.base import FloatArray, Fwd2BotError, ImageEmbeddings
 from indexer.columns import FileRow
 from indexer.faiss_search import search_faiss
 from indexer.lock import lock_index
 from indexer.manifest import EncoderRecord, Manifest, read_clock, read_manifest
 from indexer.table import read_vectors
 from indexer.writer import ROWS_PER_PART, IndexWriter
-from retrieval.search import Searcher, open_neighbours
+from retrieval.gallery import Gallery, open_neighbours
 
 _MODULE = "benchmarks.scale"
 _ROWS_PER_CLUSTER = 1000
@@ -181,8 +181,8 @@ def search_neighbours(index_dir: Path, collection: Collection) -> Searching:
     peak, own = read_memory("VmHWM"), read_memory("RssAnon")
     batches = np.split(queries, range(_BATCH, len(queries), _BATCH))
     batched = _time_rate(lambda batch: search_faiss(neighbours, batch, _K), batches)
-    searcher = Searcher(index_dir, manifest, cast(Encoder, None), neighbours)  # asked with vectors, not words
-    answers = _time_rate(lambda batch: searcher.search_vectors(batch, _K), np.split(queries[:_BATCH], _BATCH))
+    gallery = Gallery(index_dir, manifest, neighbours)
+    answers = _time_rate(lambda batch: gallery.search_vectors(batch, _K), np.split(queries[:_BATCH], _BATCH))
     return Searching(opened, peak, own, alone, batched, answers)
 
 

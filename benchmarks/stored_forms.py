@@ -29,7 +29,7 @@ from indexer.faiss_file import load_faiss, save_faiss
 from indexer.faiss_index import FaissIndex
 from indexer.faiss_recipe import count_lists, train_lists
 from indexer.table import EmbeddingTable
-from retrieval.search import Hit, Searcher, open_neighbours
+from retrieval.gallery import Gallery, Hit, open_neighbours
 
 MOST_HITS = max(CUTOFFS)
 EXACT, LISTS, TOKENS = "float16 index", "IVF,SQ8 index", "int8 tokens"
@@ -73,9 +73,7 @@ def _link_photo(photo: Path, link: Path) -> None:
         shutil.copyfileobj(source, target)
 
 
-def measure_stored_forms(
-    encoder: Encoder, index: Path, captions: Captions, images: int
-) -> dict[str, PairReport]:
+def measure_stored_forms(index: Path, captions: Captions, images: int) -> dict[str, PairReport]:
     """Recall by form of what is stored, of an index by `index_images` of so many images.
 
     The index as it was written; inverted lists of eight bits a value, which it would be above 200,000 images;
@@ -89,10 +87,10 @@ def measure_stored_forms(
         )
     neighbours, lists = open_neighbours(index, table.manifest), build_lists(table)
     chosen = EXACT if neighbours.trained == 0 else LISTS
-    forms = {chosen: _measure_index(encoder, table, neighbours, table.vectors.astype(np.float32), captions)}
+    forms = {chosen: _measure_index(table, neighbours, table.vectors.astype(np.float32), captions)}
     if lists is not None and chosen != LISTS:
         decoded = lists.cpu.reconstruct_n(0, int(table.ids[-1]) + 1)[table.ids]
-        forms[LISTS] = _measure_index(encoder, table, lists, decoded, captions)
+        forms[LISTS] = _measure_index(table, lists, decoded, captions)
     if table.manifest.tokens == "int8" and table.encoder.summary_shape is not None:
         forms[TOKENS] = report_pairs(
             _order_by_row(table, pool_summaries(table.read_summaries(table.ids.tolist()))),
@@ -116,12 +114,10 @@ def build_lists(table: EmbeddingTable) -> FaissIndex | None:
 
 
 def _measure_index(
-    encoder: Encoder, table: EmbeddingTable, neighbours: FaissIndex, kept: FloatArray, captions: Captions
+    table: EmbeddingTable, neighbours: FaissIndex, kept: FloatArray, captions: Captions
 ) -> PairReport:
     """Both directions, given the image vectors `kept`, in the order of ids."""
-    hits = Searcher(table.index_dir, table.manifest, encoder, neighbours).search_vectors(
-        captions.vectors, MOST_HITS
-    )
+    hits = Gallery(table.index_dir, table.manifest, neighbours).search_vectors(captions.vectors, MOST_HITS)
     ranks = np.full((len(hits), 1), NO_RANK, np.int64)
     for query, (found, own) in enumerate(zip(hits, captions.image_rows.tolist(), strict=True)):
         ranks[query] = find_rank(found, own)

@@ -163,7 +163,7 @@ def measure_retrieval(
     if options.index_forms or options.keep_index or options.rerank:
         with TemporaryDirectory() as scratch:
             index = index_images(encoder, images, options.keep_index or Path(scratch))
-            stored = measure_stored_forms(encoder, index, captions, len(images))
+            stored = measure_stored_forms(index, captions, len(images))
             reranked = options.rerank and measure_reranking(
                 encoder, index, captions, len(images), options.rerank
             )

@@ -117,6 +117,12 @@ class EmbeddingTable:
 
         return self._read(read)
 
+    def read_embeddings(self, ids: Sequence[int]) -> FloatArray:
+        """Read the embeddings of these images: float32 (n, dim)."""
+        rows = self._read(lambda manifest: read_rows(self.index_dir, manifest, ids, ["embedding"]))
+        with trust_nothing(self.index_dir):
+            return decode_vectors(rows["embedding"], self.encoder.dim).astype(np.float32)
+
     def read_summaries(self, ids: Sequence[int]) -> FloatArray:
         """Read the summary tokens of these images: float32 (n, k, width); CannotAnswer if there are none."""
         columns = list_token_columns(self.index_dir, self.manifest)

@@ -8,13 +8,26 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import upkeep
-from .options import ImageArgument, IndexOption, JsonOption, RerankOption
+from .options import (
+    AnyImageArgument,
+    CountOption,
+    ImageArgument,
+    IndexOption,
+    JsonOption,
+    NullOption,
+    PathsOption,
+    RerankOption,
+    ScoreOption,
+)
 from .terminal import complain, print_answer, print_facts, print_note, print_results, read_lines
+
+if TYPE_CHECKING:
+    from .listing import Form
 
 app = typer.Typer(
     add_completion=False,
@@ -85,30 +98,26 @@ Examples:
 def search(
     query: Annotated[list[str], typer.Argument(metavar="QUERY", help="What the image shows; - reads stdin.")],
     index_dir: IndexOption = None,
-    count: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many images.")] = 10,
-    paths_only: Annotated[bool, typer.Option("--paths", help="Print paths without scores.")] = False,
-    null: Annotated[bool, typer.Option("-0", help="Print raw paths, each followed by a NUL.")] = False,
+    count: CountOption = 10,
+    paths_only: PathsOption = False,
+    null: NullOption = False,
     as_json: JsonOption = False,
     rerank: RerankOption = 0,
-    min_score: Annotated[float, typer.Option(metavar="X", help="Leave out images that score less.")] = -1.0,
+    min_score: ScoreOption = -1.0,
 ) -> None:
     """Find the images that fit a sentence best."""
-    from retrieval.listing import Form, format_answer, format_hits
+    from retrieval.listing import format_answer, format_hits
     from retrieval.locate import find_index
     from retrieval.query import clean_query
     from retrieval.search import Searcher
 
-    if as_json and (null or paths_only):
-        raise typer.BadParameter("--json is a form of its own: leave out -0 and --paths, or --json")
-    if min_score != min_score:
-        raise typer.BadParameter("--min-score is no number: give one from -1 to 1")
+    form = _choose_form(as_json, null, paths_only, min_score)
     many = query == ["-"]
     # What may be refused comes before the model, which takes seconds.
     texts = read_lines("search: ") if many else iter([clean_query(query)])
     searcher = Searcher.open(find_index(index_dir))
     if not len(searcher):
         print_note(f"the index of {searcher.root} holds no images: see `fwd2bot info`")
-    form: Form = "json" if as_json else "null" if null else "paths" if paths_only else "lines"
 
     def answer(text: str) -> str:
         found = searcher.search(text, count, rerank) if text else []
@@ -118,6 +127,48 @@ def search(
         return format_hits(hits, searcher.root, form)
 
     print_results((answer(text.strip()) for text in texts), at_once=many)
+
+
+def _choose_form(as_json: bool, null: bool, paths_only: bool, min_score: float) -> "Form":
+    """How hits are to be printed; options that contradict one another, or say nothing, are wrong usage."""
+    if as_json and (null or paths_only):
+        raise typer.BadParameter("--json is a form of its own: leave out -0 and --paths, or --json")
+    if min_score != min_score:
+        raise typer.BadParameter("--min-score is no number: give one from -1 to 1")
+    return "json" if as_json else "null" if null else "paths" if paths_only else "lines"
+
+
+SIMILAR_EPILOG = """\b
+Printed as by `fwd2bot search`, without the image itself. One of the index is compared by what is
+stored of it: its file may be gone, and no model is loaded. Any other image file is read by the
+model that made the index. Copies score 1.
+
+\b
+Examples:
+  fwd2bot similar holiday/img_0042.jpg
+  fwd2bot similar img_0042.jpg --min-score 0.98
+  fwd2bot similar ~/Downloads/poster.png --index ~/Photos -k 3"""
+
+
+@app.command(epilog=SIMILAR_EPILOG)
+def similar(
+    image: AnyImageArgument,
+    index_dir: IndexOption = None,
+    count: CountOption = 10,
+    paths_only: PathsOption = False,
+    null: NullOption = False,
+    as_json: JsonOption = False,
+    min_score: ScoreOption = -1.0,
+) -> None:
+    """Find the images most like another."""
+    from retrieval.gallery import Gallery
+    from retrieval.listing import format_hits
+    from retrieval.locate import find_index
+
+    form = _choose_form(as_json, null, paths_only, min_score)
+    gallery = Gallery.open(find_index(index_dir))
+    hits = [hit for hit in gallery.search_image(image, count) if hit.score >= min_score]
+    print_results([format_hits(hits, gallery.root, form)])
 
 
 ASK_EPILOG = """\b

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from indexer.manifest import Root, join_url
 from indexer.paths import show_path, unescape_path
 
-from .search import Hit
+from .gallery import Hit
 
 Form = Literal["lines", "paths", "null", "json"]
 

@@ -80,6 +80,10 @@ WatchOption = Annotated[
     bool, typer.Option("--watch", help="Keep the index current as files come and go, until Ctrl-C.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="List what a run would do; change nothing.")]
+CountOption = Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many images.")]
+PathsOption = Annotated[bool, typer.Option("--paths", help="Print paths without scores.")]
+NullOption = Annotated[bool, typer.Option("-0", help="Print raw paths, each followed by a NUL.")]
+ScoreOption = Annotated[float, typer.Option(metavar="X", help="Leave out images that score less.")]
 RerankOption = Annotated[
     int,
     typer.Option(
@@ -87,6 +91,8 @@ RerankOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-ImageArgument = Annotated[
-    str, typer.Argument(metavar="IMAGE", help="Its path, the end of its path, or its id.")
+IMAGE_HELP = "Its path, the end of its path, or its id"
+ImageArgument = Annotated[str, typer.Argument(metavar="IMAGE", help=f"{IMAGE_HELP}.")]
+AnyImageArgument = Annotated[
+    str, typer.Argument(metavar="IMAGE", help=f"{IMAGE_HELP}; or any other image file.")
 ]

@@ -19,7 +19,7 @@ from benchmarks.speed import Run
 from encoders.base import Fwd2BotError
 from indexer.faiss_search import search_faiss
 from indexer.manifest import read_manifest
-from retrieval.search import open_neighbours
+from retrieval.gallery import open_neighbours
 from tests.conftest import FakeEncoder, build
 
 ROOT = Path(__file__).parents[1]

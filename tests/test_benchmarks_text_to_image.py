@@ -97,7 +97,7 @@ def test_what_an_index_keeps_scores_as_what_it_keeps_written_out(tmp_path: Path)
     images, encoder = read_split(tmp_path / "scenes"), NoiseEncoder()
     photos, captions = embed_split(encoder, images, EmbeddingCache(tmp_path / "kept", encoder))
     index = index_images(encoder, images, tmp_path / "new")
-    forms = measure_stored_forms(encoder, index, captions, len(images))
+    forms = measure_stored_forms(index, captions, len(images))
     rows = captions.image_rows.tolist()
 
     halved = report_pairs(photos.astype(np.float16).astype(np.float32), captions.vectors, rows)
@@ -241,4 +241,4 @@ def test_an_image_that_the_index_skips_is_no_silent_miss(tmp_path: Path) -> None
     _, captions = embed_split(encoder, images, EmbeddingCache(tmp_path / "kept", encoder))
     index = index_images(encoder, images[:3], tmp_path / "new")
     with pytest.raises(DatasetError, match="3 of the 4 images"):
-        measure_stored_forms(encoder, index, captions, 4)
+        measure_stored_forms(index, captions, 4)

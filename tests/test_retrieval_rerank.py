@@ -96,7 +96,7 @@ def test_a_model_or_an_index_without_tokens_cannot_rank_again(index_dir: Path) -
         encode_texts = Contrarian().encode_texts
 
     opened = Searcher.open(index_dir)
-    searcher = Searcher(index_dir, opened.manifest, Mute(), opened._neighbours)
+    searcher = Searcher(index_dir, opened.manifest, opened._neighbours, Mute())
     assert searcher.search("red", 5) == opened.search("red", 5)
     with pytest.raises(CannotAnswer, match="mute cannot talk"):
         searcher.search("red", 5, rerank=5)

@@ -16,7 +16,8 @@ from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import create_above, merge_index
 from indexer.table import EmbeddingTable
-from retrieval.ask import ask, caption, find_image
+from retrieval.ask import ask, caption
+from retrieval.find_image import find_image
 from retrieval.locate import choose_model, find_index
 from retrieval.query import clean_query
 from retrieval.search import Searcher
@@ -146,7 +147,7 @@ def test_a_run_that_ends_while_a_reader_opens_is_followed(
         compact_index(index_dir)
     else:  # nothing is gone, but there are rows that it does not name
         read_by = replace(read_by, faiss=None)
-    monkeypatch.setattr("retrieval.search.read_manifest", lambda index_dir: read_by)
+    monkeypatch.setattr("retrieval.gallery.read_manifest", lambda index_dir: read_by)
     paths = {hit.path for hit in Searcher.open(index_dir).search("red", 100)}
     assert ("new.png" in paths, "blue.png" in paths) == (covered, not covered) and len(paths) == 8
 

@@ -1,0 +1,131 @@
+"""The images of an index, open for nearest neighbours: all that needs no model."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike
+
+from encoders.base import FloatArray, IndexDamaged, QueryError
+from indexer.faiss_file import load_faiss
+from indexer.faiss_index import FaissIndex
+from indexer.faiss_refresh import refresh_faiss
+from indexer.faiss_search import search_faiss
+from indexer.manifest import Manifest, locate_root, read_manifest
+from indexer.parts import REPAIR_REMEDY, find_rows
+from indexer.paths import leads_out, show_path, unescape_path
+from indexer.table import read_following, read_images
+
+from .image_query import embed_query_image
+from .locate import find_index
+
+
+class Hit(NamedTuple):
+    """One image found: its path below the root and its cosine with the query.
+
+    `path` is in stored form (see indexer/paths.py); width and height are the pixels of the upright original.
+    """
+
+    id: int
+    path: str
+    score: float
+    width: int
+    height: int
+
+
+class Gallery:
+    """The images of an index, as they were at that moment: open it anew to see what later runs added."""
+
+    def __init__(self, index_dir: Path, manifest: Manifest, neighbours: FaissIndex) -> None:
+        self.index_dir = index_dir
+        self.manifest = manifest
+        self.root = locate_root(manifest, index_dir)
+        self._neighbours = neighbours
+
+    @classmethod
+    def open(cls, index_dir: str | Path) -> "Gallery":
+        """Open an index, or that of a folder; no model is loaded."""
+        return cls(*open_index(index_dir))
+
+    def __len__(self) -> int:
+        """How many images are searched."""
+        return self._neighbours.count
+
+    def search_image(self, image: str | Path | int, k: int = 10) -> list[Hit]:
+        """The k images most like one, best first, and not that one itself.
+
+        image: one of the index, named as for `find_image` and compared by what is stored of it; or any other
+        image file, which the model that made the index is loaded to read.
+        """
+        require_results(k)
+        vector, image_id = embed_query_image(self.index_dir, image)
+        (hits,) = self.search_vectors(vector, k + 1)
+        return [hit for hit in hits if hit.id != image_id][:k]
+
+    def search_vectors(self, vectors: ArrayLike, k: int = 10) -> list[list[Hit]]:
+        """The k images nearest to each vector (n, dim), best first; rows of any length, scored by cosine."""
+        require_results(k)
+        found = search_faiss(self._neighbours, _to_unit_rows(vectors, self.manifest.encoder.dim), k)
+        ids = sorted({image_id for row in found for image_id, _ in row})
+        images = self._read_images(ids)
+        return [
+            [Hit(score=score, **images[image_id]) for image_id, score in row if image_id in images]
+            for row in found
+        ]
+
+    def _read_images(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """What the index says of these images; those that a compaction has dropped since are left out."""
+        rows = self._find_rows(ids, ["path", "width", "height"])
+        images = {image["id"]: image for image in rows.to_pylist()}
+        for image in images.values():
+            if leads_out(image["path"]):  # an index from elsewhere, and the paths go to other commands
+                path = show_path(unescape_path(image["path"]))
+                raise IndexDamaged(
+                    f"{self.index_dir} has an image outside its folder, {path}: {REPAIR_REMEDY}"
+                )
+        return images
+
+    def _find_rows(self, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        self.manifest, rows = read_following(
+            self.index_dir,
+            self.manifest,
+            lambda manifest: find_rows(self.index_dir, manifest, ids, columns),
+        )
+        return rows
+
+
+def require_results(k: int) -> None:
+    """Refuse to look for fewer than one image."""
+    if k < 1:
+        raise QueryError(f"{k} results were asked for: ask for one or more")
+
+
+def _to_unit_rows(vectors: ArrayLike, dim: int) -> FloatArray:
+    """Rows scaled to unit length; QueryError where they are no rows of `dim` finite numbers, or zero."""
+    try:
+        rows = np.asarray(vectors, np.float64)
+    except (TypeError, ValueError):
+        raise QueryError(f"the vectors are no numbers: give float rows of shape (n, {dim})") from None
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise QueryError(f"the vectors are of shape {rows.shape}: give float rows of shape (n, {dim})")
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise QueryError("a vector holds NaN or infinity, or nothing but zeros, and is near to no image")
+    return np.asarray(rows / lengths, np.float32)
+
+
+def open_index(index_dir: str | Path) -> tuple[Path, Manifest, FaissIndex]:
+    """Where an index lies, what it is made of, and the neighbours of all that it holds."""
+    place = find_index(index_dir)
+    return place, *read_following(place, read_manifest(place), partial(open_neighbours, place))
+
+
+def open_neighbours(index_dir: Path, manifest: Manifest) -> FaissIndex:
+    """The nearest neighbours of all that is committed; mapped into memory where the FAISS file covers it."""
+    if manifest.faiss is not None and manifest.faiss_is_current:
+        return load_faiss(index_dir, manifest.faiss, manifest.encoder.dim)
+    # A run is under way or was killed: the parts have it all.
+    return refresh_faiss(index_dir, manifest, read_images(index_dir, manifest)["id"].to_numpy())

@@ -1,0 +1,39 @@
+"""An image that is the query, to a vector: one of the index by what is stored, another through the model."""
+
+from pathlib import Path
+
+from encoders.base import FloatArray, QueryError
+from indexer.manifest import Manifest, require_same_encoder
+from indexer.table import EmbeddingTable
+
+from .find_image import find_image, find_path
+
+
+def embed_query_image(index_dir: Path, image: str | Path | int) -> tuple[FloatArray, int | None]:
+    """The embedding (1, dim) of an image of the index and its id, or of any other image file and None.
+
+    A file that is there goes before one of the index whose path merely ends so.
+    """
+    table, name = EmbeddingTable.open(index_dir), str(image)
+    if name and not name.isdecimal() and Path(name).is_file() and find_path(table, name) is None:
+        return _embed_file(Path(name), table.manifest), None
+    image_id = find_image(table, image)
+    return table.read_embeddings([image_id]), image_id
+
+
+def _embed_file(path: Path, manifest: Manifest) -> FloatArray:
+    # Torch, transformers and Pillow come with them: no other query waits for these.
+    from encoders.load import load_encoder
+    from indexer.decode import DEFAULT_MAX_MEGAPIXELS, quiet_pillow, read_photo
+    from indexer.images import make_image_file
+    from indexer.sources import open_source
+
+    encoder = load_encoder(manifest.encoder.name)
+    require_same_encoder(encoder, manifest)
+    status = path.stat()
+    file = make_image_file(path.name, status.st_size, status.st_mtime_ns)
+    with quiet_pillow():
+        photo = read_photo(open_source(path.parent), file, encoder.image_size, DEFAULT_MAX_MEGAPIXELS)
+    if photo.image is None:
+        raise QueryError(f"{path} cannot be read as an image ({photo.error}): give another")
+    return encoder.encode_images([photo.image]).vectors

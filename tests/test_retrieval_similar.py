@@ -1,0 +1,108 @@
+"""An image to those most like it: one of the index by what is stored, any other file through the model."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from encoders.base import EncoderMismatch, QueryError
+from indexer.build import BuildSettings, build
+from indexer.table import EmbeddingTable
+from retrieval.gallery import Gallery
+from retrieval.search import Searcher
+from tests.conftest import FakeEncoder, paint, run
+
+Install = Callable[[FakeEncoder], None]
+
+
+@pytest.fixture
+def shades(here: Path) -> Path:
+    """The gallery and four reds, ever darker, two of them copies, indexed."""
+    for number, level in enumerate((240, 220, 200)):
+        paint(here / f"shade{number}.png", (level, 0, 0))
+    (here / "below/copy.png").write_bytes((here / "red.png").read_bytes())
+    assert run("index", ".").exit_code == 0
+    return here
+
+
+def test_the_most_alike_come_first_without_the_image_itself(shades: Path) -> None:
+    lines = run("similar", "red.png", "-k", "4").stdout.splitlines()
+    assert lines[0] == "1.0000\tbelow/copy.png"
+    assert [line.split("\t")[1] for line in lines[1:]] == [f"shade{number}.png" for number in range(3)]
+    assert run("similar", "red.png", "-0", "-k", "1").stdout == "below/copy.png\0"
+    assert run("similar", "red.png", "--paths", "--min-score", "0.9999").stdout == "below/copy.png\n"
+    best = json.loads(run("similar", "red.png", "--json").stdout.splitlines()[0])
+    assert best["path"] == "below/copy.png" and best["rank"] == 1 and best["width"] == 48
+
+
+def test_it_is_the_argsort_of_the_stored_vectors(shades: Path) -> None:
+    table = EmbeddingTable.open(shades / ".fwd2bot")
+    vectors = table.vectors.astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert (table.read_embeddings(table.ids[::-1].tolist())[::-1] == table.vectors).all()
+    for opened in (Gallery.open(shades), Searcher.open(shades)):
+        for place, image_id in enumerate(table.ids.tolist()):
+            scores = vectors @ vectors[place]
+            order = [other for other in np.lexsort((table.ids, -scores)) if other != place]
+            hits = opened.search_image(image_id, 5)
+            assert np.allclose([hit.score for hit in hits], scores[order[:5]], atol=1e-3)
+            assert image_id not in [hit.id for hit in hits]
+
+
+def test_a_file_of_the_index_may_be_gone_and_needs_no_model(
+    shades: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shades / "red.png").unlink()
+    monkeypatch.setitem(sys.modules, "encoders.load", None)  # whoever imports it fails
+    assert run("similar", "red.png", "--paths", "-k", "1").stdout == "below/copy.png\n"
+    image_id = str(Gallery.open(shades).search_image("copy.png", 1)[0].id)
+    assert run("similar", image_id, "--paths", "-k", "1").stdout == "below/copy.png\n"
+
+
+def test_any_other_file_is_read_as_the_index_reads(shades: Path, tmp_path: Path) -> None:
+    outside = paint(tmp_path / "elsewhere/green.png", (0, 250, 0), size=(90, 30))
+    assert run("similar", str(outside), "--paths", "-k", "1").stdout == "below/green.png\n"
+    paint(shades / "new.png", (0, 0, 250))  # in the folder, and not yet in the index
+    assert run("similar", "new.png", "--paths", "-k", "1").stdout == "blue.png\n"
+
+
+def test_a_file_that_is_there_goes_before_a_path_that_ends_so(
+    shades: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint(tmp_path / "away/green.png", "blue")
+    monkeypatch.chdir(tmp_path / "away")
+    (path,) = run("similar", "green.png", "--index", str(shades), "--paths", "-k", "1").stdout.splitlines()
+    assert path == str(shades / "blue.png")
+
+
+def test_what_is_no_image_is_one_sentence(shades: Path, tmp_path: Path, installed_encoder: Install) -> None:
+    text = tmp_path / "letter.png"
+    text.write_text("Dear sir")
+    for name, sentence in (
+        (str(text), r"letter\.png cannot be read as an image \(not an image of a known format\)"),
+        ("nothing.png", "has no image nothing.png"),
+        ("", "the name of the image is empty"),
+        ("999", "no image with the id 999"),
+    ):
+        with pytest.raises(QueryError, match=sentence):
+            run("similar", name)
+    installed_encoder(FakeEncoder(fingerprint="fake-2"))
+    with pytest.raises(EncoderMismatch, match=r"fake-1.*fake-2"):
+        run("similar", str(paint(tmp_path / "new.png", "red")))
+    with pytest.raises(QueryError, match="0 results"):
+        Gallery.open(shades).search_image("red.png", 0)
+    assert run("similar", "red.png", "--json", "-0").exit_code == 2
+
+
+def test_more_copies_than_are_asked_for_leave_the_image_out_all_the_same(
+    here: Path, encoder: FakeEncoder
+) -> None:
+    for number in range(30):
+        (here / f"a{number}.png").write_bytes((here / "red.png").read_bytes())
+    build(here, here / ".fwd2bot", encoder, BuildSettings())
+    for name in ("red.png", "a29.png", "a0.png"):
+        hits = Gallery.open(here).search_image(name, 3)
+        assert len(hits) == 3 and name not in [hit.path for hit in hits]
