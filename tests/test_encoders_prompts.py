@@ -1,11 +1,16 @@
 """What the model is told: the chat template of its processor, and what of a user's text may reach it."""
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
+from tokenizers.normalizers import Prepend
+from tokenizers.pre_tokenizers import ByteLevel
 
 from encoders.base import EncoderDamaged
 from encoders.fwd2bot.inputs import InputBuilder
+from encoders.fwd2bot.model import IGNORED
 from encoders.fwd2bot.prompts import Prompts
 from tests.tiny_families import NAMES, make_lvlm_of
 from tests.tiny_models import SUMMARIES
@@ -24,12 +29,21 @@ def test_a_users_text_holds_no_token_of_special_meaning(name: str) -> None:
         assert torch.isin(plain, ids).sum() == torch.isin(hostile, ids).sum()
 
 
-def test_an_answer_follows_a_line_break_without_a_space() -> None:
-    for name, space in (("qwen2_vl", False), ("llava", True)):
-        builder = make_lvlm_of(name).builder
-        _, labels = builder.answers(["What is it?"], ["dog"])
-        answer = builder.tokenizer(" dog" if space else "dog")["input_ids"]
-        assert labels[0][-len(answer) - 1 : -1].tolist() == answer
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("prepend", [False, True], ids=["as it is", "a space before every text"])
+def test_an_answer_has_the_tokens_that_it_has_behind_its_question(name: str, prepend: bool) -> None:
+    builder = make_lvlm_of(name).builder
+    tokenizer: Any = builder.tokenizer
+    if prepend:  # as the tokenizer of LLaVA-1.5, Llama's, does
+        tokenizer.backend_tokenizer.normalizer = Prepend(" ")
+        tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    for answer in ("a dog on grass", "Yes.", "(none)"):
+        _, labels = builder.answers(["is it a dog?"], [answer])
+        said = [token for token in labels[0].tolist() if token != IGNORED]
+        question = builder.frames.fill_image("is it a dog?")
+        space = "" if question.endswith("\n") else " "
+        whole = tokenizer(f"{question}{space}{answer}")["input_ids"]
+        assert said == [*whole[1 - len(said) :], tokenizer.eos_token_id]
 
 
 def test_a_first_token_that_the_chat_template_wrote_is_not_added_again() -> None:

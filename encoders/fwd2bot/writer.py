@@ -48,8 +48,7 @@ class PromptWriter:
 
     def answer(self, answer: str) -> list[int]:
         """What follows a question, in which no token has a special meaning; if cut, it has no end."""
-        space = "" if self.frames.image[-1:].isspace() else " "
-        ids = self.tokenize(space + self.special.sub(" ", answer).strip(), False)
+        ids = self._continue_from(self.frames.image[-1:], self.special.sub(" ", answer).strip())
         return [*ids, self.end] if len(ids) <= self.longest_answer else ids[: self.longest_answer]
 
     def clean(self, text: str) -> str:
@@ -64,6 +63,15 @@ class PromptWriter:
         plain = self.special.sub(" ", text)
         ids = self.tokenize(plain, False)
         return plain if len(ids) == len(ids[kept]) else self.join(ids[kept])
+
+    def _continue_from(self, last: str, text: str) -> list[int]:
+        """The tokens that a text has behind the last letter of a prompt.
+
+        Alone, it would begin with one space more for a tokenizer that begins every text with one (Llama's).
+        """
+        text, before = text if last.isspace() else f" {text}", self.tokenize(last, False)
+        ids = self.tokenize(last + text, False)
+        return ids[len(before) :] if ids[: len(before)] == before else self.tokenize(text, False)
 
     def wants_special_tokens(self, prompt: str) -> bool:
         """Whether the tokenizer is to add its own: not where the chat template wrote the first already."""
