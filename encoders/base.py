@@ -14,7 +14,7 @@ Fwd2BotError
 │   └── NothingToIndex     a folder that is not there or holds no image
 ├── QueryError             a query without words, an image the index does not know
 ├── DatasetError           an annotation file, split or setting that cannot be used
-└── TrainingDiverged       a loss that is no longer finite
+└── TrainingDiverged       a loss or a gradient that is no longer finite
 """
 
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ class DatasetError(Fwd2BotError):
 
 
 class TrainingDiverged(Fwd2BotError):
-    """A loss that is no longer finite. rows: the ids of those it was computed of, where they have any."""
+    """A loss or a gradient that is no longer finite. rows: the ids of those it is of, where they have any."""
 
     def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
         super().__init__(message)

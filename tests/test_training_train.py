@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from encoders.base import DatasetError, Fwd2BotError
 from encoders.fwd2bot.checkpoint import load_checkpoint
@@ -20,6 +21,7 @@ from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from tests.tiny_models import LVLM
 from tests.training_runs import CONFIG, make_base, make_settings, read_log, settle_on
 from training import states
+from training.data import Step
 from training.data_settings import CaptionGroupSettings
 from training.run_log import LOG_FILE, run_command
 from training.settings import CheckpointSettings, TrainingSettings, end_run_at
@@ -156,6 +158,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
         train(make_settings(3), data, tmp_path)
     named = (tmp_path / DIVERGED_FILE).read_text().splitlines()
     assert len(named) == 4 and all("captions_train" in row for row in named)
+    assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_weights_are_lost(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Trainer._run_both_passes
+
+    def enlarge_words(trainer: Trainer, batch: Step) -> dict[str, Tensor]:
+        trainer.model.lvlm.get_input_embeddings().weight.data.mul_(1e30)
+        losses = whole(trainer, batch)
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        return losses
+
+    monkeypatch.setattr(Trainer, "_run_both_passes", enlarge_words)
+    with pytest.raises(Fwd2BotError, match=r"length of the gradient is (inf|nan) at step 0: look at its 4"):
+        train(make_settings(3), data, tmp_path)
+    assert len((tmp_path / DIVERGED_FILE).read_text().splitlines()) == 4
     assert not (tmp_path / STATE_FILE).exists()
 
 

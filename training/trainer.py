@@ -62,7 +62,7 @@ class Trainer:
         self.step, self.best = 0, -math.inf
 
     def train_step(self, batch: Step) -> StepReport:
-        """Forward, backward and update; a loss that is not finite stops the run before it."""
+        """Forward, backward and update; a loss or a gradient that is not finite stops the run before it."""
         rate = schedule_rate(self.settings.optimizer, self.step, self.settings.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -72,7 +72,8 @@ class Trainer:
         losses = self._run_tower(batch) if batch.tower_only else self._run_both_passes(batch)
         # The losses' own parameters have the gradient of the whole batch already, on every rank.
         self.ranks.add_gradients(self.model.parameters())
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.gradient_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.gradient_norm)
+        self._require_finite("length of the gradient", norm, batch)
         self.optimizer.step()
         bound_scale(self.contrastive)
         self.step += 1
@@ -157,11 +158,15 @@ class Trainer:
         """The weighted sum; raises TrainingDiverged where it is not finite."""
         weighted = [getattr(self.settings, f"{name}_weight") * value for name, value in losses.items()]
         loss = torch.stack(weighted or [torch.zeros(())]).sum()
-        if not torch.isfinite(loss):
-            raise TrainingDiverged(
-                f"the loss is {loss.item()} at step {self.step}", self.ranks.gather(batch.source_ids).tolist()
-            )
+        self._require_finite("loss", loss, batch)
         return loss
+
+    def _require_finite(self, name: str, value: Tensor, batch: Step) -> None:
+        if not torch.isfinite(value):
+            raise TrainingDiverged(
+                f"the {name} is {value.item()} at step {self.step}",
+                self.ranks.gather(batch.source_ids).tolist(),
+            )
 
     def _count(self, batch: Step) -> Tensor:
         """Images and LLM tokens of a step, summary tokens too."""
