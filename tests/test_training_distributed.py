@@ -2,9 +2,11 @@
 
 import os
 import socket
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from encoders.base import DatasetError
 from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from encoders.fwd2bot.inputs import InputBuilder
-from encoders.fwd2bot.model import pool
+from encoders.fwd2bot.model import Fwd2Bot, pool
 from tests.conftest import FakeEncoder
 from tests.gradients import (
     ALONE,
@@ -32,8 +34,10 @@ from tests.gradients import (
 )
 from tests.tiny_models import make_builder
 from tests.training_runs import make_base, make_settings, read_log, settle_on, write_colours
+from training import sharding
 from training.distributed import Ranks, join_ranks
 from training.grad_cache import Chunk, Embeddings, accumulate_gradients, split_step, take_answers
+from training.initial_model import make_initial_model
 from training.losses import ContrastiveLoss, SigmoidLoss
 from training.settings import DistillationSettings, TrainingSettings, read_settings
 from training.sharding import align_chunks, require_shards_fit, shard_frozen_weights, wants_shards
@@ -112,10 +116,33 @@ def make_taught_run(folder: Path) -> TrainingSettings:
     return replace(settings, distillation=DistillationSettings(str(folder / "teachers"), 1.0, 0.1))
 
 
+def require_one_whole_layer_at_a_time(patch: pytest.MonkeyPatch) -> None:
+    """A model comes to its device in shares, and a layer is let go before the next one is shared out."""
+    move, share = Fwd2Bot.to, sharding.fully_shard
+    begun: list[weakref.ref[nn.Parameter]] = []
+
+    def move_shares(model: Fwd2Bot, device: torch.device) -> Fwd2Bot:
+        assert len(begun) == 4  # two layers in two trees
+        assert not [each for each in begun if each() is not None]
+        return move(model, device)
+
+    def share_next(layer: nn.Module, **settings: Any) -> None:
+        weight = layer.get_parameter("self_attn.q_proj.base_layer.weight")
+        assert not [each for each in begun if each() not in (None, weight)]
+        begun.append(weakref.ref(weight))
+        share(layer, **settings)
+
+    patch.setattr(Fwd2Bot, "to", move_shares)
+    patch.setattr(sharding, "fully_shard", share_next)
+
+
 def train_rank(rank: int, port: int, folder: Path, sharded: bool) -> None:
     join_environment(rank, port)
     os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
-    train(make_taught_run(folder), folder, folder / f"shares {sharded}")
+    with pytest.MonkeyPatch.context() as patch:
+        if sharded:
+            require_one_whole_layer_at_a_time(patch)
+        train(make_taught_run(folder), folder, folder / f"shares {sharded}")
     torch.distributed.destroy_process_group()
 
 
@@ -175,6 +202,14 @@ def test_a_run_of_two_processes_is_a_run_of_one(tmp_path: Path, sharded: bool) -
     assert Fwd2BotEncoder.load("new", run / "model", "cpu").summary_shape == (2, 32)
     train(settings, tmp_path, run)  # one process goes on from the state that two left
     assert read_log(run) == together
+
+
+def test_a_base_is_loaded_beside_the_gpu_in_the_gpus_numbers(tmp_path: Path) -> None:
+    make_base(tmp_path)
+    settings = settle_on(tmp_path, make_settings(4), rows=5)
+    model = make_initial_model(settings, {}, torch.device("cuda")).model
+    numbers = {(each.requires_grad, each.device.type, each.dtype) for each in model.parameters()}
+    assert numbers == {(True, "cpu", torch.float32), (False, "cpu", torch.bfloat16)}
 
 
 def test_shares_are_made_when_the_launcher_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,9 +42,10 @@ class InitialModel(NamedTuple):
 
 
 def make_initial_model(settings: TrainingSettings, sources: Sources, device: torch.device) -> InitialModel:
-    """Build the model of step 0; the same settings and sources give the same weights.
+    """Build the model of step 0, in main memory; the same settings and sources give the same weights.
 
-    Another tower for a checkpoint is not put in here: it is fitted to the run's pictures (`training.graft`).
+    device: what it is to be trained on, and 4 bits are made on. Another tower for a checkpoint is not put in
+    here: it is fitted to the run's pictures (`training.graft`).
     """
     if isinstance(settings.lvlm, BaseSettings):
         return _adapt_pretrained(settings, settings.lvlm, device)
@@ -65,11 +66,12 @@ def _start_from_nothing(settings: TrainingSettings, shape: LvlmSettings, caption
 
 
 def _adapt_pretrained(settings: TrainingSettings, base: BaseSettings, device: torch.device) -> InitialModel:
-    """Frozen weights are held in bfloat16 on a GPU; what is trained, in float32."""
+    """Frozen weights are held in bfloat16 for a GPU; what is trained, in float32."""
     _require_sight(settings, base.base)
     frozen = device.type == "cuda" and settings.adapters.mode != NONE
     dtype = torch.bfloat16 if frozen else torch.float32
-    lvlm, processor = load_lvlm(base.base, str(device), dtype, base.quantize)
+    place = "cpu" if base.quantize == "none" else str(device)
+    lvlm, processor = load_lvlm(base.base, place, dtype, base.quantize)
     torch.manual_seed(settings.seed)
     model = Fwd2Bot(lvlm, settings.summary_tokens, settings.adapters)
     return InitialModel(model, _build_inputs(processor, settings), None)

@@ -45,13 +45,14 @@ def require_shards_fit(settings: TrainingSettings) -> None:
 
 
 def shard_frozen_weights(model: Fwd2Bot, ranks: Ranks) -> None:
-    """Leave on this rank its share of each layer's frozen weights."""
+    """Put on this rank's device its share of each layer's frozen weights, of which one at a time is whole."""
     # The layers of the tree without adapters never run, and would keep the whole weights alive.
     model.lvlm.get_decoder().layers = nn.ModuleList()
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
     trees = [model.compressor, *([model.generator] if model.generator is not model.compressor else [])]
-    for tree in trees:
-        for layer in find_base_model(tree).get_decoder().layers:
+    # The trees side by side: what both hold of a layer is let go once the last of them has its share.
+    for twins in zip(*(find_base_model(tree).get_decoder().layers for tree in trees), strict=True):
+        for layer in twins:
             trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
             # Said, as a layer that is wrapped alone would by default stay gathered.
             fully_shard(layer, mesh=mesh, ignored_params=trained, reshard_after_forward=True)

@@ -44,7 +44,7 @@ class Trainer:
     ) -> None:
         """words: None where no loss asks for the words of captions."""
         self.settings, self.ranks = settings, ranks
-        self.model = model.to(ranks.device)
+        self.model = model
         self.contrastive = _LOSSES[settings.contrastive_loss]().to(ranks.device)
         self.words = words.to(ranks.device) if words else None
         self._require_exact_gradients()
@@ -56,6 +56,7 @@ class Trainer:
         if self.sharded:
             require_shards_fit(settings)
             shard_frozen_weights(model, ranks)
+        model.to(ranks.device)  # what is shared out is there already, and whole it might not fit
         losses = [self.contrastive, *([self.words] if self.words else [])]
         parameters = [each for module in [model, *losses] for each in module.parameters()]
         self.optimizer = make_optimizer(parameters, settings.optimizer)
