@@ -188,6 +188,14 @@ def test_the_shares_of_all_ranks_are_the_step_of_one_process(
     assert targets == count_targets(alone, alone[9])
 
 
+def test_a_rank_without_photos_sees_scenes_in_the_colours_of_one_process(folder: Path) -> None:
+    batches = [BatchSettings(1, {"photos": 1, "scenes": 3})]
+    shares = [make_dataset(folder, batches=batches, ranks=each) for each in share_out(2)]
+    seen = sorted(row for share in shares for row in list_rows(share, share[0]))
+    alone = make_dataset(folder, batches=batches)
+    assert [row[1] for row in seen] == pytest.approx([row[1] for row in sorted(list_rows(alone, alone[0]))])
+
+
 def test_a_source_that_is_not_contrastive_has_no_targets_and_one_without_answers_is_not_asked(
     folder: Path,
 ) -> None:

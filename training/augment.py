@@ -37,6 +37,8 @@ def crop_randomly(pictures: Tensor, size: int, smallest: float, mirror: Tensor, 
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     middle_x = chance.draw(-1, 1) * (1 - width)
     middle_y = chance.draw(-1, 1) * (1 - height)
+    if not count:  # of which PyTorch makes no grid to sample by
+        return pictures.new_empty(0, 3, size, size)
     zero = torch.zeros(count)
     rows = [
         torch.stack([torch.where(mirror, -width, width), zero, middle_x], 1),

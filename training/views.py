@@ -47,8 +47,7 @@ class SquareViews:
         return self.builder.pixels((torch.cat(seen) - self.mean) / self.deviation)
 
     def _view_photos(self, photos: Sequence[Image.Image], plain: Tensor, chance: Chance) -> Tensor:
-        if not photos:  # of no pictures PyTorch makes no grid to sample by
-            return _stack([], self.size)
+        # Drawn for no photos too: what is drawn for scenes after them is so the same on every rank.
         pictures = _stack(photos, self.side)
         mirror = (chance.draw() < 0.5) & plain
         views = crop_randomly(pictures, self.size, self.settings.smallest_crop, mirror, chance)
