@@ -14,11 +14,19 @@ from torch.nn.functional import normalize
 from encoders.base import DatasetError
 from encoders.fwd2bot.checkpoint import load_checkpoint
 from tests.conftest import FakeEncoder
-from tests.training_data import AUGMENTATION, GROUPS, PHOTOS, make_plain_builder, write_photos
+from tests.training_data import (
+    AUGMENTATION,
+    GROUPS,
+    PHOTOS,
+    encode_picture,
+    make_plain_builder,
+    write_lines,
+    write_photos,
+)
 from tests.training_data import make_settings as make_sources
 from tests.training_runs import make_settings, read_log, write_tested_colours
 from training.data import StepDataset
-from training.data_settings import BatchSettings, UnlabelledSettings
+from training.data_settings import BatchSettings, ConversationSettings, UnlabelledSettings
 from training.guides import PICTURES_FILE, TEXTS_FILE, GuideTable
 from training.initial_model import make_initial_model
 from training.losses import compare_affinities
@@ -131,6 +139,20 @@ def test_every_picture_and_caption_is_written_down_and_nothing_else_is(
     assert guides.find_texts(said).any(dim=1).all()
     assert not guides.find_texts(["dog 3 three"]).any()
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_conversation_without_an_image_is_no_picture_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(encode_picture("red"))
+    talk = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "dog"}]
+    records = [{"conversations": talk}, {"image": "a.png", "conversations": talk}]
+    write_lines(tmp_path / "talk.jsonl", [*records, {"image": "b.png", "conversations": talk}])
+    settings = ConversationSettings("conversations", "talk.jsonl", ".", True, True)
+    teach([FakeEncoder()], open_sources({"photos": settings}, tmp_path), tmp_path / "out")
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told == "source photos passes over record 2 (id None): there is no such picture"
+    assert open_guides(tmp_path / "out").find_pictures(range(3)).any(dim=1).tolist() == [False, True, False]
 
 
 def test_each_row_of_a_step_is_beside_what_teachers_made_of_it(folder: Path) -> None:

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Protocol
 
 import numpy as np
@@ -127,7 +128,8 @@ def _load_pictures(sources: Sources) -> Iterator[tuple[str, list[int], list[Imag
 def _load_each(name: str, source: Source, rows: range) -> Iterator[tuple[int, Image.Image]]:
     for row in rows:
         try:
-            yield row, source.load_picture(row, 0)
+            if not source.draw_sample(row, Random(0)).text:  # which is read in the place of a picture
+                yield row, source.load_picture(row, 0)
         except DatasetError as error:
             tell(f"source {name} passes over {source.describe_row(row)}: {error}")
 
