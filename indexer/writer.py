@@ -162,8 +162,12 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _count_small_parts(parts: Sequence[PartRecord]) -> int:
-    """How many parts at the end are too small to stand alone."""
-    small = 0
-    while small < len(parts) and parts[-1 - small].rows < ROWS_PER_PART:
+    """How many parts at the end are too small to stand alone, up to as many as fill one.
+
+    After a compaction each part of an index may be a little short of full: they are not all to be joined.
+    """
+    small = rows = 0
+    while small < len(parts) and parts[-1 - small].rows < ROWS_PER_PART and rows < ROWS_PER_PART:
         small += 1
+        rows += parts[-small].rows
     return small

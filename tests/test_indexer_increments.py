@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer import contents, writer
+from indexer import compact, contents, writer
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
 from indexer.compact import compact_index
@@ -189,3 +189,22 @@ def test_the_newest_row_of_a_path_wins(gallery: Path, encoder: FakeEncoder) -> N
     assert len(rows) == 8
     assert [row["height"] for row in rows if row["path"] == "red.png"] == [24]
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+
+
+def test_parts_that_a_compaction_left_almost_full_are_not_all_joined_for_one_image(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (writer, compact):
+        monkeypatch.setattr(module, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(writer, "ROWS_PER_COMMIT", 3)
+    build(gallery, encoder)
+    for name in ("below/green.png", "blue.png"):
+        (gallery / name).unlink()
+    build(gallery, encoder)
+    compact_index(gallery / ".fwd2bot")
+    before = read_manifest(gallery / ".fwd2bot").parts
+    assert [part.rows for part in before] == [2, 2, 2]
+    paint(gallery / "new.png", "red", size=(9, 9))
+    build(gallery, encoder)
+    parts = read_manifest(gallery / ".fwd2bot").parts
+    assert parts[:2] == before[:2] and [part.rows for part in parts] == [2, 2, 3]
