@@ -39,7 +39,7 @@ from .manifest import (
 from .plan import BuildPlan, compare_files
 from .recorder import BatchRecorder, BuildObserver, SilentObserver
 from .sources import name_root, open_source
-from .writer import IndexWriter, remove_orphans
+from .writer import ROWS_PER_PART, IndexWriter, remove_orphans
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def build(
             manifest = write_manifest(index, manifest)
         manifest = manifest or create_manifest(folder, index, encoder, _choose_tokens(encoder, settings))
         writer = IndexWriter(index, manifest)
-        writer.append([FileRow(path, 0, 0, "", 0, 0, "deleted", "") for path in plan.removed], None)
+        _mark_removed(plan.removed, writer)
         try:
             done = _embed_files(folder, plan.fresh, encoder, settings, writer, observer)
         except KeyboardInterrupt:
@@ -191,6 +191,13 @@ def _choose_tokens(encoder: Encoder, settings: BuildSettings) -> TokenFormat:
             f"{encoder.name} has no summary tokens to keep as {settings.tokens}: drop --tokens"
         )
     return "none"
+
+
+def _mark_removed(paths: Sequence[str], writer: IndexWriter) -> None:
+    """Write that these files are gone, a part at a time: they are many where their folder was renamed."""
+    for start in range(0, len(paths), ROWS_PER_PART):
+        some = paths[start : start + ROWS_PER_PART]
+        writer.append([FileRow(path, 0, 0, "", 0, 0, "deleted", "") for path in some], None)
 
 
 def _embed_files(

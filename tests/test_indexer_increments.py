@@ -208,3 +208,17 @@ def test_parts_that_a_compaction_left_almost_full_are_not_all_joined_for_one_ima
     build(gallery, encoder)
     parts = read_manifest(gallery / ".fwd2bot").parts
     assert parts[:2] == before[:2] and [part.rows for part in parts] == [2, 2, 3]
+
+
+def test_files_that_are_gone_fill_parts_and_not_one_of_any_size(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(gallery, encoder)
+    for module in ("build", "writer"):
+        monkeypatch.setattr(f"indexer.{module}.ROWS_PER_PART", 3)
+    monkeypatch.setattr(writer, "ROWS_PER_COMMIT", 2)
+    for path in gallery.rglob("*.png"):
+        path.unlink()
+    paint(gallery / "new.png", "red", size=(9, 9))
+    assert build(gallery, encoder) == BuildReport(1, 0, 0, 8, 0)
+    assert [part.rows for part in read_manifest(gallery / ".fwd2bot").parts] == [8, 3, 3, 3]
