@@ -209,7 +209,8 @@ def _embed_files(
     observer: BuildObserver,
 ) -> BatchRecorder:
     """Read files into the writer: embed bytes never seen, copy what is known of others."""
-    contents = KnownContents.read(writer.index_dir, writer.manifest)
+    asked = writer.manifest if files else replace(writer.manifest, parts=())  # of no file, nothing is asked
+    contents = KnownContents.read(writer.index_dir, asked)
     recorder = BatchRecorder(writer, contents, observer)
     observer.begin(len(files))
     known: Container[str] = contents

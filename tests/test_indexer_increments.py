@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from indexer import compact, contents, writer
@@ -13,7 +15,7 @@ from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
 from indexer.compact import compact_index
 from indexer.contents import KnownContents
-from indexer.manifest import read_manifest
+from indexer.manifest import Manifest, PartRecord, read_manifest
 from indexer.table import read_newest_rows
 from tests.conftest import FakeEncoder, Witness, build, open_table, paint
 
@@ -222,3 +224,19 @@ def test_files_that_are_gone_fill_parts_and_not_one_of_any_size(
     paint(gallery / "new.png", "red", size=(9, 9))
     assert build(gallery, encoder) == BuildReport(1, 0, 0, 8, 0)
     assert [part.rows for part in read_manifest(gallery / ".fwd2bot").parts] == [8, 3, 3, 3]
+
+
+def test_a_run_without_news_asks_no_part_what_it_knows(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(gallery, encoder)
+    asked, read_columns = list[PartRecord](), contents.read_columns
+
+    def read(index: Path, manifest: Manifest, columns: Sequence[str]) -> Iterator[pa.Table]:
+        asked.extend(manifest.parts)
+        return read_columns(index, manifest, columns)
+
+    monkeypatch.setattr(contents, "read_columns", read)
+    assert build(gallery, encoder).reused == 8 and not asked
+    os.utime(gallery / "red.png", ns=(5, 5))
+    assert build(gallery, encoder).copied == 1 and asked
