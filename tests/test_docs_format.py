@@ -75,15 +75,18 @@ def test_every_column_and_key_is_explained(table: EmbeddingTable) -> None:
     assert set(vars(manifest)) | set(vars(manifest.parts[0])) | set(vars(manifest.faiss)) <= explained
 
 
-def test_a_program_can_build_observe_and_search(
+def test_a_program_can_build_observe_search_and_ask(
     gallery: Path,
     encoder: FakeEncoder,
     installed_encoder: Callable[[FakeEncoder], None],
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     installed_encoder(encoder)
     gallery.rename(gallery.with_name("photos"))
     monkeypatch.chdir(gallery.parent)
-    scope = run_blocks("build", "observe", "search")
+    scope = run_blocks("build", "observe", "search", "ask")
     assert scope["report"].reused == 8 and scope["counter"].left == 0
     assert len(scope["hits"]) == 5 and len(scope["vectors"]) == len(scope["columns"]) == 8
+    _, captioned, answered = capsys.readouterr().out.splitlines()
+    assert captioned.startswith("something ") and answered.startswith("How many dogs are there? ")
