@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help="Find the image a sentence describes, and ask it things from what was read once.",
+    help="Find images by a sentence, and ask about them, from what a model read of them once.",
     epilog="\b\nStart with:\n  fwd2bot index ~/Photos\n  cd ~/Photos && fwd2bot search two dogs on a beach",
 )
 
@@ -69,9 +69,10 @@ app.command(epilog=upkeep.INDEX_EPILOG)(upkeep.index)
 
 
 SEARCH_EPILOG = """\b
-One image a line, best first: score<TAB>path. Paths open from where you stand: relative to the
-current folder where the image lies below it, absolute elsewhere. A byte that would break the
-line is shown as \\xNN; -0 and --json give every name as it is.
+One image a line, best first: score<TAB>path. The score is the cosine of image and query, at most
+1. Paths open from where you stand: relative to the current folder where the image lies below it,
+absolute elsewhere. A byte that would break the line is shown as \\xNN; -0 and --json give every
+name as it is.
 
 \b
 With - as the query, each line of stdin is one, answered before the next is read: the model is
@@ -82,7 +83,7 @@ the index as it was at the start.
 \b
 With --rerank N the N nearest images are put in order anew by the model itself: it reads their
 stored tokens and says how likely the query is as a caption of each, some milliseconds an image.
-Scores stay those of the nearness, so they no longer fall from line to line.
+The scores shown are still the cosines, so they need not fall from line to line.
 
 \b
 Examples:
@@ -173,7 +174,7 @@ def similar(
 
 ASK_EPILOG = """\b
 The answer comes from the tokens stored in the index: the image itself may be gone. (The next
-`fwd2bot index` of its folder leaves it out.)
+`fwd2bot index` of its folder drops it.)
 
 \b
 Examples:

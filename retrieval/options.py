@@ -51,7 +51,7 @@ BatchOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Images the model reads at once; else what fits.")
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Decoding threads; else one a CPU.")
+    int | None, typer.Option(min=1, metavar="N", help="Decoding threads; else one per CPU.")
 ]
 ExcludeOption = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Leave out names or paths like this; repeatable.")
@@ -66,14 +66,15 @@ RebuildOption = Annotated[
     bool,
     typer.Option(
         "--rebuild",
-        help="Embed all anew; the first images replace the whole old index: --index PATH elsewhere keeps it.",
+        help="Embed all anew. The first images that are written replace the old index; "
+        "--index PATH elsewhere keeps it.",
     ),
 ]
 MovedOption = Annotated[
     bool,
     typer.Option(
         "--moved",
-        help="The index at --index was of another folder: go on with it, as its files are here now.",
+        help="Go on with the index at --index: the images it was made of are in DIR now.",
     ),
 ]
 WatchOption = Annotated[

@@ -65,7 +65,7 @@ def index(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read the images of a folder into an index, or bring its index up to date."""
+    """Index a folder of images, or bring its index up to date."""
     from indexer.build import BuildSettings, build, plan_build
     from indexer.lazy import LazyEncoder
     from indexer.sources import name_root
@@ -189,7 +189,7 @@ COMPACT_EPILOG = "\b\nExamples:\n  fwd2bot compact\n  fwd2bot compact --index ~/
 
 
 def compact(index_dir: IndexOption = None, as_json: JsonOption = False) -> None:
-    """Drop what is kept of files that have changed, moved or gone, and join small parts."""
+    """Drop rows of files that have changed or gone; join small parts."""
     from indexer.compact import compact_index
     from retrieval.locate import find_index
 
