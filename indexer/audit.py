@@ -134,8 +134,7 @@ def repair_index(index_dir: str | Path) -> list[Fault]:
             damaged = {fault.part for fault in faults}
             parts = tuple(part for part in manifest.parts if part not in damaged)
             manifest = write_manifest(index_dir, replace(manifest, parts=parts, faiss=None))
-            if parts:
-                IndexWriter(index_dir, manifest).refresh_faiss()
+            IndexWriter(index_dir, manifest).refresh_faiss()
     return faults
 
 

@@ -19,7 +19,6 @@ from .columns import FileRow
 from .contents import KnownContents
 from .decode import DEFAULT_MAX_MEGAPIXELS, quiet_pillow, read_photo
 from .embed import embed_photos
-from .faiss_file import is_faiss_sound
 from .faiss_library import require_faiss
 from .file_list import FoundImages
 from .images import ImageFile
@@ -114,7 +113,7 @@ def build(
         if manifest is not None and (plan.fresh or encoder.name != manifest.encoder.name):
             manifest = _follow_encoder(index, manifest, encoder)
         if manifest is not None and settings.moved:
-            manifest = write_manifest(index, manifest)
+            manifest = write_manifest(index, manifest)  # also where there is nothing to read
         manifest = manifest or create_manifest(folder, index, encoder, _choose_tokens(encoder, settings))
         writer = IndexWriter(index, manifest)
         _mark_removed(plan.removed, writer)
@@ -124,7 +123,9 @@ def build(
             writer.commit()
             raise
         plan = plan._replace(fresh=plan.fresh[:0])  # a long listing makes room for the FAISS index
-        _finish(writer)
+        writer.commit()
+        give_back_memory()  # of the model, and of the last part
+        writer.refresh_faiss()
     skipped = plan.skipped_before + done.skipped
     return BuildReport(done.embedded, done.copied, plan.reused, len(plan.removed), skipped)
 
@@ -227,10 +228,3 @@ def _embed_files(
                 recorder.record(photos, embeddings)
         files, known = recorder.take_unsettled(), ()
     return recorder
-
-
-def _finish(writer: IndexWriter) -> None:
-    writer.commit()
-    give_back_memory()  # of the model, and of the last part
-    if writer.manifest.parts and not is_faiss_sound(writer.index_dir, writer.manifest):
-        writer.refresh_faiss()

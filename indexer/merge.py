@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from encoders.base import EncoderMismatch, IndexFailure, IndexNotFound
 
 from .audit import audit_part
-from .faiss_file import is_faiss_sound
 from .faiss_library import require_faiss
 from .lock import lock_index
 from .manifest import Manifest, Root, locate_root, read_clock, read_manifest, relate_root, write_manifest
@@ -56,8 +55,7 @@ def merge_index(target: str | Path, source: str | Path) -> MergeReport:
                 rows = table.filter(pa.array(mark_members(table["id"], wanted)))
                 writer.append_table(rows, _add_prefix(prefix, rows["path"]))
         writer.commit()
-        if writer.manifest.parts and not is_faiss_sound(target, writer.manifest):
-            writer.refresh_faiss()
+        writer.refresh_faiss()
     return MergeReport(len(wanted), known)
 
 

@@ -18,7 +18,7 @@ from encoders.base import ImageEmbeddings, IndexDamaged, IndexNotFound
 
 from .columns import FileRow, build_schema, encode_rows, replace_columns
 from .durable import TEMPORARY_SUFFIX
-from .faiss_file import save_faiss
+from .faiss_file import is_faiss_sound, save_faiss
 from .faiss_refresh import refresh_faiss
 from .manifest import FAISS_NAME, PART_NAME, PARTS_FOLDER, Manifest, PartRecord, read_manifest, write_manifest
 from .parts import read_groups, read_rows, write_part
@@ -82,7 +82,9 @@ class IndexWriter:
         self._last_commit = time.monotonic()
 
     def refresh_faiss(self) -> None:
-        """Bring the FAISS file in line with the parts and name it in the manifest."""
+        """Bring the FAISS file in line with the parts, where it is not, and name it in the manifest."""
+        if not self.manifest.parts or is_faiss_sound(self.index_dir, self.manifest):
+            return
         index = refresh_faiss(self.index_dir, self.manifest, EmbeddingTable.open(self.index_dir).ids)
         number = _find_last_number(self.index_dir, FAISS_NAME) + 1
         record = save_faiss(index, self.index_dir / f"index-{number:06d}.faiss", self.manifest.next_id)
