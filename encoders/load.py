@@ -33,26 +33,26 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
     if name in (_OPENCLIP, SENTENCE_PREFIX, LVLM_PREFIX):
         raise EncoderNotFound(f"{name!r} ends where the name of a model is due: write it after the colon")
     with _pause_collector():
-        place = choose_device(device)
+        device = choose_device(device)
         if name.startswith(_OPENCLIP):
             from encoders.openclip import OpenClipEncoder
 
-            return OpenClipEncoder.load(name, name.removeprefix(_OPENCLIP), place)
+            return OpenClipEncoder.load(name, name.removeprefix(_OPENCLIP), device)
         if name.startswith(SENTENCE_PREFIX):
             with quiet_transformers():
                 from encoders.sentence import SentenceEncoder
 
-                return SentenceEncoder.load(name, name.removeprefix(SENTENCE_PREFIX), place)
+                return SentenceEncoder.load(name, name.removeprefix(SENTENCE_PREFIX), device)
         if name.startswith(LVLM_PREFIX):
             with quiet_transformers():
                 from encoders.lvlm import LvlmEncoder
 
-                return LvlmEncoder.load(name, name.removeprefix(LVLM_PREFIX), place)
+                return LvlmEncoder.load(name, name.removeprefix(LVLM_PREFIX), device)
         folder = find_checkpoint(name)
         with quiet_transformers():
             from encoders.fwd2bot.encoder import Fwd2BotEncoder
 
-            return Fwd2BotEncoder.load(name, folder, place)
+            return Fwd2BotEncoder.load(name, folder, device)
 
 
 def load_reader(name: str, fingerprint: str) -> TextEncoder:
@@ -72,18 +72,24 @@ def find_checkpoint(name: str) -> Path:
     if folder.is_dir() or name == DEFAULT_ENCODER or name.count("/") != 1:
         return _check_checkpoint(name, folder)
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-    )
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    with explain_hub(name):
+        try:
+            # First: what has none is no checkpoint, and may be a 7B LVLM.
+            hf_hub_download(name, SETTINGS_FILE)
+        except RemoteEntryNotFoundError:
+            return _check_checkpoint(name, folder)
+        return _check_checkpoint(name, Path(snapshot_download(name)))
+
+
+@contextmanager
+def explain_hub(name: str) -> Iterator[None]:
+    """Turn what the hub, or the way to it, raises into EncoderNotFound."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        hf_hub_download(name, SETTINGS_FILE)  # first: what has none is no checkpoint, and may be a 7B LVLM
-        return _check_checkpoint(name, Path(snapshot_download(name)))
-    except RemoteEntryNotFoundError:
-        return _check_checkpoint(name, folder)
+        yield
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise EncoderNotFound(

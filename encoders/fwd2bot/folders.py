@@ -7,8 +7,8 @@ from typing import Any
 
 import xxhash
 
-from encoders.base import EncoderDamaged, EncoderNotFound, first_line
-from encoders.load import SETTINGS_FILE
+from encoders.base import EncoderDamaged
+from encoders.load import SETTINGS_FILE, explain_hub
 
 PER_PASS, SHARED, NONE = "per_pass", "shared", "none"  # how the two passes are adapted: see AdapterSettings
 ADAPTER_FOLDERS = {PER_PASS: ("compress", "generate"), SHARED: ("shared",), NONE: ()}
@@ -55,15 +55,9 @@ def fetch_lvlm(name: str) -> Path:
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    with explain_hub(name):
         return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
-        raise EncoderNotFound(
-            f"{name!r} is no folder here, and the hub did not give it ({reason}): check name and network"
-        ) from error
 
 
 def fingerprint_checkpoint(folder: Path, backend: str) -> str:
