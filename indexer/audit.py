@@ -16,7 +16,7 @@ from .columns import decode_summaries, decode_vectors
 from .contents import DIGEST_LENGTH
 from .durable import digest_file
 from .faiss_file import blame_faiss, check_faiss_file, load_faiss
-from .faiss_index import REMEDY, read_faiss_ids
+from .faiss_index import FAISS_REMEDY, read_faiss_ids
 from .lock import lock_index
 from .manifest import PARTS_FOLDER, Manifest, PartRecord, locate_root, read_manifest, write_manifest
 from .parts import LONGEST_ROW, REPAIR_REMEDY, read_groups, trust_nothing
@@ -196,7 +196,7 @@ def _audit_faiss(index_dir: Path, manifest: Manifest, compare: bool) -> None:
         return
     if record is None or not manifest.faiss_is_current:
         raise IndexDamaged(
-            f"{index_dir} has no FAISS file for its newest parts: {REMEDY}, unless it runs now"
+            f"{index_dir} has no FAISS file for its newest parts: {FAISS_REMEDY}, unless it runs now"
         )
     path = index_dir / record.name
     try:
@@ -205,7 +205,7 @@ def _audit_faiss(index_dir: Path, manifest: Manifest, compare: bool) -> None:
         raise blame_faiss(path, error) from None
     ids = read_faiss_ids(load_faiss(index_dir, record, manifest.encoder.dim))
     if compare and not _agrees_with_parts(index_dir, manifest, ids):
-        raise IndexDamaged(f"{path} is damaged (its images are not those of the parts): {REMEDY}")
+        raise IndexDamaged(f"{path} is damaged (its images are not those of the parts): {FAISS_REMEDY}")
 
 
 def _agrees_with_parts(index_dir: Path, manifest: Manifest, ids: NDArray[np.int64]) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from encoders.base import IndexDamaged
 
 from .durable import digest_file, replace_durably
-from .faiss_index import REMEDY, FaissIndex
+from .faiss_index import FAISS_REMEDY, FaissIndex
 from .faiss_layout import check_layout
 from .faiss_library import import_faiss
 from .images import describe_error
@@ -46,7 +46,7 @@ def load_faiss(index_dir: Path, record: FaissRecord, dim: int, mapped: bool = Tr
 def blame_faiss(path: Path, error: Exception) -> IndexDamaged:
     """What is wrong with the file; one that the system does not give can be built again as well."""
     fault = "cannot be read" if isinstance(error, OSError) and error.errno else "is damaged"
-    return IndexDamaged(f"{path} {fault} ({describe_error(error)}): {REMEDY}")
+    return IndexDamaged(f"{path} {fault} ({describe_error(error)}): {FAISS_REMEDY}")
 
 
 def is_faiss_sound(index_dir: Path, manifest: Manifest) -> bool:

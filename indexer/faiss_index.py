@@ -27,7 +27,7 @@ from .faiss_recipe import (
 
 ROWS_PER_ADD = 65_536
 MOST_TOUCHED = 1 << 30  # bytes
-REMEDY = "run `fwd2bot index DIR` to build it again from the parts"
+FAISS_REMEDY = "run `fwd2bot index DIR` to build it again from the parts"
 
 # Opens the stream of ids (n,) and vectors (n, dim), block by block; it can be read more than once.
 VectorBlocks = Callable[[], Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]]
@@ -58,9 +58,8 @@ class FaissIndex:
             return
         self.touched += share * len(self.pages)
         if self.touched > MOST_TOUCHED:
-            self.pages.madvise(
-                mmap.MADV_DONTNEED
-            )  # the system keeps them while nothing else needs the memory
+            # The system keeps them while nothing else needs the memory.
+            self.pages.madvise(mmap.MADV_DONTNEED)
             self.touched = 0
 
 
@@ -72,7 +71,7 @@ def build_faiss(blocks: VectorBlocks, count: int, dim: int) -> FaissIndex:
     else:
         index = _build_lists(blocks, count, dim)
     if index.count != count:
-        raise IndexDamaged(f"the parts hold {index.count} embeddings of {count} images: {REMEDY}")
+        raise IndexDamaged(f"the parts hold {index.count} embeddings of {count} images: {FAISS_REMEDY}")
     return index
 
 

@@ -26,6 +26,7 @@ LARGEST_SUMMARY = 1 << 23  # values: a row group of 128 such rows fits the memor
 PARTS_FOLDER = "parts"
 PART_NAME = re.compile(r"part-(\d{6,12})\.parquet")
 FAISS_NAME = re.compile(r"index-(\d{6,12})\.faiss")
+REBUILD_REMEDY = "run `fwd2bot index DIR --rebuild`"
 
 TokenFormat = Literal["int8", "float16", "none"]
 Root = Path | str  # a folder, or a URL such as s3://bucket/photos
@@ -186,9 +187,6 @@ def _read_bounded(path: Path) -> bytes:
     if size > LARGEST_MANIFEST:
         raise ValueError(f"{size:,} bytes where {LARGEST_MANIFEST:,} are the most")
     return path.read_bytes()
-
-
-REBUILD_REMEDY = "run `fwd2bot index DIR --rebuild`"
 
 
 def read_clock() -> str:

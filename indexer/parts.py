@@ -28,6 +28,7 @@ from .manifest import PARTS_FOLDER, REBUILD_REMEDY, Manifest, PartRecord
 ROWS_AT_ONCE = 512
 ROWS_PER_GROUP = 128  # small, because reading one image's tokens reads its whole row group
 LONGEST_ROW = 1 << 15  # bytes that names and words of a row may take, beside its embedding and tokens
+REPAIR_REMEDY = f"run `fwd2bot verify --repair` and index again, or {REBUILD_REMEDY}"
 _ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY"}  # of all else, a value may be made of the one before it
 
 
@@ -91,9 +92,6 @@ def trust_nothing(path: Path) -> Iterator[None]:
             raise IndexFailure(f"{path} cannot be read ({reason}): mend that and run it again") from None
         reason = " ".join(str(error).split())
         raise IndexDamaged(f"{path} is damaged ({reason[:200]}): {REPAIR_REMEDY}") from None
-
-
-REPAIR_REMEDY = f"run `fwd2bot verify --repair` and index again, or {REBUILD_REMEDY}"
 
 
 @contextmanager
