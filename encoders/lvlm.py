@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BatchEncoding
 
 from encoders.base import EncoderMismatch, FloatArray, ImageEmbeddings, PreparedImage
+from encoders.batches import to_unit_rows
 from encoders.fwd2bot.folders import fetch_lvlm, hash_folders
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.preparation import ImagePreparer
@@ -91,8 +92,7 @@ class LvlmEncoder(ImageEncoder):
                 f"{self.name} cannot read what its processor makes of an image "
                 f"({' '.join(str(error).split())}): take both from one place"
             ) from error
-        unit: FloatArray = nn.functional.normalize(hidden.float(), dim=-1).cpu().numpy()
-        return unit
+        return to_unit_rows(hidden)
 
     def _cast(self, value: Tensor) -> Tensor:
         return value.to(self.model.dtype) if value.is_floating_point() else value

@@ -72,12 +72,12 @@ def _prepare_photo(read: PhotoReader, encoder: Encoder, file: ImageFile) -> Prep
     try:
         return PreparedPhoto(photo._replace(image=None), encoder.prepare_image(photo.image))
     except Exception as error:  # a processor may refuse what a decoder let pass: a strip of one pixel, say
-        return PreparedPhoto(_spoil(photo._replace(image=None), describe_error(error)), None)
+        return PreparedPhoto(_spoil(photo, describe_error(error)), None)
 
 
 def _spoil(photo: Photo, reason: str) -> Photo:
     """A photo that was decoded for nothing. Skipped with a size, it would be tried again (see plan.py)."""
-    return photo._replace(error=reason, width=0, height=0)
+    return photo._replace(image=None, error=reason, width=0, height=0)
 
 
 def _give_up(seconds: float, file: ImageFile) -> PreparedPhoto:
@@ -140,11 +140,8 @@ def _drop_broken(batch: list[PreparedPhoto], embeddings: ImageEmbeddings) -> Emb
     finite = np.asarray(np.isfinite(embeddings.vectors).all(axis=1))
     verdicts = iter(finite.tolist())
     photos = [
-        photo
-        if prepared is None  # not encoded: broken, or known already
-        else photo
-        if next(verdicts)
-        else _spoil(photo, "the model cannot embed it")
+        # A photo that was not encoded, broken or known already, has no verdict.
+        photo if prepared is None or next(verdicts) else _spoil(photo, "the model cannot embed it")
         for photo, prepared in batch
     ]
     summaries = None if embeddings.summaries is None else embeddings.summaries[finite]
