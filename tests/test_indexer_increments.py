@@ -15,7 +15,9 @@ from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
 from indexer.compact import compact_index
 from indexer.contents import KnownContents
+from indexer.images import ImageFile
 from indexer.manifest import Manifest, PartRecord, read_manifest
+from indexer.recorder import BatchRecorder
 from indexer.table import read_newest_rows
 from tests.conftest import FakeEncoder, Witness, build, open_table, paint
 
@@ -81,6 +83,24 @@ def test_duplicates_of_a_bad_file_are_each_skipped(gallery: Path, encoder: FakeE
     assert report == BuildReport(8, 0, 0, 0, 10)
     assert len(witness.skipped) == 10 and witness.total == witness.done == 18
     assert build(gallery, encoder) == BuildReport(0, 0, 8, 0, 10)
+
+
+def test_a_duplicate_of_what_has_failed_is_not_kept_waiting(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "z.png"):  # the one is done with long before the other is read
+        (gallery / name).write_bytes(b"no image")
+    waited, take = list[str](), BatchRecorder.take_unsettled
+
+    def note(recorder: BatchRecorder) -> list[ImageFile]:
+        files = take(recorder)
+        waited.extend(file.path for file in files)
+        return files
+
+    monkeypatch.setattr(BatchRecorder, "take_unsettled", note)
+    settings = BuildSettings(batch_size=1, workers=1)
+    assert build_index(gallery, gallery / ".fwd2bot", encoder, settings).skipped == 2
+    assert waited == []
 
 
 def test_a_restored_file_is_copied_until_a_compaction_has_dropped_its_row(
