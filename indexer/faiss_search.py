@@ -19,12 +19,19 @@ ROWS_PER_PRODUCT = 8192
 Found = tuple[FloatArray, NDArray[np.int64]]  # scores and ids, both (n, k), best first; -1 is no id
 
 
-def search_faiss(index: FaissIndex, queries: FloatArray, k: int) -> list[list[tuple[int, float]]]:
-    """The k best (id, score) of each query (n, dim), best first, equal scores in order of id."""
-    k = min(k, index.count)
+def search_faiss(
+    index: FaissIndex, queries: FloatArray, k: int, only: NDArray[np.int64] | None = None
+) -> list[list[tuple[int, float]]]:
+    """The k best (id, score) of each query (n, dim), best first, equal scores in order of id.
+
+    only: the ids among which to look; None, all.
+    """
+    count = index.count if only is None else len(only)
+    k = min(k, count)
     if k == 0:
         return [[] for _ in queries]
-    scores, ids = _search_past_ties(index, np.ascontiguousarray(queries, np.float32), k)
+    selector = None if only is None else _make_selector(only)
+    scores, ids = _search_past_ties(index, np.ascontiguousarray(queries, np.float32), k, count, selector)
     order = np.lexsort((ids, -scores))[:, :k]
     scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
     return [
@@ -33,44 +40,58 @@ def search_faiss(index: FaissIndex, queries: FloatArray, k: int) -> list[list[tu
     ]
 
 
-def _search_past_ties(index: FaissIndex, queries: FloatArray, k: int) -> Found:
-    """The k best and all that equal the last of them, since their ids decide; of MOST_TIES, some."""
-    most = min(index.count, max(k + 1, MOST_TIES))
-    wanted = min(index.count, k + 1)
+def _make_selector(only: NDArray[np.int64]) -> Any:
+    """These ids as faiss looks them up: a bit for each id there is."""
+    marks = np.zeros(int(only.max()) + 1, bool)
+    marks[only] = True
+    return import_faiss().IDSelectorBitmap(np.packbits(marks, bitorder="little"))
+
+
+def _search_past_ties(index: FaissIndex, queries: FloatArray, k: int, count: int, selector: Any) -> Found:
+    """The k best of `count` and all that equal the last, since their ids decide; of MOST_TIES, some."""
+    most = min(count, max(k + 1, MOST_TIES))
+    wanted = min(count, k + 1)
     while True:
-        scores, ids = _search_enough(index, queries, wanted)
+        scores, ids = _search_enough(index, queries, wanted, selector)
         tied = (scores[:, -1] == scores[:, k - 1]) & (ids[:, -1] != -1)
         if wanted == most or not tied.any():
             return scores, ids
         wanted = min(most, 4 * wanted)
 
 
-def _search_enough(index: FaissIndex, queries: FloatArray, k: int) -> Found:
+def _search_enough(index: FaissIndex, queries: FloatArray, k: int, selector: Any) -> Found:
     """The k best, from as many lists as it takes to find k."""
-    on_gpu = pays_on_gpu(len(queries), k)
+    on_gpu = selector is None and pays_on_gpu(len(queries), k)
     if on_gpu and index.gpu is None:
         index.gpu = copy_to_gpu(index.cpu, exact=index.trained == 0)
     searched = index.gpu if on_gpu else index.cpu
     if index.trained:
         most = min(index.cpu.nlist, GPU_MOST_RESULTS) if on_gpu else index.cpu.nlist
-        return _search_lists(index, searched, queries, k, most)
+        return _search_lists(index, searched, queries, k, most, selector)
+    if selector is not None:
+        parameters = import_faiss().SearchParameters(sel=selector)
+        return searched.search(queries, k, params=parameters)  # type: ignore[no-any-return]
     if on_gpu or len(queries) < BLAS_QUERIES:
         return searched.search(queries, k)  # type: ignore[no-any-return]
     return _search_products(index.cpu, queries, k)
 
 
-def _search_lists(index: FaissIndex, searched: Any, queries: FloatArray, k: int, most_probes: int) -> Found:
+def _search_lists(
+    index: FaissIndex, searched: Any, queries: FloatArray, k: int, most_probes: int, selector: Any
+) -> Found:
     probes = min(most_probes, count_probes(index.cpu.nlist))
     while True:
-        scores, ids = _search_probes(index, searched, queries, k, probes)
+        scores, ids = _search_probes(index, searched, queries, k, probes, selector)
         if probes == most_probes or not (ids[:, -1] == -1).any():
             return scores, ids
         probes = min(most_probes, 4 * probes)
 
 
-def _search_probes(index: FaissIndex, searched: Any, queries: FloatArray, k: int, probes: int) -> Found:
+def _search_probes(
+    index: FaissIndex, searched: Any, queries: FloatArray, k: int, probes: int, selector: Any
+) -> Found:
     """Search so many lists for each query; in a mapped file, give pages back after so many queries."""
-    parameters = import_faiss().SearchParametersIVF(nprobe=probes)
+    parameters = import_faiss().SearchParametersIVF(nprobe=probes, sel=selector)
     share = probes / index.cpu.nlist  # of the file, for one query
     size = len(index.pages) if index.pages is not None and searched is index.cpu else 0
     step = max(1, int(MOST_TOUCHED / (share * size))) if size else len(queries)

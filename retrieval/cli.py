@@ -23,10 +23,15 @@ from .options import (
     PathsOption,
     RerankOption,
     ScoreOption,
+    SinceOption,
+    UnderOption,
+    UntilOption,
 )
 from .terminal import complain, print_answer, print_facts, print_note, print_results, read_lines
 
 if TYPE_CHECKING:
+    from .filters import Filter
+    from .gallery import Gallery
     from .listing import Form
 
 app = typer.Typer(
@@ -86,12 +91,17 @@ stored tokens and says how likely the query is as a caption of each, some millis
 The scores shown are still the cosines, so they need not fall from line to line.
 
 \b
+--since and --until go by the date that the camera wrote into the image, and leave out images
+without one.
+
+\b
 Examples:
   fwd2bot search a red bicycle in the snow
   fwd2bot search -k 100 --min-score 0.3 --json sunset
   fwd2bot search -0 -k 20 cats | xargs -0 cp -t cats/
   fwd2bot search --paths birthday cake | head -1
   fwd2bot search --rerank 30 two children on a swing
+  fwd2bot search --under 2019/italy --since 2019-06 --until 2019-08 a church at night
   fwd2bot search --json - < queries.txt"""
 
 
@@ -105,8 +115,12 @@ def search(
     as_json: JsonOption = False,
     rerank: RerankOption = 0,
     min_score: ScoreOption = -1.0,
+    under: UnderOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
 ) -> None:
     """Find the images that fit a sentence best."""
+    from retrieval.filters import make_filter
     from retrieval.listing import format_answer, format_hits
     from retrieval.locate import find_index
     from retrieval.query import clean_query
@@ -116,9 +130,9 @@ def search(
     many = query == ["-"]
     # What may be refused comes before the model, which takes seconds.
     texts = read_lines("search: ") if many else iter([clean_query(query)])
-    searcher = Searcher.open(find_index(index_dir))
-    if not len(searcher):
-        print_note(f"the index of {searcher.root} holds no images: see `fwd2bot info`")
+    wanted = make_filter(under, since, until)
+    searcher = Searcher.open(find_index(index_dir), wanted)
+    _note_emptiness(searcher, wanted)
 
     def answer(text: str) -> str:
         found = searcher.search(text, count, rerank) if text else []
@@ -128,6 +142,15 @@ def search(
         return format_hits(hits, searcher.root, form)
 
     print_results((answer(text.strip()) for text in texts), at_once=many)
+
+
+def _note_emptiness(gallery: "Gallery", wanted: "Filter") -> None:
+    if len(gallery):
+        return
+    if any(wanted):
+        print_note(f"no image of {gallery.root} was taken then, by the dates that cameras wrote into them")
+    else:
+        print_note(f"the index of {gallery.root} holds no images: see `fwd2bot info`")
 
 
 def _choose_form(as_json: bool, null: bool, paths_only: bool, min_score: float) -> "Form":
@@ -160,14 +183,20 @@ def similar(
     null: NullOption = False,
     as_json: JsonOption = False,
     min_score: ScoreOption = -1.0,
+    under: UnderOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
 ) -> None:
     """Find the images most like another."""
+    from retrieval.filters import make_filter
     from retrieval.gallery import Gallery
     from retrieval.listing import format_hits
     from retrieval.locate import find_index
 
     form = _choose_form(as_json, null, paths_only, min_score)
-    gallery = Gallery.open(find_index(index_dir))
+    wanted = make_filter(under, since, until)
+    gallery = Gallery.open(find_index(index_dir), wanted)
+    _note_emptiness(gallery, wanted)
     hits = [hit for hit in gallery.search_image(image, count) if hit.score >= min_score]
     print_results([format_hits(hits, gallery.root, form)])
 

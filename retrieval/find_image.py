@@ -41,7 +41,7 @@ def find_image(table: EmbeddingTable, image: str | Path | int) -> int:
 
 def find_path(table: EmbeddingTable, image: str) -> int | None:
     """The id of the image with this path, from here or below the root, or None."""
-    for path in (path for name in _list_names(image) for path in _list_spellings(table.root, name)):
+    for path in (path for name in _list_names(image) for path in list_spellings(table.root, name)):
         place = pc.index(table.files["path"], path).as_py()
         if place >= 0:
             return int(table.ids[place])
@@ -62,7 +62,7 @@ def _check_id(table: EmbeddingTable, image_id: int) -> int:
     return image_id
 
 
-def _list_spellings(root: Root, image: str) -> list[str]:
+def list_spellings(root: Root, image: str) -> list[str]:
     """The stored paths that a name may mean, likeliest first."""
     if isinstance(root, str):
         return [escape_path(image.removeprefix(join_url(root, "")))]

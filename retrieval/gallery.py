@@ -1,13 +1,12 @@
 """The images of an index, open for nearest neighbours: all that needs no model."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from encoders.base import FloatArray, IndexDamaged, QueryError
 from indexer.faiss_file import load_faiss
@@ -19,6 +18,7 @@ from indexer.parts import REPAIR_REMEDY, find_rows
 from indexer.paths import leads_out, show_path, unescape_path
 from indexer.table import read_following, read_images
 
+from .filters import ALL, Filter, select_ids
 from .image_query import embed_query_image
 from .locate import find_index
 
@@ -39,20 +39,28 @@ class Hit(NamedTuple):
 class Gallery:
     """The images of an index, as they were at that moment: open it anew to see what later runs added."""
 
-    def __init__(self, index_dir: Path, manifest: Manifest, neighbours: FaissIndex) -> None:
+    def __init__(
+        self,
+        index_dir: Path,
+        manifest: Manifest,
+        neighbours: FaissIndex,
+        only: NDArray[np.int64] | None = None,
+    ) -> None:
+        """only: the ids of the images that are searched, growing; None, all."""
         self.index_dir = index_dir
         self.manifest = manifest
         self.root = locate_root(manifest, index_dir)
         self._neighbours = neighbours
+        self._only = only
 
     @classmethod
-    def open(cls, index_dir: str | Path) -> "Gallery":
-        """Open an index, or that of a folder; no model is loaded."""
-        return cls(*open_index(index_dir))
+    def open(cls, index_dir: str | Path, wanted: Filter = ALL) -> "Gallery":
+        """Open an index, or that of a folder, for the images that are wanted; no model is loaded."""
+        return cls(*open_index(index_dir, wanted))
 
     def __len__(self) -> int:
         """How many images are searched."""
-        return self._neighbours.count
+        return self._neighbours.count if self._only is None else len(self._only)
 
     def search_image(self, image: str | Path | int, k: int = 10) -> list[Hit]:
         """The k images most like one, best first, and not that one itself.
@@ -68,7 +76,8 @@ class Gallery:
     def search_vectors(self, vectors: ArrayLike, k: int = 10) -> list[list[Hit]]:
         """The k images nearest to each vector (n, dim), best first; rows of any length, scored by cosine."""
         require_results(k)
-        found = search_faiss(self._neighbours, _to_unit_rows(vectors, self.manifest.encoder.dim), k)
+        rows = _to_unit_rows(vectors, self.manifest.encoder.dim)
+        found = search_faiss(self._neighbours, rows, k, self._only)
         ids = sorted({image_id for row in found for image_id, _ in row})
         images = self._read_images(ids)
         return [
@@ -117,10 +126,18 @@ def _to_unit_rows(vectors: ArrayLike, dim: int) -> FloatArray:
     return np.asarray(rows / lengths, np.float32)
 
 
-def open_index(index_dir: str | Path) -> tuple[Path, Manifest, FaissIndex]:
-    """Where an index lies, what it is made of, and the neighbours of all that it holds."""
+def open_index(
+    index_dir: str | Path, wanted: Filter
+) -> tuple[Path, Manifest, FaissIndex, NDArray[np.int64] | None]:
+    """Where an index lies, what it is made of, the neighbours of all that it holds, and which are wanted."""
     place = find_index(index_dir)
-    return place, *read_following(place, read_manifest(place), partial(open_neighbours, place))
+
+    def read(manifest: Manifest) -> tuple[FaissIndex, NDArray[np.int64] | None]:
+        only = None if wanted == ALL else select_ids(place, manifest, wanted)
+        return open_neighbours(place, manifest), only
+
+    manifest, opened = read_following(place, read_manifest(place), read)
+    return place, manifest, *opened
 
 
 def open_neighbours(index_dir: Path, manifest: Manifest) -> FaissIndex:

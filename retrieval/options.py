@@ -85,6 +85,17 @@ CountOption = Annotated[int, typer.Option("-k", min=1, metavar="N", help="How ma
 PathsOption = Annotated[bool, typer.Option("--paths", help="Print paths without scores.")]
 NullOption = Annotated[bool, typer.Option("-0", help="Print raw paths, each followed by a NUL.")]
 ScoreOption = Annotated[float, typer.Option(metavar="X", help="Leave out images that score less.")]
+UnderOption = Annotated[
+    str | None,
+    typer.Option("--under", metavar="DIR", help="Only images below this folder, or in this archive."),
+]
+SinceOption = Annotated[
+    str | None, typer.Option("--since", metavar="DATE", help="Only images taken then or later: 2019-06-15.")
+]
+UntilOption = Annotated[
+    str | None,
+    typer.Option("--until", metavar="DATE", help="Only images taken then or before; also 2019-06, 2019."),
+]
 RerankOption = Annotated[
     int,
     typer.Option(

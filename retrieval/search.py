@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from encoders.base import CannotAnswer, Talker, TextEncoder, can_talk
 from indexer.columns import decode_summaries
@@ -12,6 +13,7 @@ from indexer.manifest import Manifest, require_same_encoder
 from indexer.parts import trust_nothing
 from indexer.table import list_token_columns
 
+from .filters import ALL, Filter
 from .gallery import Gallery, Hit, open_index, require_results
 from .query import clean_query
 from .rerank import judge_images, rank_again
@@ -21,16 +23,21 @@ class Searcher(Gallery):
     """An index open for sentences, with the model that made it."""
 
     def __init__(
-        self, index_dir: Path, manifest: Manifest, neighbours: FaissIndex, encoder: TextEncoder
+        self,
+        index_dir: Path,
+        manifest: Manifest,
+        neighbours: FaissIndex,
+        encoder: TextEncoder,
+        only: NDArray[np.int64] | None = None,
     ) -> None:
-        super().__init__(index_dir, manifest, neighbours)
+        super().__init__(index_dir, manifest, neighbours, only)
         self.encoder = encoder
 
     @classmethod
-    def open(cls, index_dir: str | Path) -> "Searcher":
-        """Open an index, or that of a folder, with the encoder that made it; refuses one that has changed."""
-        index_dir, manifest, neighbours = open_index(index_dir)
-        return cls(index_dir, manifest, neighbours, load_matching_reader(manifest))
+    def open(cls, index_dir: str | Path, wanted: Filter = ALL) -> "Searcher":
+        """As a gallery, with the encoder that made the index; refuses one that has changed."""
+        place, manifest, neighbours, only = open_index(index_dir, wanted)
+        return cls(place, manifest, neighbours, load_matching_reader(manifest), only)
 
     def search(self, text: str, k: int = 10, rerank: int = 0) -> list[Hit]:
         """The k images that fit the text best, best first; of all, the nearest `rerank` are ranked again."""

@@ -133,6 +133,21 @@ def test_equal_scores_come_in_the_order_of_their_ids(count: int) -> None:
         assert list_ids(found) == [list(range(9))] * queries
 
 
+@pytest.mark.usefixtures("few_are_exact")
+@pytest.mark.parametrize("count", [900, 3000])
+@pytest.mark.parametrize("kept", [1, 7, 400])
+def test_among_some_ids_those_are_found_that_an_index_of_them_finds(count: int, kept: int) -> None:
+    vectors, ids = clustered_units(count), np.arange(count, dtype=np.int64) * 3 + 7
+    rows = np.sort(np.random.default_rng(0).permutation(count)[:kept])
+    queries, index = to_unit(vectors[:60].astype(np.float32)), build(vectors, ids)
+    for asked in (queries[:1], queries):
+        found = search_faiss(index, asked, 10, ids[rows])
+        assert measure_recall(found, rank_exactly(vectors[rows], ids[rows], asked, 10)) > 0.9
+        assert {len(hits) for hits in found} == {min(kept, 10)}
+        assert {image_id for hits in found for image_id, _ in hits} <= set(ids[rows].tolist())
+    assert search_faiss(index, queries[:2], 10, ids[:0]) == [[], []]
+
+
 def test_nothing_invents_an_id() -> None:
     index = build(np.ones((5, 4), np.float32) / 2, np.array([9, 3, 7, 1, 5]))
     assert list_ids(search_faiss(index, np.ones((1, 4), np.float32), 50)) == [[1, 3, 5, 7, 9]]
