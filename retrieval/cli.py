@@ -127,6 +127,8 @@ def search(
     from retrieval.search import Searcher
 
     form = _choose_form(as_json, null, paths_only, min_score)
+    if len(query) == 1 and Path(query[0]).is_file():
+        print_note(f"{query[0]} is searched as words: for images like it, `fwd2bot similar {query[0]}`")
     many = query == ["-"]
     # What may be refused comes before the model, which takes seconds.
     texts = read_lines("search: ") if many else iter([clean_query(query)])

@@ -78,6 +78,11 @@ def test_a_file_that_is_there_goes_before_a_path_that_ends_so(
     assert path == str(shades / "blue.png")
 
 
+def test_a_search_for_the_name_of_a_file_says_which_command_was_meant(shades: Path) -> None:
+    assert "`fwd2bot similar red.png`" in run("search", "red.png").stderr
+    assert (shades / "red.png").is_file() and run("search", "red", "red.png").stderr == ""
+
+
 def test_what_is_no_image_is_one_sentence(shades: Path, tmp_path: Path, installed_encoder: Install) -> None:
     text = tmp_path / "letter.png"
     text.write_text("Dear sir")
