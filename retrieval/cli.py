@@ -127,7 +127,7 @@ def search(
     from retrieval.search import Searcher
 
     form = _choose_form(as_json, null, paths_only, min_score)
-    if len(query) == 1 and Path(query[0]).is_file():
+    if len(query) == 1 and os.path.isfile(query[0]):  # noqa: PTH113 - a sentence may be too long for a Path
         print_note(f"{query[0]} is searched as words: for images like it, `fwd2bot similar {query[0]}`")
     many = query == ["-"]
     # What may be refused comes before the model, which takes seconds.

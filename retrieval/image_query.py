@@ -1,5 +1,6 @@
 """An image that is the query, to a vector: one of the index by what is stored, another through the model."""
 
+import os
 from pathlib import Path
 
 from encoders.base import FloatArray, QueryError
@@ -15,7 +16,8 @@ def embed_query_image(index_dir: Path, image: str | Path | int) -> tuple[FloatAr
     A file that is there goes before one of the index whose path merely ends so.
     """
     table, name = EmbeddingTable.open(index_dir), str(image)
-    if name and not name.isdecimal() and Path(name).is_file() and find_path(table, name) is None:
+    is_file = os.path.isfile(name) and not name.isdecimal()  # noqa: PTH113 - whatever is typed
+    if is_file and find_path(table, name) is None:
         return _embed_file(Path(name), table.manifest), None
     image_id = find_image(table, image)
     return table.read_embeddings([image_id]), image_id

@@ -81,6 +81,7 @@ def test_a_file_that_is_there_goes_before_a_path_that_ends_so(
 def test_a_search_for_the_name_of_a_file_says_which_command_was_meant(shades: Path) -> None:
     assert "`fwd2bot similar red.png`" in run("search", "red.png").stderr
     assert (shades / "red.png").is_file() and run("search", "red", "red.png").stderr == ""
+    assert run("search", "red " * 2000).exit_code == run("search", "re\0d").exit_code == 0
 
 
 def test_what_is_no_image_is_one_sentence(shades: Path, tmp_path: Path, installed_encoder: Install) -> None:
@@ -89,6 +90,8 @@ def test_what_is_no_image_is_one_sentence(shades: Path, tmp_path: Path, installe
     for name, sentence in (
         (str(text), r"letter\.png cannot be read as an image \(not an image of a known format\)"),
         ("nothing.png", "has no image nothing.png"),
+        ("a" * 300, "has no image aaa"),
+        ("a\0b.png", "has no image a"),
         ("", "the name of the image is empty"),
         ("999", "no image with the id 999"),
     ):
