@@ -1,6 +1,7 @@
 """Each family of LVLMs against stock transformers, written out by hand, and against itself."""
 
 import copy
+import pickle
 import re
 from pathlib import Path
 
@@ -206,6 +207,19 @@ def test_every_linear_layer_of_the_llm_is_adapted_and_nothing_else_is_trained(
 def test_the_image_side_is_the_shorter_side_of_the_largest_picture(tiny: TinyLvlm, fresh: Fwd2Bot) -> None:
     expected = 16 if fresh.family.model_type in ("fast_vlm", "llava") else 32
     assert fresh.family.image_side(tiny.builder.processor) == expected
+
+
+def test_a_builder_is_the_same_in_a_worker_that_is_started_anew(tiny: TinyLvlm) -> None:
+    """As workers are on macOS, and on Linux from Python 3.14 on: they are sent what they read with."""
+    sent = pickle.loads(pickle.dumps(tiny.builder))
+    assert sent.image_side == tiny.builder.image_side
+    for ours, theirs in (
+        (tiny.builder.images(PICTURES), sent.images(PICTURES)),
+        (tiny.builder.texts(["a dog"]), sent.texts(["a dog"])),
+        (tiny.builder.questions(["what?"]), sent.questions(["what?"])),
+    ):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_a_processor_of_another_model_is_one_sentence() -> None:

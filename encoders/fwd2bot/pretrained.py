@@ -91,8 +91,18 @@ def drop_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
         def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **settings: Any) -> Any:
             return super().from_args_and_dict(args, {**processor_dict, "video_processor": None}, **settings)
 
+        def __reduce__(self) -> tuple[Any, ...]:  # to a process that knows no name for this class
+            return _drop_videos_of, (kind, self.__dict__)
+
     ImagesOnly.__name__ = kind.__name__  # under which it is saved
     return ImagesOnly
+
+
+def _drop_videos_of(kind: type[ProcessorMixin], state: dict[str, Any]) -> ProcessorMixin:
+    """A processor of such a class, as it was in another process."""
+    processor = object.__new__(drop_videos(kind))
+    processor.__dict__.update(state)
+    return processor
 
 
 def _read_quantization(quantize: str, device: str) -> BitsAndBytesConfig | None:
