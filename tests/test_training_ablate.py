@@ -67,6 +67,14 @@ def test_a_finding_is_judged_by_two_standard_errors_of_the_difference() -> None:
     assert is_close({**trials, "k2": [make_trial("k2", 29.5, 9.0, error=0.1)]}, "k2")
 
 
+def test_variants_that_are_equal_on_every_photo_decide_nothing() -> None:
+    trials = {name: [make_trial(name, 0.0, 3.0, error=0.0)] for name in (JOINT, "k4")}
+    found = find_advantage(trials, JOINT, "k4", "recall@10")
+    assert found is not None and found == (0.0, 0.0)
+    assert judge("more is better", found) == "undecided"
+    assert is_close(trials, "k4")
+
+
 def test_variants_are_compared_with_equal_seeds_and_their_pooled_spread() -> None:
     trials = {JOINT: [make_trial(JOINT, value, 3.0, seed=seed) for seed, value in enumerate((29, 32, 32))]}
     trials["k4"] = [make_trial("k4", 30, 3.0, error=0.0)]

@@ -102,16 +102,21 @@ def _list_values(trials: Sequence[Trial], figure: str) -> Floats:
 def is_close(trials: Trials, name: str) -> bool:
     """Whether a variant is within two standard errors of the joint one, in what both are compared by."""
     found = [find_advantage(trials, name, JOINT, figure) for figure in (RECALL, NATS)]
-    return any(each is not None and abs(each.value) < _ERRORS * each.error for each in found)
+    return any(each is not None and not _is_difference(each) for each in found)
 
 
 def judge(finding: str, advantage: Measure) -> str:
     """What a difference says of a finding."""
     if not finding:
         return "not published"
-    if abs(advantage.value) < _ERRORS * advantage.error:
+    if not _is_difference(advantage):
         return "undecided"
     return "agrees" if advantage.value > 0 else "disagrees"
+
+
+def _is_difference(measure: Measure) -> bool:
+    """None is none, though it has no error either: two variants that find nothing are equal everywhere."""
+    return measure.value != 0 and abs(measure.value) >= _ERRORS * measure.error
 
 
 def render_report(trials: Trials, heading: str) -> str:
