@@ -18,6 +18,7 @@ from tests.tiny_models import LVLM, make_builder
 from tests.training_runs import make_settings
 from training.distributed import ALONE, Ranks
 from training.lvlm import make_lvlm
+from training.measure import make_step
 from training.run_log import LOG_FILE, RunLog
 from training.settings import BaseSettings
 from training.states import STATE_FILE, load_state, put_back_model, save_model, save_state
@@ -163,6 +164,22 @@ def test_batch_statistics_allow_neither_chunks_nor_ranks(chunk_size: int, ranks:
             None,
             Ranks(0, ranks, torch.device("cpu")),
         )
+
+
+def test_a_step_keeps_to_its_rate_the_length_of_gradients_and_the_largest_scale() -> None:
+    trainer = make_trainer(feature_weight=0.0, word_weight=0.0)
+    settings = replace(trainer.settings.optimizer, weight_decay=0.0, gradient_norm=0.01)
+    trainer.settings = replace(trainer.settings, optimizer=settings)
+    trainer.optimizer.param_groups[0]["weight_decay"] = 0.0
+    trainer.contrastive.log_scale.data.fill_(9.0)
+    before = trainer.model.summary_tokens.detach().clone()
+    report = trainer.train_step(make_step(trainer.model, rows=2))
+    moved = (trainer.model.summary_tokens - before).abs().max().item()
+    # AdamW's first step moves a weight by its rate, whatever the gradient.
+    assert report.rate == settings.learning_rate / settings.warmup_steps == pytest.approx(moved, rel=0.01)
+    lengths = [each.grad.norm() for each in trainer.model.parameters() if each.grad is not None]
+    assert torch.stack(lengths).norm().item() == pytest.approx(settings.gradient_norm, rel=0.01)
+    assert report.temperature == trainer.contrastive.temperature == pytest.approx(0.01)
 
 
 def test_frozen_batch_statistics_stay_as_they_are() -> None:
