@@ -1,18 +1,23 @@
 """Answers from pixels against a greedy loop over the stock model's own forward; a question for each image."""
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from encoders.base import SeeingEncoder
 from encoders.fwd2bot.adapters import find_base_model
+from encoders.fwd2bot.checkpoint import Checkpoint
 from encoders.fwd2bot.encoder import Fwd2BotEncoder
+from encoders.fwd2bot.model import Fwd2Bot
 from encoders.fwd2bot.writer import LONGEST_REPLY
 from encoders.load import load_encoder
 from tests.tiny_families import TinyLvlm, make_lvlm_of
-from tests.tiny_models import make_pictures
+from tests.tiny_models import SUMMARIES, make_builder, make_fastvlm, make_pictures
 
 QUESTIONS = ["what is it?", "a red dog in the snow what is it?", "two cats?"]
 
@@ -43,6 +48,24 @@ def test_answers_from_pixels_are_the_stock_models_own(tmp_path: Path) -> None:
     assert len(set(by_hand)) > 1
     assert encoder.answer_images(pictures, QUESTIONS) == by_hand
     assert encoder.caption_images(pictures[:1]) == [answer_by_hand(tiny, pictures[0], "Describe the image.")]
+
+
+def test_an_answer_ends_with_what_it_was_taught_to_end_with() -> None:
+    """Whatever the configuration of the base calls an end, or nothing."""
+    builder = make_builder()
+    model = Fwd2Bot(make_fastvlm(builder), SUMMARIES).eval()
+    find_base_model(model.generator).generation_config.eos_token_id = None
+    taught = builder.writer.answer("a red dog")
+    assert taught[-1] == builder.tokenizer.eos_token_id
+    words = itertools.cycle(taught)
+
+    def foretell(_: nn.Module, given: object, logits: Tensor) -> Tensor:
+        return torch.full_like(logits, -1.0).index_fill(-1, torch.tensor(next(words)), 1.0)
+
+    find_base_model(model.generator).get_output_embeddings().register_forward_hook(foretell)
+    checkpoint = Checkpoint(model, builder.processor, builder.prompts)
+    encoder = Fwd2BotEncoder("new", "", checkpoint, torch.device("cpu"))
+    assert encoder.caption(np.zeros((1, *model.summary_shape), np.float32)) == ["a red dog"]
 
 
 @pytest.fixture(scope="module")

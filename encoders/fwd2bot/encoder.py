@@ -91,7 +91,9 @@ class Fwd2BotEncoder(ImageEncoder):
         with warnings.catch_warnings():
             # Only new tokens count as said, which is what is wanted: the prompt is no part of the answer.
             warnings.filterwarnings("ignore", "Passing `no_repeat_ngram_size`", UserWarning)
-            ids = self.model.generate(self._to_tensor(summaries), inputs, **_DECODING)
+            # As answers were taught to end, whatever else the base's own configuration calls an end.
+            end = self.builder.writer.end
+            ids = self.model.generate(self._to_tensor(summaries), inputs, eos_token_id=end, **_DECODING)
         answers: list[str] = self.builder.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
