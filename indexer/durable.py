@@ -3,6 +3,7 @@
 Every file of an index is written through here.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,5 +57,8 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which says that this disk, of a network or FUSE, flushes no folder
+            raise
     finally:
         os.close(descriptor)

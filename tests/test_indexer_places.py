@@ -3,7 +3,9 @@
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,3 +101,19 @@ def test_a_file_in_the_way_of_an_index_is_left_as_it_is(
     with pytest.raises(IndexFailure, match="a file is in its way"):
         build_index(gallery, tmp_path / name, encoder)
     assert (tmp_path / "file").read_text() == "as it was" and encoder.embedded == 0
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_disk_that_flushes_no_folder_holds_an_index_and_one_that_fails_does_not(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    flush = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    with nullcontext() if number == errno.EINVAL else pytest.raises(OSError, match="Input/output"):
+        assert build(gallery, encoder).indexed == 8 and list(audit_index(gallery / ".fwd2bot")) == []
