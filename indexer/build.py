@@ -104,8 +104,10 @@ def build(
     folder, index = name_root(folder), Path(index)
     settings, observer = settings or BuildSettings(), observer or SilentObserver()
     require_faiss()
-    found = _find_some_images(folder, settings, observer)
+    before, found = _read_date(index), _find_some_images(folder, settings, observer)
     with lock_index(index), quiet_pillow():
+        if _read_date(index) != before:  # another run may know of files that came after this listing
+            found = _find_some_images(folder, settings, observer)
         remove_orphans(index)
         manifest = _read_matching_manifest(folder, index, settings)
         plan = compare_files(found, index, manifest, settings.max_megapixels)
@@ -151,6 +153,14 @@ def _find_some_images(folder: Root, settings: BuildSettings, observer: BuildObse
     if not found.files:  # more likely the disk is not mounted than every photo gone: the index stays as it is
         raise NothingToIndex(f"{folder} holds no image that can be indexed: name a folder that does")
     return found
+
+
+def _read_date(index: Path) -> str:
+    """When the index was last written, "" where that cannot be read."""
+    try:
+        return read_manifest(index).updated
+    except IndexFailure:
+        return ""
 
 
 def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) -> Manifest | None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,8 @@ from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
 from indexer.compact import compact_index
 from indexer.contents import KnownContents
+from indexer.file_list import FoundImages
+from indexer.folder import FolderSource
 from indexer.images import ImageFile
 from indexer.manifest import Manifest, PartRecord, read_manifest
 from indexer.recorder import BatchRecorder
@@ -260,3 +263,20 @@ def test_a_run_without_news_asks_no_part_what_it_knows(
     assert build(gallery, encoder).reused == 8 and not asked
     os.utime(gallery / "red.png", ns=(5, 5))
     assert build(gallery, encoder).copied == 1 and asked
+
+
+def test_what_another_run_found_since_the_listing_is_not_gone(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(gallery, encoder)
+    find = FolderSource.find
+
+    def find_slowly(source: FolderSource, *arguments: Any) -> FoundImages:
+        found = find(source, *arguments)
+        monkeypatch.undo()
+        paint(gallery / "new.png", "red", size=(9, 9))
+        assert build(gallery, encoder).indexed == 1
+        return found
+
+    monkeypatch.setattr(FolderSource, "find", find_slowly)
+    assert build(gallery, encoder) == BuildReport(0, 0, 9, 0, 0)
