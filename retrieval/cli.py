@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed and said why in a line, 2 wrong usage. Nothing heav
 
 import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -127,8 +128,7 @@ def search(
     from retrieval.search import Searcher
 
     form = _choose_form(as_json, null, paths_only, min_score)
-    if len(query) == 1 and os.path.isfile(query[0]):  # noqa: PTH113 - a sentence may be too long for a Path
-        print_note(f"{query[0]} is searched as words: for images like it, `fwd2bot similar {query[0]}`")
+    _note_mistake(query)
     many = query == ["-"]
     # What may be refused comes before the model, which takes seconds.
     texts = read_lines("search: ") if many else iter([clean_query(query)])
@@ -144,6 +144,16 @@ def search(
         return format_hits(hits, searcher.root, form)
 
     print_results((answer(text.strip()) for text in texts), at_once=many)
+
+
+def _note_mistake(query: list[str]) -> None:
+    """Name the other command where the only word is an image file."""
+    if len(query) > 1 or not os.path.isfile(query[0]):  # noqa: PTH113 - a sentence may be too long for a Path
+        return
+    from indexer.images import is_image_name
+
+    if is_image_name(query[0]):
+        print_note(f"searched as words; for images like it: fwd2bot similar {shlex.quote(query[0])}")
 
 
 def _note_emptiness(gallery: "Gallery", wanted: "Filter") -> None:

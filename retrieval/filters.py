@@ -26,7 +26,7 @@ class Filter(NamedTuple):
     when, it was taken by the camera's own clock; an image of which that is not known is none of them.
     """
 
-    under: str = ""
+    under: str | Path = ""
     since: datetime | None = None
     until: datetime | None = None
 
@@ -65,7 +65,7 @@ def select_ids(index_dir: Path, manifest: Manifest, wanted: Filter) -> NDArray[n
     rows = rows.filter(pc.equal(rows["status"], "ok"))
     if wanted.under:
         root = locate_root(manifest, index_dir)
-        rows = rows.filter(_lie_below(rows["path"], list_spellings(root, wanted.under)))
+        rows = rows.filter(_lie_below(rows["path"], list_spellings(root, str(wanted.under))))
         if not len(rows):
             raise QueryError(
                 f"the index of {root} has no image below {wanted.under}: name a folder or an archive of it"

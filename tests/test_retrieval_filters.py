@@ -98,7 +98,7 @@ def test_what_is_no_date_is_refused(text: str) -> None:
 
 
 def test_some_images_are_searched_as_an_index_of_them_would_be(dated: Path) -> None:
-    table, wanted = EmbeddingTable.open(dated / ".fwd2bot"), Filter(under="trip")
+    table, wanted = EmbeddingTable.open(dated / ".fwd2bot"), Filter(under=Path("trip"))
     rows = [place for place, path in enumerate(table.paths) if path.startswith("trip/")]
     vectors = table.vectors[rows].astype(np.float32)
     searcher = Searcher.open(dated, wanted)

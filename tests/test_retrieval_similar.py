@@ -79,8 +79,11 @@ def test_a_file_that_is_there_goes_before_a_path_that_ends_so(
 
 
 def test_a_search_for_the_name_of_a_file_says_which_command_was_meant(shades: Path) -> None:
-    assert "`fwd2bot similar red.png`" in run("search", "red.png").stderr
-    assert (shades / "red.png").is_file() and run("search", "red", "red.png").stderr == ""
+    (shades / "red.png").rename(shades / "my red.png")
+    assert run("search", "my red.png").stderr.endswith("fwd2bot similar 'my red.png'\n")
+    (shades / "red").touch()
+    assert run("search", "red").stderr == ""
+    assert run("search", "red", "my red.png").stderr == ""
     assert run("search", "red " * 2000).exit_code == run("search", "re\0d").exit_code == 0
 
 
