@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from indexer import compact, contents, writer
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
+from indexer.columns import FileRow
 from indexer.compact import compact_index
 from indexer.contents import KnownContents
 from indexer.file_list import FoundImages
@@ -153,6 +155,19 @@ class Impatient(Witness):
 
     def advance(self, count: int) -> None:
         raise KeyboardInterrupt
+
+
+def test_rows_wait_for_a_commit_until_five_seconds_after_the_last(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(gallery, encoder)
+    index, now, committed = gallery / ".fwd2bot", [0.0], []
+    monkeypatch.setattr(writer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    rows = writer.IndexWriter(index, read_manifest(index))
+    for now[0] in (1.0, 5.0, 6.0, 10.0):
+        rows.append([FileRow(f"{now[0]}.png", 0, 0, "", 0, 0, "skipped", "broken")], None)
+        committed.append(read_manifest(index).next_id - 8)
+    assert committed == [0, 2, 2, 4]
 
 
 def test_an_interrupted_run_commits_what_it_has(gallery: Path, encoder: FakeEncoder) -> None:
