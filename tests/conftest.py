@@ -5,9 +5,11 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -15,6 +17,8 @@ from typer.testing import CliRunner, Result
 from encoders.base import Encoder, FloatArray, ImageEmbeddings, PreparedImage
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
+from indexer.manifest import read_manifest, write_manifest
+from indexer.parts import write_part
 from indexer.recorder import SilentObserver
 from indexer.table import EmbeddingTable
 from retrieval import cli
@@ -166,6 +170,13 @@ def build(root: Path, encoder: Encoder, **changes: object) -> BuildReport:
 
 def open_table(root: Path) -> EmbeddingTable:
     return EmbeddingTable.open(root / ".fwd2bot")
+
+
+def write_rows(index: Path, rows: pa.Table) -> None:
+    """Replace the one part by these rows, written as the index does, and the manifest by one that agrees."""
+    manifest = read_manifest(index)
+    part = write_part(index, manifest.parts[0].name, rows.schema, [rows])
+    write_manifest(index, replace(manifest, parts=(part,)))
 
 
 @pytest.fixture

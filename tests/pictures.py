@@ -1,5 +1,6 @@
 """Pictures for the tests of reading: one that shows how it is turned, and a reader for a file of any kind."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,13 @@ def draw_corner(size: tuple[int, int] = (60, 40)) -> Image.Image:
     image = Image.new("RGB", size, "white")
     image.paste((255, 0, 0), (0, 0, size[0] // 2, size[1] // 2))
     return image
+
+
+def draw_bytes(kind: str = "PNG") -> bytes:
+    """A file of it."""
+    stream = BytesIO()
+    draw_corner().save(stream, kind)
+    return stream.getvalue()
 
 
 def turn(upright: Image.Image, orientation: int) -> Image.Image:

@@ -14,16 +14,10 @@ import pytest
 from indexer import archives
 from indexer.sources import open_source
 from tests.conftest import FakeEncoder, build, open_table
-from tests.pictures import draw_corner, read, read_all
+from tests.pictures import draw_bytes, draw_corner, read, read_all
 
 Entries = dict[str, bytes]
 Packer = Callable[[Path, Entries], Path]
-
-
-def draw_bytes(kind: str = "PNG") -> bytes:
-    stream = io.BytesIO()
-    draw_corner().save(stream, kind)
-    return stream.getvalue()
 
 
 def pack_zip(path: Path, entries: Entries, method: int = zipfile.ZIP_DEFLATED) -> Path:

@@ -17,10 +17,10 @@ from indexer.build import BuildReport
 from indexer.durable import digest_file
 from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import merge_index
-from indexer.parts import LONGEST_ROW, ROWS_PER_GROUP, find_rows, write_part
+from indexer.parts import LONGEST_ROW, ROWS_PER_GROUP, find_rows
 from indexer.table import EmbeddingTable, read_following
 from retrieval.search import Searcher
-from tests.conftest import FakeEncoder, build, open_table, paint
+from tests.conftest import FakeEncoder, build, open_table, paint, write_rows
 
 WORDS = ["path", "digest", "status", "error", "camera", "lens"]
 
@@ -39,13 +39,6 @@ def read_part(index: Path) -> pa.Table:
 def put(rows: pa.Table, name: str, values: list[Any]) -> pa.Table:
     field = rows.schema.field(name)
     return rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
-
-
-def write_rows(index: Path, rows: pa.Table) -> None:
-    """Replace the one part by these rows, written as the index does, and the manifest by one that agrees."""
-    manifest = read_manifest(index)
-    part = write_part(index, manifest.parts[0].name, rows.schema, [rows])
-    write_manifest(index, replace(manifest, parts=(part,)))
 
 
 def forge_part(index: Path, rows: pa.Table, **options: Any) -> None:
@@ -238,3 +231,20 @@ def test_a_folder_of_parts_that_cannot_be_listed_is_not_taken_for_an_empty_one(
         build(index.parent, encoder)
     assert list(audit_index(index)) == []
     assert build(index.parent, encoder) == BuildReport(1, 0, 8, 0, 0)
+
+
+def test_a_part_of_absurd_size_is_refused(index: Path) -> None:
+    rows = read_part(index)
+    write_rows(index, put(rows, "error", ["x" * 1_000_000] * len(rows)))
+    with pytest.raises(IndexDamaged, match=r"8 rows of .* bytes"):
+        EmbeddingTable.open(index)
+
+
+def test_a_part_that_is_no_ordinary_file_is_refused(index: Path) -> None:
+    manifest = read_manifest(index)
+    path = index / "parts" / manifest.parts[0].name
+    path.unlink()
+    os.mkfifo(path)
+    write_manifest(index, replace(manifest, parts=(replace(manifest.parts[0], size=0),)))
+    with pytest.raises(IndexDamaged, match="no ordinary file"):
+        EmbeddingTable.open(index)

@@ -1,6 +1,5 @@
 """Roots that are URLs: the same images as in a folder, and the same files again count as unchanged."""
 
-import io
 import os
 import sys
 import threading
@@ -22,14 +21,7 @@ from indexer.remote import read_stamp
 from indexer.sources import open_source
 from indexer.table import EmbeddingTable
 from tests.conftest import FakeEncoder
-from tests.pictures import draw_corner, read_all
-
-
-def draw_bytes(kind: str = "PNG") -> bytes:
-    stream = io.BytesIO()
-    draw_corner().save(stream, kind)
-    return stream.getvalue()
-
+from tests.pictures import draw_bytes, read_all
 
 FILES = {
     "a.png": draw_bytes(),

@@ -1,6 +1,5 @@
 """Merging, compacting and repairing an index, and what readers see meanwhile."""
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,10 +16,10 @@ from indexer.build import BuildReport
 from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import MergeReport, create_above, merge_index
-from indexer.parts import find_rows, write_part
+from indexer.parts import find_rows
 from indexer.table import EmbeddingTable
 from retrieval.search import Searcher
-from tests.conftest import FakeEncoder, build, open_table, paint
+from tests.conftest import FakeEncoder, build, open_table, paint, write_rows
 
 Install = Callable[[FakeEncoder], None]
 
@@ -240,40 +239,10 @@ def test_a_path_that_leads_out_of_the_folder_is_a_fault_and_no_hit(
         paths = [evil, *rows["path"].to_pylist()[1:]]
         place = rows.column_names.index("path")
         changed = rows.set_column(place, rows.schema.field("path"), [paths])
-        write_forged_part(index, changed)
+        write_rows(index, changed)
         assert "leads out of the folder" in next(audit_index(index)).sentence
         with pytest.raises(IndexDamaged, match="has an image outside its folder"):
             Searcher.open(index).search("red", 8)
-
-
-def write_forged_part(index: Path, rows: object) -> None:
-    """Replace the one part by other rows, and the manifest by one that agrees."""
-    manifest = read_manifest(index)
-    part = write_part(index, manifest.parts[0].name, rows.schema, [rows])  # type: ignore[attr-defined]
-    write_manifest(index, replace(manifest, parts=(part,)))
-
-
-def test_a_part_of_absurd_size_is_refused(gallery: Path, encoder: FakeEncoder) -> None:
-    build(gallery, encoder)
-    index = gallery / ".fwd2bot"
-    rows = pq.read_table(index / "parts" / read_manifest(index).parts[0].name)
-    place = rows.column_names.index("error")
-    bomb = rows.set_column(place, rows.schema.field("error"), [["x" * 1_000_000] * len(rows)])
-    write_forged_part(index, bomb)
-    with pytest.raises(IndexDamaged, match=r"8 rows of .* bytes"):
-        open_table(gallery)
-
-
-def test_a_part_that_is_no_ordinary_file_is_refused(gallery: Path, encoder: FakeEncoder) -> None:
-    build(gallery, encoder)
-    index = gallery / ".fwd2bot"
-    manifest = read_manifest(index)
-    path = index / "parts" / manifest.parts[0].name
-    path.unlink()
-    os.mkfifo(path)
-    write_manifest(index, replace(manifest, parts=(replace(manifest.parts[0], size=0),)))
-    with pytest.raises(IndexDamaged, match="no ordinary file"):
-        open_table(gallery)
 
 
 def test_a_manifest_of_absurd_size_is_refused(gallery: Path, encoder: FakeEncoder) -> None:
