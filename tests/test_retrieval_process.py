@@ -1,5 +1,6 @@
 """The command as a process of its own: signals, closed pipes, and what it imports."""
 
+import inspect
 import json
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from indexer.build import BuildSettings
+from retrieval import upkeep
 from tests.conftest import FakeEncoder, run
 
 Install = Callable[[FakeEncoder], None]
@@ -159,3 +162,11 @@ def test_a_search_imports_nothing_heavy_but_the_model(indexed: Path) -> None:
     command = [sys.executable, "-c", script, "search", "red", "-k", "1"]
     result = subprocess.run(command, cwd=indexed, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[1:] == ["set()"]
+
+
+def test_the_command_takes_what_the_library_does_where_nothing_is_said() -> None:
+    # The command writes these down again, as `--help` does not wait for the library.
+    typed = inspect.signature(upkeep.index).parameters
+    for name, value in vars(BuildSettings()).items():
+        if name not in ("workers", "exclude"):  # None here, and what it stands for there
+            assert typed[name].default == value, name
