@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from indexer import compact, contents, writer
+from indexer import compact, contents, faiss_refresh, writer
+from indexer.audit import audit_index
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
 from indexer.columns import FileRow
@@ -106,6 +107,21 @@ def test_a_duplicate_of_what_has_failed_is_not_kept_waiting(
     settings = BuildSettings(batch_size=1, workers=1)
     assert build_index(gallery, gallery / ".fwd2bot", encoder, settings).skipped == 2
     assert waited == []
+
+
+def test_the_faiss_file_takes_what_is_new_and_is_not_built_anew(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("built anew")
+
+    build(gallery, encoder)
+    monkeypatch.setattr(faiss_refresh, "build_from_parts", refuse)
+    paint(gallery / "new.png", "red", size=(9, 9))
+    build(gallery, encoder)
+    (gallery / "red.png").unlink()
+    build(gallery, encoder)
+    assert list(audit_index(gallery / ".fwd2bot")) == [] and len(open_table(gallery)) == 8
 
 
 def test_a_restored_file_is_copied_until_a_compaction_has_dropped_its_row(
