@@ -114,10 +114,11 @@ def test_no_more_is_read_ahead_than_the_bound_allows() -> None:
 
     files = (ImageFile(f"{number % 1000:03d}.png", 1, number) for number in range(100_000))
     pipeline = embed_photos(FakeEncoder(), files, read, 4, workers=3)
-    next(pipeline)
+    for _ in range(10):
+        next(pipeline)
     time.sleep(0.2)
     in_hand, ahead = 2 * 4, 2 * 4 + 3
-    assert len(begun) <= 4 + in_hand + ahead
+    assert len(begun) <= 10 * 4 + in_hand + ahead
     pipeline.close()
     done = len(begun)
     time.sleep(0.1)

@@ -233,6 +233,19 @@ def test_a_folder_of_parts_that_cannot_be_listed_is_not_taken_for_an_empty_one(
     assert build(index.parent, encoder) == BuildReport(1, 0, 8, 0, 0)
 
 
+@pytest.mark.parametrize("ids", [[*range(0, 256, 2), *range(254, 510, 2)], [0, 4, 2, *range(6, 512, 2)]])
+def test_ids_that_do_not_grow_from_row_to_row_and_group_to_group_are_damage(
+    index: Path, ids: list[int]
+) -> None:
+    assert len(ids) == 2 * ROWS_PER_GROUP
+    write_manifest(index, replace(read_manifest(index), next_id=512))
+    rows = pa.concat_tables([read_part(index)] * (len(ids) // 8)).combine_chunks()
+    write_rows(index, put(rows, "id", ids))
+    assert "its ids do not grow" in next(audit_index(index)).sentence
+    write_rows(index, put(rows, "id", [*range(0, 512, 2)]))
+    assert "FAISS" in next(audit_index(index)).sentence  # and of the part nothing
+
+
 def test_a_part_of_absurd_size_is_refused(index: Path) -> None:
     rows = read_part(index)
     write_rows(index, put(rows, "error", ["x" * 1_000_000] * len(rows)))
