@@ -50,6 +50,17 @@ def test_summaries_are_those_of_the_whole_layer(builder: InputBuilder) -> None:
     torch.testing.assert_close(found[0], compress_all(model, builder)[1][0], atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_without_a_mask_a_row_sees_itself_and_those_before_it(builder: InputBuilder) -> None:
+    model, length = make_model(builder), SUMMARIES + 3
+    model.prepare_inference()
+    layer, width = find_last_layer(model.compressor), model.summary_shape[1]
+    rows = torch.randn(2, length, width, generator=torch.Generator().manual_seed(0))
+    turns = model.compressor.get_decoder().rotary_emb(rows, torch.arange(length)[None])
+    causal = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    torch.testing.assert_close(layer(rows, None, turns), layer(rows, causal, turns))
+
+
 @pytest.mark.parametrize("mode", ["shared", "none"])
 def test_a_tree_that_answers_too_keeps_all_rows(builder: InputBuilder, mode: str) -> None:
     model = make_model(builder, mode)
