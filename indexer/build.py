@@ -159,7 +159,7 @@ def _read_date(index: Path) -> str:
     """When the index was last written, "" where that cannot be read."""
     try:
         return read_manifest(index).updated
-    except IndexFailure:
+    except (IndexFailure, OSError):
         return ""
 
 

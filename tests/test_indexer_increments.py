@@ -2,27 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from indexer import compact, contents, faiss_refresh, writer
-from indexer.audit import audit_index
+from indexer import contents, writer
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
-from indexer.columns import FileRow
 from indexer.compact import compact_index
 from indexer.contents import KnownContents
-from indexer.file_list import FoundImages
-from indexer.folder import FolderSource
 from indexer.images import ImageFile
-from indexer.manifest import Manifest, PartRecord, read_manifest
+from indexer.manifest import read_manifest
 from indexer.recorder import BatchRecorder
 from indexer.table import read_newest_rows
 from tests.conftest import FakeEncoder, Witness, build, open_table, paint
@@ -109,21 +101,6 @@ def test_a_duplicate_of_what_has_failed_is_not_kept_waiting(
     assert waited == []
 
 
-def test_the_faiss_file_takes_what_is_new_and_is_not_built_anew(
-    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("built anew")
-
-    build(gallery, encoder)
-    monkeypatch.setattr(faiss_refresh, "build_from_parts", refuse)
-    paint(gallery / "new.png", "red", size=(9, 9))
-    build(gallery, encoder)
-    (gallery / "red.png").unlink()
-    build(gallery, encoder)
-    assert list(audit_index(gallery / ".fwd2bot")) == [] and len(open_table(gallery)) == 8
-
-
 def test_a_restored_file_is_copied_until_a_compaction_has_dropped_its_row(
     gallery: Path, encoder: FakeEncoder
 ) -> None:
@@ -164,43 +141,6 @@ def test_metadata_becomes_columns_and_is_copied_with_the_rest(tmp_path: Path, en
     (row,) = open_table(tmp_path).to_arrow().to_pylist()
     assert str(row["taken_at"]) == "2020-02-03 04:05:06" and row["camera"] == "Acme One"
     assert (row["width"], row["height"], row["orientation"], row["latitude"]) == (30, 40, 6, None)
-
-
-class Impatient(Witness):
-    """Breaks a run off at its first batch."""
-
-    def advance(self, count: int) -> None:
-        raise KeyboardInterrupt
-
-
-def test_rows_wait_for_a_commit_until_five_seconds_after_the_last(
-    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build(gallery, encoder)
-    index, now, committed = gallery / ".fwd2bot", [0.0], []
-    monkeypatch.setattr(writer, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    rows = writer.IndexWriter(index, read_manifest(index))
-    for now[0] in (1.0, 5.0, 6.0, 10.0):
-        rows.append([FileRow(f"{now[0]}.png", 0, 0, "", 0, 0, "skipped", "broken")], None)
-        committed.append(read_manifest(index).next_id - 8)
-    assert committed == [0, 2, 2, 4]
-
-
-def test_an_interrupted_run_commits_what_it_has(gallery: Path, encoder: FakeEncoder) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        build_index(gallery, gallery / ".fwd2bot", encoder, BuildSettings(batch_size=3), Impatient())
-    assert len(open_table(gallery)) == 3
-
-
-def test_a_rebuild_that_ends_early_has_replaced_the_index_and_goes_on_without_rebuild(
-    gallery: Path, encoder: FakeEncoder
-) -> None:
-    build(gallery, encoder)
-    settings, other = BuildSettings(batch_size=3, rebuild=True), FakeEncoder(fingerprint="fake-2")
-    with pytest.raises(KeyboardInterrupt):
-        build_index(gallery, gallery / ".fwd2bot", other, settings, Impatient())
-    assert (open_table(gallery).encoder.fingerprint, len(open_table(gallery))) == ("fake-2", 3)
-    assert build(gallery, other) == BuildReport(5, 0, 3, 0, 0)
 
 
 def test_known_contents_are_those_of_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,69 +185,3 @@ def test_the_newest_row_of_a_path_wins(gallery: Path, encoder: FakeEncoder) -> N
     assert len(rows) == 8
     assert [row["height"] for row in rows if row["path"] == "red.png"] == [24]
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
-
-
-def test_parts_that_a_compaction_left_almost_full_are_not_all_joined_for_one_image(
-    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (writer, compact):
-        monkeypatch.setattr(module, "ROWS_PER_PART", 3)
-    monkeypatch.setattr(writer, "ROWS_PER_COMMIT", 3)
-    build(gallery, encoder)
-    for name in ("below/green.png", "blue.png"):
-        (gallery / name).unlink()
-    build(gallery, encoder)
-    compact_index(gallery / ".fwd2bot")
-    before = read_manifest(gallery / ".fwd2bot").parts
-    assert [part.rows for part in before] == [2, 2, 2]
-    paint(gallery / "new.png", "red", size=(9, 9))
-    build(gallery, encoder)
-    parts = read_manifest(gallery / ".fwd2bot").parts
-    assert parts[:2] == before[:2] and [part.rows for part in parts] == [2, 2, 3]
-
-
-def test_files_that_are_gone_fill_parts_and_not_one_of_any_size(
-    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build(gallery, encoder)
-    for module in ("build", "writer"):
-        monkeypatch.setattr(f"indexer.{module}.ROWS_PER_PART", 3)
-    monkeypatch.setattr(writer, "ROWS_PER_COMMIT", 2)
-    for path in gallery.rglob("*.png"):
-        path.unlink()
-    paint(gallery / "new.png", "red", size=(9, 9))
-    assert build(gallery, encoder) == BuildReport(1, 0, 0, 8, 0)
-    assert [part.rows for part in read_manifest(gallery / ".fwd2bot").parts] == [8, 3, 3, 3]
-
-
-def test_a_run_without_news_asks_no_part_what_it_knows(
-    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build(gallery, encoder)
-    asked, read_columns = list[PartRecord](), contents.read_columns
-
-    def read(index: Path, manifest: Manifest, columns: Sequence[str]) -> Iterator[pa.Table]:
-        asked.extend(manifest.parts)
-        return read_columns(index, manifest, columns)
-
-    monkeypatch.setattr(contents, "read_columns", read)
-    assert build(gallery, encoder).reused == 8 and not asked
-    os.utime(gallery / "red.png", ns=(5, 5))
-    assert build(gallery, encoder).copied == 1 and asked
-
-
-def test_what_another_run_found_since_the_listing_is_not_gone(
-    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build(gallery, encoder)
-    find = FolderSource.find
-
-    def find_slowly(source: FolderSource, *arguments: Any) -> FoundImages:
-        found = find(source, *arguments)
-        monkeypatch.undo()
-        paint(gallery / "new.png", "red", size=(9, 9))
-        assert build(gallery, encoder).indexed == 1
-        return found
-
-    monkeypatch.setattr(FolderSource, "find", find_slowly)
-    assert build(gallery, encoder) == BuildReport(0, 0, 9, 0, 0)
