@@ -1,18 +1,18 @@
-"""What an encoder is, what it returns, and every error the project raises on purpose.
+"""The encoder protocols, what they return, and every error the project raises on purpose.
 
 Fwd2BotError
-├── MissingDependency      an optional package is not installed; says the pip command
+├── MissingDependency      an optional package, or a GPU, is missing; the message says what to do
 ├── EncoderError
-│   ├── EncoderNotFound    a name that leads to no encoder
+│   ├── EncoderNotFound    no usable encoder for this name, device or setting
 │   ├── EncoderDamaged     a checkpoint that cannot be read
-│   ├── EncoderMismatch    an index made by another model than the one at hand
-│   └── CannotAnswer       an encoder without summary tokens was asked to talk
+│   ├── EncoderMismatch    model, processor and index do not belong together
+│   └── CannotAnswer       summary tokens are needed, and the model or the index keeps none
 ├── IndexFailure
-│   ├── IndexNotFound      no index here or above
+│   ├── IndexNotFound      no index at this path, or in this folder and its parents
 │   ├── IndexDamaged       a manifest, part or FAISS file that cannot be trusted
-│   ├── IndexLocked        another process is writing
-│   └── NothingToIndex     a folder that is not there or holds no image
-├── QueryError             a query without words, an image the index does not know
+│   ├── IndexLocked        another process is writing to the index
+│   └── NothingToIndex     a folder that does not exist, cannot be listed or holds no image
+├── QueryError             a query that cannot be searched, or an image that is not in the index
 ├── DatasetError           an annotation file, split or setting that cannot be used
 └── TrainingDiverged       a loss or a gradient that is no longer finite
 """
@@ -26,32 +26,32 @@ from numpy.typing import NDArray
 from PIL import Image
 
 FloatArray = NDArray[np.float32]
-# Pixels as the model reads them, their bytes before they are scaled, or an image still to be prepared.
+# Normalised float32 pixels, uint8 pixels not yet normalised, or an image that is prepared with its batch.
 PreparedImage = FloatArray | NDArray[np.uint8] | Image.Image
 
 DEFAULT_ENCODER = "tiny"  # the model that comes with the package
-LVLM_PREFIX, SENTENCE_PREFIX = "lvlm:", "st:"  # of names that go on with a folder or a hub name
+LVLM_PREFIX, SENTENCE_PREFIX = "lvlm:", "st:"  # followed by a folder or a hub name
 
 
 class Fwd2BotError(Exception):
-    """Base of all errors that the command line prints as one sentence."""
+    """Base of all errors that the command line prints as a one-line message."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what a foreign error says; its kind, where it says nothing."""
+    """The first line of a third-party error's message; its class name if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class MissingDependency(Fwd2BotError):
-    """An optional package is not installed."""
+    """An optional package is not installed, or a GPU is needed and there is none."""
 
 
 class EncoderError(Fwd2BotError):
-    """Something about the model."""
+    """Base of the errors about a model."""
 
 
 class EncoderNotFound(EncoderError):
-    """A name that leads to no encoder."""
+    """No usable encoder for this name, device or setting."""
 
 
 class EncoderDamaged(EncoderError):
@@ -59,19 +59,19 @@ class EncoderDamaged(EncoderError):
 
 
 class EncoderMismatch(EncoderError):
-    """An index made by another model than the one at hand."""
+    """Model, processor and index do not belong together."""
 
 
 class CannotAnswer(EncoderError):
-    """An encoder that keeps no summary tokens was asked to talk about an image."""
+    """Summary tokens are needed, and the model or the index keeps none."""
 
 
 class IndexFailure(Fwd2BotError):
-    """Something about the index on disk."""
+    """Base of the errors about an index on disk."""
 
 
 class IndexNotFound(IndexFailure):
-    """No index at this place."""
+    """No index at this path, or in this folder and its parents."""
 
 
 class IndexDamaged(IndexFailure):
@@ -79,15 +79,15 @@ class IndexDamaged(IndexFailure):
 
 
 class IndexLocked(IndexFailure):
-    """Another process is writing this index."""
+    """Another process is writing to this index."""
 
 
 class NothingToIndex(IndexFailure):
-    """A folder that is not there, or one without a single image."""
+    """A folder that does not exist, cannot be listed or holds no image."""
 
 
 class QueryError(Fwd2BotError):
-    """A query that cannot be searched, or an image the index does not know."""
+    """A query that cannot be searched, or an image that is not in the index."""
 
 
 class DatasetError(Fwd2BotError):
@@ -95,7 +95,7 @@ class DatasetError(Fwd2BotError):
 
 
 class TrainingDiverged(Fwd2BotError):
-    """A loss or a gradient that is no longer finite. rows: the ids of those it is of, where they have any."""
+    """A loss or a gradient that is no longer finite. rows: ids of the step's training rows, where known."""
 
     def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
         super().__init__(message)
@@ -103,10 +103,10 @@ class TrainingDiverged(Fwd2BotError):
 
 
 class ImageEmbeddings(NamedTuple):
-    """What an encoder made of n images.
+    """The embeddings and summary tokens of n images.
 
-    vectors: float32 (n, dim), rows of unit length. summaries: float32 (n, k, width), or None where the
-    encoder keeps none.
+    vectors: float32 (n, dim), rows of unit length. summaries: float32 (n, k, width), or None if the encoder
+    has no summary tokens.
     """
 
     vectors: FloatArray
@@ -114,11 +114,11 @@ class ImageEmbeddings(NamedTuple):
 
 
 class TextEncoder(Protocol):
-    """Texts to unit vectors, among those of the images that the encoder of this fingerprint embedded."""
+    """Embeds texts as unit vectors, in the space of images embedded under the same fingerprint."""
 
     @property
     def name(self) -> str:
-        """The name that `load_encoder` turns into this encoder."""
+        """The name under which `load_encoder` loads this encoder."""
 
     @property
     def fingerprint(self) -> str:
@@ -133,11 +133,11 @@ class TextEncoder(Protocol):
 
 
 class Encoder(TextEncoder, Protocol):
-    """Images and texts to unit vectors in one space. Numpy crosses; tensors stay inside."""
+    """Embeds images and texts as unit vectors in one space. Returns NumPy arrays; tensors stay inside."""
 
     @property
     def image_size(self) -> int:
-        """Shorter side, in pixels, of what the model reads: a decoder need not deliver much more."""
+        """Shorter side, in pixels, of the model's input: a decoder need not deliver much more."""
 
     @property
     def summary_shape(self) -> tuple[int, int] | None:
@@ -145,42 +145,42 @@ class Encoder(TextEncoder, Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Images that are best encoded at once: no more than the memory of the device holds."""
+        """The best number of images per batch; never more than fit in device memory."""
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
         """Embed RGB images of any size."""
 
     def prepare_image(self, image: Image.Image) -> PreparedImage:
-        """Do to an RGB image, in any thread, what can be done before the model is free."""
+        """Preprocess an RGB image as far as possible without the model; may be called from any thread."""
 
     def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-        """Embed what `prepare_image` gave, just as `encode_images` embeds the images."""
+        """Embed outputs of `prepare_image`, with the same result as `encode_images` on the images."""
 
     def lanes(self) -> AbstractContextManager[Sequence["Encoder"]]:
-        """This encoder or its copies, one for each batch that is best in hand at a time, each in a thread."""
+        """One encoder (this one or a copy) per batch to run concurrently, each called from its own thread."""
 
 
 class Talker(TextEncoder, Protocol):
-    """What reads the texts and the stored tokens of an encoder whose tokens stand in for the image."""
+    """Reads texts and stored summary tokens, which take the place of the image."""
 
     def caption(self, summaries: FloatArray) -> list[str]:
         """Describe each image from its summary tokens (n, k, width) alone."""
 
     def answer(self, summaries: FloatArray, question: str | Sequence[str]) -> list[str]:
-        """Answer from summary tokens (n, k, width) alone: one question about each image, or one for each."""
+        """Answer from summary tokens (n, k, width) alone. question: one for all images, or one per image."""
 
     def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
-        """Mean log-likelihood a token (nats), of texts[i] as the caption of summaries[i]: float32 (n,)."""
+        """Mean log-likelihood per token (nats) of texts[i] as the caption of summaries[i]: float32 (n,)."""
 
 
 @runtime_checkable
 class TalkingEncoder(Encoder, Talker, Protocol):
-    """An encoder whose summary tokens stand in for the image afterwards."""
+    """An encoder whose summary tokens can later be used in place of the image."""
 
 
 @runtime_checkable
 class SeeingEncoder(Encoder, Protocol):
-    """An encoder whose LVLM can be asked about the pixels themselves, uncompressed."""
+    """An encoder whose LVLM can also answer from the image itself, without summary tokens."""
 
     def caption_images(self, images: Sequence[Image.Image]) -> list[str]:
         """Describe each image."""
@@ -194,8 +194,8 @@ def can_talk(encoder: Encoder) -> TypeGuard[TalkingEncoder]: ...
 @overload
 def can_talk(encoder: TextEncoder) -> TypeGuard[Talker]: ...
 def can_talk(encoder: TextEncoder) -> bool:
-    """Whether the class of an encoder is a Talker.
+    """Whether the class of an encoder has the methods of a `Talker`.
 
-    isinstance would, on Python 3.11, read every property of it: `batch_size` encodes hundreds of images.
+    On Python 3.11, isinstance would evaluate every property, and `batch_size` encodes hundreds of images.
     """
     return all(hasattr(type(encoder), method) for method in ("caption", "answer", "match"))

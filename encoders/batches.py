@@ -1,4 +1,4 @@
-"""Batches as large as the memory of the device holds, and one in hand for each part of the machine."""
+"""Batches as large as device memory allows, and how many of them to run concurrently."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +13,12 @@ from torch import Tensor
 from encoders.base import Encoder, EncoderError, FloatArray, ImageEmbeddings, PreparedImage
 from encoders.memory import keep_memory
 
-# On a CPU a larger batch only leaves the cache: a tiny model took 12.7 ms an image of 8, 14.7 of 64.
+# On a CPU, larger batches only overflow the cache: a tiny model took 12.7 ms per image at 8, 14.7 ms at 64.
 CPU_BATCH = 16
 _FIRST_GPU_BATCH, _LARGEST_GPU_BATCH = 8, 512
-# While one batch of a GPU computes, the next is stacked and copied.
+# While a GPU computes one batch, the next is stacked and copied.
 _LANES_A_GPU = 2
-# Each lane needs the interpreter between two operations of the model, and there is one interpreter.
+# Each lane needs the GIL between any two operations of the model, so more lanes would only wait for it.
 _MOST_CPU_LANES = 8
 
 BatchFunction = Callable[[Sequence[PreparedImage]], ImageEmbeddings]
@@ -26,13 +26,13 @@ SomeEncoder = TypeVar("SomeEncoder", bound=Encoder)
 
 
 class MemoryLimit:
-    """Encodes batches of any size: in halves where the GPU's memory is too small, as it then remembers."""
+    """Encodes batches of any size; each time the GPU runs out of memory, halves the piece size for good."""
 
     def __init__(self) -> None:
         self._most_at_once: int | None = None
 
     def encode(self, encode: BatchFunction, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-        """Encode all, in as few pieces as fit; raises EncoderError where not even one image does."""
+        """Encode all, in as few pieces as fit in memory; raises EncoderError if a single image does not."""
         done, rest = list[ImageEmbeddings](), prepared
         while rest or not done:
             piece = rest[: self._most_at_once]
@@ -47,12 +47,12 @@ class MemoryLimit:
             else:
                 rest = rest[len(piece) :]
                 continue
-            torch.cuda.empty_cache()  # out here, where the error no longer holds on to the tensors
+            torch.cuda.empty_cache()  # outside `except`, whose error keeps the tensors alive
         return _join(done)
 
 
 def find_batch_size(encode: BatchFunction, example: PreparedImage, device: torch.device) -> int:
-    """How many images like `example` to encode at once: on a GPU, doubled while the memory holds it."""
+    """The batch size for images like `example`: fixed on a CPU; on a GPU, doubled while memory allows."""
     if device.type != "cuda":
         return CPU_BATCH
     size = _FIRST_GPU_BATCH
@@ -72,7 +72,7 @@ def find_batch_size(encode: BatchFunction, example: PreparedImage, device: torch
 
 
 def stack_pixels(pixels: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
-    """Pixels of one shape as a batch on the device; to a GPU from pinned memory, without waiting for it."""
+    """Stack pixels of one shape into a batch on the device; to a GPU, asynchronously from pinned memory."""
     batch = torch.from_numpy(np.stack(pixels))
     if device.type == "cuda":
         batch = batch.pin_memory()
@@ -80,7 +80,7 @@ def stack_pixels(pixels: Sequence[NDArray[Any]], device: torch.device) -> Tensor
 
 
 def to_unit_rows(rows: Tensor) -> FloatArray:
-    """Rows (n, dim) of unit length, computed in float32: those that bfloat16 calls so differ by 0.2 %."""
+    """Scale rows (n, dim) to unit length, in float32: computed in bfloat16, lengths are off by 0.2 %."""
     unit: FloatArray = torch.nn.functional.normalize(rows.float(), dim=-1).cpu().numpy()
     return unit
 
@@ -89,10 +89,11 @@ def to_unit_rows(rows: Tensor) -> FloatArray:
 def open_lanes(
     encoder: SomeEncoder, device: torch.device, load: Callable[[str], SomeEncoder]
 ) -> Iterator[list[SomeEncoder]]:
-    """The encoder once for each batch that is best in hand at a time, to be called from a thread each.
+    """Yield one encoder per batch to run concurrently, each to be called from its own thread.
 
-    On a CPU these share the cores out among them: a batch on one core never waits for another core, which a
-    decoder may hold up. On "cuda", without a number, `load` makes an encoder on each further GPU.
+    On a CPU, all are the same encoder and divide the cores among them: a batch on one core never waits for
+    another core that a decoder may occupy. On "cuda" without a number, `load` adds an encoder on each further
+    GPU.
     """
     if device.type == "cpu":
         threads = torch.get_num_threads()

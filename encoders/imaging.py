@@ -15,7 +15,7 @@ from encoders.load import load_encoder
 
 
 class ImageEncoder(ABC):
-    """The image half of an `Encoder`, for one that can prepare an image and encode a batch of them."""
+    """The image half of an `Encoder`: a subclass prepares single images and encodes batches of them."""
 
     def __init__(self, name: str, fingerprint: str, device: torch.device) -> None:
         self.name, self.fingerprint, self.device = name, fingerprint, device
@@ -46,25 +46,25 @@ class ImageEncoder(ABC):
 
     @abstractmethod
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-        """Embed prepared images at once, whatever memory that takes."""
+        """Embed prepared images in one batch, whatever memory that takes."""
 
     @cached_property
     def batch_size(self) -> int:
-        """Images that are best encoded at once: no more than the memory of the device holds."""
+        """See Encoder."""
         example = self.prepare_image(Image.new("RGB", (self.image_size, self.image_size)))
         return find_batch_size(self._encode, example, self.device)
 
     def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
-        """This encoder once for each batch that is best in hand at a time, and a copy on each further GPU."""
+        """This encoder once per batch to run concurrently, and a copy on each further GPU."""
         return open_lanes(self, self.device, lambda device: load_encoder(self.name, device))
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
-        """Embed RGB images of any size, all of them at once, where the memory holds them."""
+        """Embed RGB images of any size, all in one batch if they fit in memory."""
         if not images:
             summaries = np.empty((0, *self.summary_shape), np.float32) if self.summary_shape else None
             return ImageEmbeddings(np.empty((0, self.dim), np.float32), summaries)
         return self.encode_prepared([self.prepare_image(image) for image in images])
 
     def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-        """Embed what `prepare_image` gave, in as few pieces as the memory holds."""
+        """Embed outputs of `prepare_image`, in as few pieces as fit in memory."""
         return self._memory.encode(self._encode, prepared)

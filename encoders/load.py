@@ -18,16 +18,16 @@ from encoders.base import (
 )
 
 _OPENCLIP = "openclip:"
-SETTINGS_FILE = "fwd2bot.json"  # without which a folder is no checkpoint
+SETTINGS_FILE = "fwd2bot.json"  # a folder without it is not a checkpoint
 
 
 def load_encoder(name: str, device: str = "auto") -> Encoder:
     """Load "tiny" (embedded), a Fwd2Bot checkpoint, "lvlm:NAME", "openclip:ARCH/PRETRAINED" or "st:NAME".
 
-    A checkpoint is a folder or a hub name; NAME is one of any LVLM that transformers knows (see `families`)
-    or, after "st:", of any model of sentence-transformers that reads images.
+    A checkpoint is a folder or a hub name, and so is NAME: of an LVLM of a supported family (see `families`)
+    or, after "st:", of any sentence-transformers model that reads images.
 
-    device: "cpu", "cuda", one GPU such as "cuda:1", or "auto" (a GPU where there is one). Raises
+    device: "cpu", "cuda", one GPU such as "cuda:1", or "auto" (a GPU if there is one). Raises
     EncoderNotFound, EncoderDamaged and MissingDependency.
     """
     if name in (_OPENCLIP, SENTENCE_PREFIX, LVLM_PREFIX):
@@ -56,10 +56,10 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
 
 
 def load_reader(name: str, fingerprint: str) -> TextEncoder:
-    """Load what reads texts and stored tokens as the encoder of this name and fingerprint does.
+    """Load a reader of texts and stored tokens that matches the encoder of this name and fingerprint.
 
-    A small checkpoint is read with NumPy, without the seconds of importing torch; all others, and one that
-    has another fingerprint, are loaded whole.
+    A small checkpoint is read with NumPy, which saves seconds of importing torch. Any other model, and a
+    checkpoint with another fingerprint, is loaded as a full encoder.
     """
     from encoders.fwd2bot.numpy_reader import load_numpy_reader
 
@@ -67,7 +67,7 @@ def load_reader(name: str, fingerprint: str) -> TextEncoder:
 
 
 def find_checkpoint(name: str) -> Path:
-    """The folder of a Fwd2Bot checkpoint, fetched from the hub where it is not on disk."""
+    """The folder of a Fwd2Bot checkpoint, fetched from the hub if it is not on disk."""
     folder = _place_checkpoint(name)
     if folder.is_dir() or name == DEFAULT_ENCODER or name.count("/") != 1:
         return _check_checkpoint(name, folder)
@@ -76,7 +76,7 @@ def find_checkpoint(name: str) -> Path:
 
     with explain_hub(name):
         try:
-            # First: what has none is no checkpoint, and may be a 7B LVLM.
+            # First: a repository without it is not a checkpoint, and may be a 7B LVLM.
             hf_hub_download(name, SETTINGS_FILE)
         except RemoteEntryNotFoundError:
             return _check_checkpoint(name, folder)
@@ -85,7 +85,7 @@ def find_checkpoint(name: str) -> Path:
 
 @contextmanager
 def explain_hub(name: str) -> Iterator[None]:
-    """Turn what the hub, or the way to it, raises into EncoderNotFound."""
+    """Turn errors of the hub, or of the connection to it, into EncoderNotFound."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
@@ -98,7 +98,7 @@ def explain_hub(name: str) -> Iterator[None]:
 
 
 def choose_device(device: str) -> str:
-    """Turn "auto" into what there is; raises EncoderNotFound where a GPU is asked for and none is there."""
+    """Resolve "auto"; raises EncoderNotFound for an unknown device, or a GPU that does not exist."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise EncoderNotFound(
             f"There is no device {device!r}: choose auto, cpu or cuda, or one GPU such as cuda:1"
@@ -119,7 +119,7 @@ def choose_device(device: str) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Leave out the notes and progress bars that come with loading, and then speak as the program chose."""
+    """Suppress transformers' messages and progress bars, then restore the program's own settings."""
     from transformers.utils import logging
 
     verbosity, showed_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -134,7 +134,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _place_checkpoint(name: str) -> Path:
-    """Where a checkpoint lies if it is on disk."""
+    """Where a checkpoint would be on disk."""
     return Path(str(files("encoders.weights"))) if name == DEFAULT_ENCODER else Path(name).expanduser()
 
 
@@ -149,9 +149,9 @@ def _check_checkpoint(name: str, folder: Path) -> Path:
 
 @contextmanager
 def _pause_collector() -> Iterator[None]:
-    """Leave out garbage collection while torch and transformers are imported.
+    """Pause garbage collection while torch and transformers are imported and a model is loaded.
 
-    They make millions of objects that stay: looking through them was a third of the wait for a first answer.
+    They create millions of permanent objects: scanning these was a third of the wait for a first answer.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,8 +1,8 @@
-"""Any LVLM as it comes, behind the `Encoder` protocol: the training-free baseline, which keeps a vector.
+"""A stock LVLM behind the `Encoder` protocol: the training-free baseline, without summary tokens.
 
-The prompt asks for one word, so the last hidden state before that word says what the image or the text is
-about (E5-V, arXiv 2407.12580). A stock LLaVA-1.5 reaches R@1 of 59.6 on Flickr30k this way, by the tables of
-Fwd2Bot's paper (arXiv 2503.21757).
+The prompt asks for a summary in one word, so the last hidden state before that word represents the image or
+the text (E5-V, arXiv 2407.12580). A stock LLaVA-1.5 reaches R@1 of 59.6 on Flickr30k this way, according to
+the Fwd2Bot paper (arXiv 2503.21757).
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ _TEXTS_AT_ONCE = 32
 
 
 class LvlmEncoder(ImageEncoder):
-    """A stock LVLM that says each image and each text in one word."""
+    """A stock LVLM that is prompted to summarise each image and each text in one word."""
 
     summary_shape = None
 
@@ -57,11 +57,11 @@ class LvlmEncoder(ImageEncoder):
 
     @property
     def image_size(self) -> int:
-        """Shorter side, in pixels, of the largest picture that the model is shown."""
+        """Shorter side, in pixels, of the largest image that the model takes."""
         return self.builder.image_side
 
     def prepare_image(self, image: Image.Image) -> PreparedImage:
-        """What the processor makes of an image, where it looks at each alone."""
+        """Preprocess an image if the processor handles each one independently; else return it unchanged."""
         return self._preparer.prepare(image)
 
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
@@ -74,20 +74,20 @@ class LvlmEncoder(ImageEncoder):
         return np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32)
 
     def caption_images(self, images: Sequence[Image.Image]) -> list[str]:
-        """The LVLM itself, without adapters, over the pixels under the caption prompt."""
+        """Describe each image with the stock LVLM, from all image tokens, under Fwd2Bot's caption prompt."""
         return self.answer_images(images, [Prompts().caption] * len(images))
 
     def answer_images(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        """The LVLM itself, without adapters, over the pixels: greedily, up to 48 tokens."""
+        """Answer with the stock LVLM, from all image tokens: greedy decoding, up to 48 tokens."""
         return answer_from_pixels(self.model, self.builder, images, questions)
 
     @torch.inference_mode()
     def _read_last(self, inputs: BatchEncoding) -> FloatArray:
-        """The stock forward less its head; prompts are padded on the left, so all end in the last place."""
+        """Unit rows of the last hidden states, without running lm_head; left padding puts all ends last."""
         read = {name: self._cast(value) for name, value in inputs.items()}
         try:
             hidden = self.model.model(**read, use_cache=False).last_hidden_state[:, -1]
-        except ValueError as error:  # of the image tokens that the processor wrote
+        except ValueError as error:  # on image tokens that do not fit the model
             raise EncoderMismatch(
                 f"{self.name} cannot read what its processor makes of an image "
                 f"({' '.join(str(error).split())}): take both from one place"

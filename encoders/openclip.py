@@ -1,4 +1,4 @@
-"""Any open_clip model behind the `Encoder` protocol: the baseline, which keeps a vector and cannot talk."""
+"""Any open_clip model behind the `Encoder` protocol: the baseline, which has no summary tokens."""
 
 import re
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class OpenClipEncoder(ImageEncoder):
     def __init__(
         self, name: str, model: torch.nn.Module, preprocess: Any, tokenizer: Any, device: str
     ) -> None:
-        # Some versions name a function by where it lies in memory, which is elsewhere in every process.
+        # In some versions the repr holds a function's memory address, which differs in every process.
         steps = re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(preprocess))
         super().__init__(name, _fingerprint(model, steps), torch.device(device))
         self.preprocess, self.tokenizer = preprocess, tokenizer
@@ -48,7 +48,7 @@ class OpenClipEncoder(ImageEncoder):
         try:
             import open_clip
         except (ImportError, RuntimeError) as error:
-            # A torchvision that was built for another torch raises RuntimeError.
+            # A torchvision built for another version of torch raises RuntimeError.
             remedy = 'pip install "fwd2bot[openclip]"' if isinstance(error, ImportError) else _ONE_BUILD
             raise MissingDependency(
                 f"{name} needs open_clip, which does not import ({error}): {remedy}"
@@ -61,7 +61,7 @@ class OpenClipEncoder(ImageEncoder):
             raise EncoderNotFound(f"open_clip has no {model_name!r}: {there}")
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
-        except (OSError, RuntimeError) as error:  # of a download, or of a file that is no checkpoint
+        except (OSError, RuntimeError) as error:  # a failed download, or a file that is not a checkpoint
             reason = first_line(error)
             raise EncoderNotFound(
                 f"the weights of {name} cannot be had ({reason}): check the network"
@@ -75,7 +75,7 @@ class OpenClipEncoder(ImageEncoder):
 
     @property
     def image_size(self) -> int:
-        """Shorter side, in pixels, of what the vision tower reads."""
+        """Shorter side, in pixels, of the vision tower's input."""
         size = self.model.visual.image_size
         return int(size if isinstance(size, int) else min(size))
 

@@ -1,8 +1,8 @@
-"""Any model of sentence-transformers that reads images, behind the `Encoder` protocol: it cannot talk.
+"""Any sentence-transformers model that reads images, behind the `Encoder` protocol; it cannot talk.
 
-CLIP and SigLIP models, Qwen3-VL-Embedding and its like, and a plain LLaVA folder, of which the library takes
-the mean of the last hidden states. Texts are encoded as queries and images as documents, under whatever
-prompts the model has for these.
+Among these are CLIP and SigLIP models, models such as Qwen3-VL-Embedding, and a plain LLaVA folder, for which
+the library takes the mean of the last hidden states. Texts are encoded as queries and images as documents,
+with the model's own prompts for these, if it has any.
 """
 
 import logging
@@ -51,12 +51,12 @@ class SentenceEncoder(ImageEncoder):
     def load(cls, name: str, model_name: str, device: str) -> "SentenceEncoder":
         """Load a folder or hub name, never code or pickles.
 
-        The fingerprint is of all files, the image processor's backend and the library's version (X.Y). Raises
-        MissingDependency, EncoderNotFound, EncoderMismatch and EncoderDamaged.
+        The fingerprint covers all files, the image processor's backend and the library's version (X.Y).
+        Raises MissingDependency, EncoderNotFound, EncoderMismatch and EncoderDamaged.
         """
         try:
             import sentence_transformers
-        except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises RuntimeError
+        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision for another torch
             raise MissingDependency(
                 f'{name} needs sentence-transformers, and has none ({error}): pip install "fwd2bot[st]"'
             ) from error
@@ -81,20 +81,20 @@ class SentenceEncoder(ImageEncoder):
 
     @cached_property
     def image_size(self) -> int:
-        """Shorter side, in pixels, of the largest picture that the model is shown."""
+        """Shorter side, in pixels, of the largest image that the model takes."""
         processor = self.model.processor
         try:
             return find_family_of_processor(processor).image_side(processor)
-        except EncoderNotFound:  # no LVLM: a model of two towers, of one size
+        except EncoderNotFound:  # not an LVLM: two towers, with one input size
             size = processor.image_processor.size
             return int(size.get("shortest_edge") or min(size["height"], size["width"]))
 
     def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
-        """One: its tokenizer may not be asked from two threads at once."""
+        """A single lane: the tokenizer must not be used from two threads at once."""
         return nullcontext([self])
 
     def prepare_image(self, image: Image.Image) -> PreparedImage:
-        """Nothing: the library prepares images with their batch."""
+        """Return the image unchanged: the library prepares images with their batch."""
         return image
 
     def _encode(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
@@ -117,10 +117,10 @@ def _refuse_pickles(name: str, folder: Path) -> None:
 
 
 def _refuse_without_template(name: str, processor: Any) -> None:
-    """Raise where the library would show an LVLM an image and not a word, which none can read."""
+    """Raise EncoderMismatch if the library would give an LVLM an image without text, which none can read."""
     try:
         find_family_of_processor(processor)
-    except EncoderNotFound:  # no LVLM: two towers need no prompt
+    except EncoderNotFound:  # not an LVLM: two towers need no prompt
         return
     if not getattr(processor, "chat_template", None):
         raise EncoderMismatch(
@@ -139,7 +139,7 @@ def _load_model(name: str, folder: Path, device: str) -> Any:
             local_files_only=True,
             model_kwargs={"use_safetensors": True, "dtype": choose_dtype(device)},
         )
-    except ImportError as error:  # its own sentence names the package
+    except ImportError as error:  # its own message names the package
         raise MissingDependency(f"{name} cannot be loaded: {first_line(error)}") from error
-    except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
+    except Exception as error:  # third-party readers may raise anything; the file is at fault
         raise EncoderDamaged(f"{name} cannot be read ({first_line(error)}): fetch it again") from error

@@ -1,8 +1,8 @@
-"""Where the two passes keep what they learn: an adapter each, one for both, or the LLM's own weights.
+"""The trainable weights of the two passes: one adapter each, a shared one, or the LLM's own weights.
 
 `compressor` and `generator` are two module trees that share every base tensor with the LVLM and hold one
-adapter each. With both adapters in one tree, switching them between the passes loses gradients, and gradient
-checkpointing recomputes pass 1 with the adapter of pass 2.
+adapter each. With both adapters in one tree, switching them between the passes would lose gradients, and
+gradient checkpointing would recompute pass 1 with the adapter of pass 2.
 """
 
 import copy
@@ -22,14 +22,14 @@ from encoders.fwd2bot.folders import PER_PASS as PER_PASS
 from encoders.fwd2bot.folders import SHARED as SHARED
 
 MODES = (PER_PASS, SHARED, NONE)
-LARGEST_COPY = 1 << 30  # bytes of the LLM's weights, up to which a pass gets its own when adapters are folded
+LARGEST_COPY = 1 << 30  # bytes; an adapter is folded only if a copy of the weights it adapts is no larger
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
     """LoRA on every linear layer of the LLM.
 
-    mode: "per_pass" for an adapter a pass, "shared" for one that serves both, "none" to train the LLM itself.
+    mode: "per_pass" for one adapter per pass, "shared" for one in both, "none" to train the LLM itself.
     """
 
     rank: int = 16
@@ -42,7 +42,7 @@ class AdapterSettings:
 
 
 def add_adapters(lvlm: PreTrainedModel, settings: AdapterSettings) -> tuple[nn.Module, nn.Module]:
-    """The trees of pass 1 and pass 2 over one LVLM; all is frozen but what `settings` says is trained."""
+    """The module trees of pass 1 and pass 2 over one LVLM, frozen except for what `settings` trains."""
     lvlm.requires_grad_(False)
     if settings.mode == NONE:
         head = lvlm.get_output_embeddings()
@@ -56,10 +56,10 @@ def add_adapters(lvlm: PreTrainedModel, settings: AdapterSettings) -> tuple[nn.M
 
 
 def fold_adapter(tree: nn.Module) -> nn.Module:
-    """A tree with its adapter added into weights of its own; as it is where those would be large, or 4 bits.
+    """Merge a tree's adapter into a copy of the weights; if those are large or quantized, change nothing.
 
-    For inference. What an adapter multiplies is little, but in two small products and a sum beside each
-    product of the LLM, which are a sixth of the time of the embedded model.
+    For inference. An adapter costs little arithmetic, but its two small matrix products and a sum for every
+    linear layer take a sixth of the embedded model's time.
     """
     layers: list[Any] = [part for part in tree.modules() if isinstance(part, LoraLayer)]
     weights = [layer.get_base_layer().weight for layer in layers]
@@ -73,17 +73,17 @@ def fold_adapter(tree: nn.Module) -> nn.Module:
 
 
 def list_adapter_weights(tree: nn.Module) -> list[nn.Parameter]:
-    """The weights of a tree's adapter, which no other tree shares in the mode per_pass."""
+    """The weights of a tree's adapter; in mode "per_pass", no other tree shares them."""
     return [weight for name, weight in tree.named_parameters() if "lora_" in name]
 
 
 def find_base_model(tree: nn.Module) -> Any:
-    """The LVLM of a tree, of its own class, adapted where the tree has an adapter."""
+    """The LVLM inside a tree, without the PEFT wrapper; the tree's adapter, if any, stays in its layers."""
     return tree.get_base_model() if isinstance(tree, PeftModel) else tree
 
 
 def _share_tensors(model: PreTrainedModel) -> PreTrainedModel:
-    """A second module tree over the very same parameters and buffers."""
+    """A second module tree over the same parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
 
@@ -94,7 +94,7 @@ def _add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel
     kinds = {name.rsplit(".", 1)[-1] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
     targets = rf"{re.escape(place)}\..*\.({'|'.join(sorted(map(re.escape, kinds)))})"
     with warnings.catch_warnings():
-        # PEFT asks transformers for a name that is to go in version 6; nobody here can act on it.
+        # PEFT reads an attribute that transformers 6 will remove; nothing here can change that.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return get_peft_model(
             model, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)

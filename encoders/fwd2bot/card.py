@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what it is made of, and how it is used."""
+"""The model card of a checkpoint: what it is made of, and how to use it."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ trained on, and so what it may be used for, is for its maker to say here.
 
 
 def write_card(folder: Path, model: Fwd2Bot, prompts: Prompts, base: str | None) -> None:
-    """Write README.md, unless there is one. base: where the base's weights are, None for beside it."""
+    """Write README.md unless it exists. base: the base's path or hub name; None if it is in `folder`."""
     path = folder / "README.md"
     if path.exists():
         return

@@ -1,11 +1,11 @@
 """A Fwd2Bot checkpoint as a folder: what `save_checkpoint` writes, `load_checkpoint` reads.
 
-fwd2bot.json                  format, base (a folder beside it, a path, a hub name), family, adapters, prompts
+fwd2bot.json                  format, base ("base", a path or a hub name), family, adapters, prompts
 base/                         an ordinary transformers folder: config, weights, processor
-processor/                    the processor alone, where the base is elsewhere
+processor/                    only the processor, if the base is elsewhere
 compress/, generate/          the two adapters, each an ordinary PEFT folder; or shared/, or none
 summary_tokens.safetensors    summary_tokens (k, width)
-training/settings.json        how it was trained, where that was written; no encoder reads it
+training/settings.json        how it was trained, if recorded; no encoder reads it
 README.md                     a model card
 """
 
@@ -46,8 +46,8 @@ _RECIPE_FILE = "training/settings.json"
 class Checkpoint(NamedTuple):
     """A model in evaluation mode, with what it needs to read images and texts.
 
-    base: where the LVLM's own weights are, a path or a hub name; OWN_BASE for in the checkpoint itself.
-    recipe: what training/settings.json says, or nothing.
+    base: path or hub name of the LVLM's own weights, or OWN_BASE if the checkpoint contains them.
+    recipe: the bytes of training/settings.json, empty if there is none.
     """
 
     model: Fwd2Bot
@@ -62,9 +62,9 @@ class Checkpoint(NamedTuple):
         return load_checkpoint(find_checkpoint(name), device)
 
     def push_to_hub(self, repository: str) -> str:
-        """Upload what `save_checkpoint` writes to a hub name, made where it is new; returns the address.
+        """Upload what `save_checkpoint` writes to a hub repository, created if missing; returns its URL.
 
-        The base goes along where it is a folder of this machine. A model card that is there already stays.
+        A base in a local folder is uploaded too. A model card that the repository already has is kept.
         """
         pushed = self._replace(base=OWN_BASE) if Path(self.base).is_dir() else self
         api = HfApi()
@@ -82,9 +82,9 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float16) -> None:
-    """Write a checkpoint; the base's weights too, in `dtype`, unless its `base` names where they are.
+    """Write a checkpoint, with the base's weights in `dtype` unless `checkpoint.base` says where they are.
 
-    An LLM that was trained itself is always written. Raises DatasetError where that cannot be.
+    An LLM that was itself trained is always written. Raises DatasetError if weights to write are quantized.
     """
     model, processor, prompts, base, recipe = checkpoint
     base = OWN_BASE if model.adapters.mode == NONE else base
@@ -114,7 +114,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
 
 
 def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Read a checkpoint onto a device; raises EncoderDamaged where a file is missing or cannot be used."""
+    """Load a checkpoint onto a device; raises EncoderDamaged if a file is missing or cannot be used."""
     try:
         settings = read_settings(folder)
         lvlm, processor = load_lvlm(str(find_base(folder)), device, dtype)
@@ -135,7 +135,7 @@ def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float3
         model = model.to(device).eval()
     except (Fwd2BotError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
+    except Exception as error:  # third-party readers may raise anything; the file is at fault
         raise EncoderDamaged(
             f"The checkpoint {folder} cannot be read ({first_line(error)}): fetch or train it again"
         ) from error
@@ -154,7 +154,7 @@ def _save_base(folder: Path, model: Fwd2Bot, dtype: torch.dtype) -> None:
     if getattr(model.lvlm, "is_quantized", False):
         raise DatasetError(f"Weights in 4 bits cannot be written to {folder}: name their origin as the base")
     weights = model.lvlm.state_dict()
-    # A tensor that has two names (a head tied to the word embeddings) stays one, and is written once.
+    # A tensor with two names (lm_head tied to the word embeddings) stays one tensor, and is written once.
     places = {name: (value.data_ptr(), value.shape) for name, value in weights.items()}
     cast = {places[name]: _cast(value, dtype) for name, value in weights.items()}
     model.lvlm.save_pretrained(folder, state_dict={name: cast[place] for name, place in places.items()})
@@ -170,7 +170,7 @@ def _load_adapter(tree: PeftModel, folder: Path) -> None:
 
 
 def _list_adapters(model: Fwd2Bot) -> dict[str, Any]:
-    trees = (model.compressor, model.generator)  # one and the same where shared
+    trees = (model.compressor, model.generator)  # the same tree twice if shared
     return dict(zip(ADAPTER_FOLDERS[model.adapters.mode], trees, strict=False))
 
 

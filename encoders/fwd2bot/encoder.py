@@ -26,7 +26,7 @@ _DECODING = {"max_new_tokens": LONGEST_REPLY, "do_sample": False, "no_repeat_ngr
 
 
 class Fwd2BotEncoder(ImageEncoder):
-    """A checkpoint, ready: a `TalkingEncoder`."""
+    """A loaded checkpoint: a `TalkingEncoder` and a `SeeingEncoder`."""
 
     def __init__(self, name: str, fingerprint: str, checkpoint: Checkpoint, device: torch.device) -> None:
         super().__init__(name, fingerprint, device)
@@ -39,7 +39,7 @@ class Fwd2BotEncoder(ImageEncoder):
         """Load a checkpoint folder."""
         checkpoint = load_checkpoint(folder, device, choose_dtype(device))
         checkpoint.model.prepare_inference()
-        backend = type(checkpoint.processor.image_processor).__name__  # backends differ by up to 0.03 a pixel
+        backend = type(checkpoint.processor.image_processor).__name__  # they differ by up to 0.03 per pixel
         return cls(name, fingerprint_checkpoint(folder, backend), checkpoint, torch.device(device))
 
     @property
@@ -54,11 +54,11 @@ class Fwd2BotEncoder(ImageEncoder):
 
     @property
     def image_size(self) -> int:
-        """Shorter side, in pixels, of the largest picture that the model is shown."""
+        """Shorter side, in pixels, of the largest image that the model takes."""
         return self.builder.image_side
 
     def prepare_image(self, image: Image.Image) -> PreparedImage:
-        """What the processor makes of an image, where it looks at each alone."""
+        """Preprocess an image if the processor handles each one independently; else return it unchanged."""
         return self._preparer.prepare(image)
 
     @torch.inference_mode()
@@ -78,20 +78,20 @@ class Fwd2BotEncoder(ImageEncoder):
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
     def caption(self, summaries: FloatArray) -> list[str]:
-        """Pass 2 under the caption prompt."""
+        """Pass 2 with the caption prompt."""
         return self.answer(summaries, self.builder.prompts.caption)
 
     @torch.inference_mode()
     def answer(self, summaries: FloatArray, question: str | Sequence[str]) -> list[str]:
-        """Pass 2, greedily, up to 48 tokens; no three tokens in a row come twice."""
+        """Pass 2 with greedy decoding, up to 48 tokens; no 3-gram is repeated."""
         if not len(summaries):
             return []
         questions = [question] * len(summaries) if isinstance(question, str) else question
         inputs = self.builder.questions(questions).to(self.model.device)
         with warnings.catch_warnings():
-            # Only new tokens count as said, which is what is wanted: the prompt is no part of the answer.
+            # Only new tokens count as repeats, as intended: the prompt is not part of the answer.
             warnings.filterwarnings("ignore", "Passing `no_repeat_ngram_size`", UserWarning)
-            # As answers were taught to end, whatever else the base's own configuration calls an end.
+            # The end token that answers were trained with, whatever the base's generation config lists.
             end = self.builder.writer.end
             ids = self.model.generate(self._to_tensor(summaries), inputs, eos_token_id=end, **_DECODING)
         answers: list[str] = self.builder.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -99,7 +99,7 @@ class Fwd2BotEncoder(ImageEncoder):
 
     @torch.inference_mode()
     def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
-        """Mean log-likelihood (nats a token, end included) of texts[i] as the caption of summaries[i]."""
+        """Mean log-likelihood (nats per token, end included) of texts[i] as the caption of summaries[i]."""
         if not texts:
             return np.empty(0, np.float32)
         inputs, labels = self.builder.answers([self.builder.prompts.caption] * len(texts), texts)
@@ -108,11 +108,11 @@ class Fwd2BotEncoder(ImageEncoder):
         return _to_numpy(-losses.sum(dim=1) / (labels[:, 1:] != IGNORED).sum(dim=1))
 
     def caption_images(self, images: Sequence[Image.Image]) -> list[str]:
-        """Pass 2's adapter over the image tokens themselves, under the caption prompt."""
+        """Caption from all image tokens instead of summary tokens, with pass 2's adapter."""
         return self.answer_images(images, [self.builder.prompts.caption] * len(images))
 
     def answer_images(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        """Pass 2's adapter over the image tokens themselves: greedily, up to 48 tokens."""
+        """Answer from all image tokens, with pass 2's adapter and greedy decoding, up to 48 tokens."""
         return answer_from_pixels(find_base_model(self.model.generator), self.builder, images, questions)
 
     def _to_tensor(self, summaries: FloatArray) -> Tensor:

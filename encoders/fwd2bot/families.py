@@ -1,7 +1,7 @@
-"""The families of LVLMs that can be read twice, and the little that the code must know of each.
+"""The supported LVLM families, and the little that the code must know about each.
 
-All else comes from transformers: the model's own processor writes its image tokens, `get_image_features`
-computes them, and its own chat template frames the prompts.
+Everything else comes from transformers: the model's own processor writes the image placeholders,
+`get_image_features` computes the image tokens, and the chat template frames the prompts.
 """
 
 import math
@@ -14,35 +14,35 @@ from encoders.base import EncoderNotFound
 
 
 def _fixed_side(processor: ProcessorMixin) -> int:
-    """One size for every picture, or one for its shorter or longer edge."""
+    """A fixed size for every image, or for its shorter or longer edge."""
     size = processor.image_processor.size
     side = size.get("shortest_edge") or size.get("longest_edge") or min(size["height"], size["width"])
     return int(side)
 
 
 def _grid_side(processor: ProcessorMixin) -> int:
-    """The best of a list of resolutions (any-resolution)."""
+    """The largest shorter side in a list of resolutions (any-resolution)."""
     return int(max(min(pair) for pair in processor.image_processor.image_grid_pinpoints))
 
 
 def _area_side(processor: ProcessorMixin) -> int:
-    """Any shape, up to so many pixels in all, which the processor calls the longest edge."""
+    """Any shape up to a total pixel count, which the processor calls `longest_edge`: a square's side."""
     return math.isqrt(processor.image_processor.size["longest_edge"])
 
 
 def _tiled_side(processor: ProcessorMixin) -> int:
-    """Cut into up to so many tiles of a fixed size."""
+    """Up to `max_patches` tiles of a fixed size: the side of a square of tiles."""
     return _fixed_side(processor) * math.isqrt(processor.image_processor.max_patches)
 
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of one model type of transformers.
+    """What the code knows about one transformers model type.
 
-    processor: its class there. before, after: what it writes around the tokens of one whole image; so must
-    pass 2 around the summary tokens. spatial_positions: image tokens have a position in time, height and
-    width (M-RoPE). deep_features: visual features are added after the first layers of the LLM too
-    (DeepStack). image_side: shorter side, in pixels, of the largest picture that the model is shown.
+    processor: name of its processor class. before, after: what the processor writes around the tokens of one
+    whole image, and pass 2 must write around the summary tokens. spatial_positions: image tokens have
+    positions in time, height and width (M-RoPE). deep_features: visual features are also added after the
+    first layers of the LLM (DeepStack). image_side: shorter side, in pixels, of the largest image it takes.
     """
 
     model_type: str
@@ -71,7 +71,7 @@ FAMILIES = (
 
 
 def find_family(model_type: str) -> Family:
-    """The family of a model; raises EncoderNotFound with those there are."""
+    """The family of a model type; raises EncoderNotFound, which lists the supported ones."""
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
@@ -80,7 +80,7 @@ def find_family(model_type: str) -> Family:
 
 
 def find_family_of_processor(processor: ProcessorMixin) -> Family:
-    """The first family that has this processor: those that share one frame images alike."""
+    """The first family with this processor: families that share one also share how it frames images."""
     name = type(processor).__name__
     for family in FAMILIES:
         if family.processor == name:

@@ -1,4 +1,4 @@
-"""Where the files of a model lie, and the hash of them all; torch is not needed for it, and stays away."""
+"""Locates and hashes the files of a model, without importing torch."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _CHUNK = 1 << 22
 
 
 def find_base(folder: Path) -> Path:
-    """The transformers folder of a checkpoint's LVLM: beside it, elsewhere on disk, or from the hub."""
+    """The transformers folder of a checkpoint's LVLM: inside it, elsewhere on disk, or from the hub."""
     base = read_settings(folder)["base"]
     return folder / OWN_BASE if base == OWN_BASE else fetch_lvlm(base)
 
@@ -34,7 +34,7 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What fwd2bot.json says, checked as far as its form goes."""
+    """Read fwd2bot.json and check its format version; raises EncoderDamaged for another version."""
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     if settings["format"] != FORMAT:
         raise EncoderDamaged(
@@ -43,14 +43,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
         )
     return {
         "base": str(settings["base"]),
-        "family": settings.get("family"),  # the first checkpoints were of one family and one mode
+        "family": settings.get("family"),  # the first checkpoints had one family and one mode
         "adapters": str(settings.get("adapters", PER_PASS)),
         "prompts": {name: str(text) for name, text in settings["prompts"].items()},
     }
 
 
 def fetch_lvlm(name: str) -> Path:
-    """The folder of a transformers model, fetched from the hub where it is not on disk."""
+    """The folder of a transformers model, fetched from the hub if it is not on disk."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -66,10 +66,10 @@ def fingerprint_checkpoint(folder: Path, backend: str) -> str:
 
 
 def hash_folders(folders: Sequence[Path], settings: str) -> str:
-    """Hash of a model's files, wherever they lie, and of what else its embeddings depend on.
+    """Hash of a model's files in `folders`, and of `settings`: all that its embeddings depend on.
 
-    Files in the first folder, or below it, come in the order of their paths; those of a base elsewhere as if
-    it lay there.
+    Files are hashed in the order of their paths below the first folder; those of a base elsewhere as if they
+    were in its OWN_BASE folder.
     """
     root, digest = folders[0], xxhash.xxh3_128(settings.encode())
 

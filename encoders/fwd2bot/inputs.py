@@ -1,4 +1,4 @@
-"""Images, texts and questions to the padded tensors that the two passes read."""
+"""Turns images, texts and questions into the padded tensors that the two passes read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from encoders.fwd2bot.writer import LONGEST_ANSWER, LONGEST_TEXT, PromptWriter, 
 class InputBuilder:
     """Writes prompts with the LVLM's own processor; pads on the left, because summary tokens come last.
 
-    summary_count: k, how many placeholders a pass-2 prompt holds. longest_text, longest_answer: tokens kept
-    of a text and of an answer. One that is cut has no end to be learned.
+    summary_count: k, the number of placeholders in a pass-2 prompt. longest_text, longest_answer: maximum
+    tokens of a text and of an answer. A truncated answer has no end token to learn.
     """
 
     processor: ProcessorMixin
@@ -37,17 +37,17 @@ class InputBuilder:
 
     @property
     def image_side(self) -> int:
-        """Shorter side, in pixels, of the largest picture that the LVLM is shown."""
+        """Shorter side, in pixels, of the largest image that the LVLM takes."""
         return find_family_of_processor(self.processor).image_side(self.processor)
 
     @cached_property
     def frames(self) -> PromptFrames:
-        """What stands around images, texts and questions."""
+        """The prompt frames around images, texts and questions."""
         return frame_prompts(self.prompts.template, self.processor)
 
     @cached_property
     def writer(self) -> PromptWriter:
-        """What the LVLM's tokenizer makes of texts, questions and answers."""
+        """Writes texts, questions and answers as token ids of the LVLM's tokenizer."""
         tokenizer, image_token = self.tokenizer, str(self.processor.image_token)  # type: ignore[attr-defined]
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         family = find_family_of_processor(self.processor)
@@ -66,7 +66,7 @@ class InputBuilder:
         )
 
     def _tokenize(self, text: str, special_tokens: bool) -> list[int]:
-        # All of it: asked to truncate, the tokenizer would keep that setting, and save it.
+        # Without truncation: the tokenizer would keep that setting, and save it with itself.
         ids: list[int] = self.tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
         return ids
 
@@ -74,17 +74,17 @@ class InputBuilder:
         return str(self.tokenizer.decode(ids))
 
     def images(self, images: Sequence[Image.Image]) -> BatchEncoding:
-        """Pass 1 over images: input_ids, attention_mask (batch, length) and what the vision tower reads."""
+        """Pass 1 over images: input_ids, attention_mask (batch, length) and the vision tower's inputs."""
         return self._show(images, [self.prompts.image] * len(images))
 
     def image_questions(self, images: Sequence[Image.Image], questions: Sequence[str]) -> BatchEncoding:
-        """The LVLM's own prompts, up to where its answers about the images themselves begin."""
+        """Questions about the images themselves, without summary tokens, up to where the answers begin."""
         return self._show(images, [self.writer.clean_question(question) for question in questions])
 
     def _show(self, images: Sequence[Image.Image], instructions: Sequence[str]) -> BatchEncoding:
         prompts = [self.frames.fill_image(instruction) for instruction in instructions]
         inputs: BatchEncoding = self.processor(
-            # One list an image: SmolVLM would take a flat one for the images of one prompt.
+            # One list per image: SmolVLM would take a flat list for the images of a single prompt.
             images=[[image] for image in images],
             text=prompts,
             return_tensors="pt",
@@ -96,7 +96,7 @@ class InputBuilder:
 
     def pixels(self, pixel_values: Tensor) -> BatchEncoding:
         """Pass 1 over images that are already normalised pixels (batch, 3, height, width) of one size."""
-        # A blank picture of the same size tells the processor how many image tokens to write.
+        # A blank image of the same size tells the processor how many image tokens to write.
         blank = Image.new("RGB", (pixel_values.shape[3], pixel_values.shape[2]))
         one = self.images([blank])
         batch = pixel_values.shape[0]
@@ -117,7 +117,7 @@ class InputBuilder:
         return self._pad([self.writer.question(question) for question in questions])
 
     def answers(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[BatchEncoding, Tensor]:
-        """Pass 2 with its answers, and labels (batch, length) that ignore all but the answer and its end."""
+        """Pass 2 with its answers, and labels (batch, length): IGNORED except on the answer and its end."""
         prompts = [self.writer.question(question) for question in questions]
         endings = [self.writer.answer(answer) for answer in answers]
         inputs = self._pad([prompt + ending for prompt, ending in zip(prompts, endings, strict=True)])

@@ -1,4 +1,4 @@
-"""The last layer of pass 1 at the summary tokens alone: nobody reads what it makes of other rows."""
+"""The last layer of pass 1, computed only for the summary tokens: its other outputs are never read."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, apply_ro
 
 
 class SummaryLayer(nn.Module):
-    """A layer of Qwen2's (arXiv 2407.10671) that is given all rows and returns the last `count` of them.
+    """A Qwen2 layer (arXiv 2407.10671) that takes all rows and returns only the last `count`.
 
-    These see the others by their keys and values; queries, output and MLP are theirs alone. It saves a
-    twentieth of the embedded model's time for an image.
+    Keys and values are computed for all rows; queries, output projection and MLP only for the last `count`.
+    This saves a twentieth of the embedded model's time per image.
     """
 
     def __init__(self, layer: Qwen2DecoderLayer, count: int) -> None:
@@ -47,7 +47,7 @@ class SummaryLayer(nn.Module):
         return heads
 
     def _mask(self, rows: Tensor, mask: Tensor | None) -> Tensor:
-        """What the last rows see: of a mask of all rows their part, of none all before them."""
+        """The attention mask of the last rows: their part of `mask`, or a causal mask if it is None."""
         if mask is not None:
             return mask[:, :, -self.count :]
         length = rows.shape[1]
@@ -56,7 +56,7 @@ class SummaryLayer(nn.Module):
 
 
 def read_summaries_alone(decoder: Any, count: int) -> None:
-    """Have the last layer of an LLM return the last `count` rows; LLMs of another make stay as they are."""
+    """Make a Qwen2 LLM's last layer return only its last `count` rows; leave other LLMs unchanged."""
     last = decoder.layers[-1]
     if type(last) is Qwen2DecoderLayer and last.self_attn.sliding_window is None:
         decoder.layers[-1] = SummaryLayer(last, count)

@@ -1,4 +1,4 @@
-"""Fwd2Bot: one LVLM read twice. Pass 1 condenses an image into k summary tokens, pass 2 answers from them.
+"""Fwd2Bot: one LVLM, run twice. Pass 1 condenses an image into k summary tokens, pass 2 answers from them.
 
     pass 1, adapter `compress`    [ . ; . ; H_c ] = LLM([ H_v ; H_p ; H_r ])
     pass 2, adapter `generate`    p(answer)       = LLM([ H_c ; instruction ; answer ])
@@ -20,16 +20,16 @@ from encoders.fwd2bot.adapters import add_adapters, find_base_model, fold_adapte
 from encoders.fwd2bot.families import find_family
 from encoders.fwd2bot.last_layer import read_summaries_alone
 
-IGNORED = -100  # the label of a position that no loss looks at
-_COMPILED_FORMS = 64  # every layer of both passes, with gradients and without
+IGNORED = -100  # the label of positions that the loss ignores
+_COMPILED_FORMS = 64  # recompile limit: every layer of both passes, with and without gradients
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 class ImageTokens(NamedTuple):
-    """What the LLM is shown of a batch of images.
+    """The image features that the LLM reads for a batch.
 
-    features: H_v, (tokens of all images in reading order, width). deep: what is added to them after each of
-    the LLM's first layers, of the same shape (DeepStack); mostly nothing.
+    features: H_v, (tokens of all images in reading order, width). deep: features of the same shape, one per
+    layer, added after each of the LLM's first layers (DeepStack); empty for most families.
     """
 
     features: Tensor
@@ -37,9 +37,9 @@ class ImageTokens(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What pass 2 must say: inputs and labels (n, length) as `InputBuilder.answers` writes them.
+    """The answers that pass 2 is trained on: inputs and labels (n, length) of `InputBuilder.answers`.
 
-    sources: int64 (n,), the rows of the step's sources whose summary tokens each one is given.
+    sources: int64 (n,), for each answer the row of the step's sources whose summary tokens it is given.
     """
 
     sources: Tensor
@@ -48,10 +48,10 @@ class Answers(NamedTuple):
 
 
 class JointOutput(NamedTuple):
-    """What one training forward returns, over all parts of the step.
+    """The output of one training forward, over all parts of the step.
 
     sources, targets: (rows, k, width) summaries. images: (images, width), the mean of each image's H_v.
-    answer_loss: scalar, mean cross-entropy (nats a token) after pass 2.
+    answer_loss: scalar, mean cross-entropy (nats per token) of pass 2.
     """
 
     sources: Tensor
@@ -71,7 +71,7 @@ class Fwd2Bot(nn.Module):
         self.adapters = adapters or AdapterSettings()
         self.lvlm = lvlm
         self.compressor, self.generator = add_adapters(lvlm, self.adapters)
-        # As inputs, summary tokens stand beside word embeddings, so they start at the same scale.
+        # Summary tokens are inputs alongside word embeddings, so they start at the same scale.
         words: Tensor = lvlm.get_input_embeddings().weight.data  # type: ignore[assignment]
         start = torch.randn(summary_count, words.shape[1]) * words.float().std().cpu()
         self.summary_tokens = nn.Parameter(start.to(words.device))
@@ -83,16 +83,16 @@ class Fwd2Bot(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs belong."""
+        """The device that inputs must be on."""
         return self.summary_tokens.device
 
     @property
     def image_token(self) -> int:
-        """The id of the placeholder of an image token or, in pass 2, of a summary token."""
+        """The id of the placeholder for an image token or, in pass 2, for a summary token."""
         return int(self.lvlm.config.image_token_id)
 
     def compress(self, inputs: BatchEncoding) -> Tensor:
-        """Pass 1 over left-padded prompts, with images where there are pixels: H_c, (batch, k, width)."""
+        """Pass 1 over left-padded prompts, with images if there are pixel_values: H_c, (batch, k, width)."""
         return self._compress(inputs, self._look(inputs) if "pixel_values" in inputs else None)
 
     def _compress(self, inputs: BatchEncoding, seen: ImageTokens | None) -> Tensor:
@@ -117,7 +117,7 @@ class Fwd2Bot(nn.Module):
         return ImageTokens(_join_images(output.pooler_output), [_join_images(layer) for layer in deep])
 
     def place(self, features: Tensor, input_ids: Tensor, embeddings: Tensor) -> Tensor:
-        """Put features (n, width) where the prompts hold n image placeholders; raises EncoderMismatch."""
+        """Put features (n, width) on the prompts' image placeholders; EncoderMismatch unless there are n."""
         mask = input_ids == self.image_token
         if int(mask.sum()) != features.shape[0]:
             raise EncoderMismatch(
@@ -149,7 +149,7 @@ class Fwd2Bot(nn.Module):
         return summaries
 
     def _positions(self, inputs: BatchEncoding, mask: Tensor) -> Tensor:
-        """Positions of pass 1: summary tokens count on, as words do."""
+        """Position ids of pass 1: summary tokens continue the count, as words would."""
         if not self.family.spatial_positions or "pixel_values" not in inputs:
             return _text_positions(mask)
         count = self.summary_shape[0]
@@ -162,7 +162,7 @@ class Fwd2Bot(nn.Module):
         return positions  # (3, batch, length): time, height, width
 
     def pass_two_inputs(self, summaries: Tensor, input_ids: Tensor) -> Tensor:
-        """Prompts whose k placeholders hold summaries (batch, k, width): (batch, length, width)."""
+        """Embed prompts, with summaries (batch, k, width) on their k placeholders: (batch, length, width)."""
         return self.place(summaries.flatten(0, 1), input_ids, self._embed(input_ids))
 
     def answer_hidden(self, summaries: Tensor, inputs: BatchEncoding) -> Tensor:
@@ -178,13 +178,13 @@ class Fwd2Bot(nn.Module):
         return hidden
 
     def token_losses(self, summaries: Tensor, inputs: BatchEncoding, labels: Tensor) -> Tensor:
-        """Cross-entropy (nats) a token after pass 2: float32 (batch, length - 1), 0 where unlabelled."""
+        """Cross-entropy (nats) per token of pass 2: float32 (batch, length - 1), 0 where unlabelled."""
         hidden = self.answer_hidden(summaries, inputs)[:, :-1]
         wanted = labels[:, 1:]
         answered = wanted != IGNORED
         head = self.lvlm.get_output_embeddings()
         assert head is not None  # every LVLM that generates has one
-        logits = head(hidden[answered])  # only where a token is asked for
+        logits = head(hidden[answered])  # only at labelled positions
         losses = torch.zeros(wanted.shape, device=hidden.device)
         return losses.masked_scatter(
             answered, nn.functional.cross_entropy(logits.float(), wanted[answered], reduction="none")
@@ -193,7 +193,7 @@ class Fwd2Bot(nn.Module):
     def forward(
         self, sources: Sequence[BatchEncoding], targets: Sequence[BatchEncoding], answers: Sequence[Answers]
     ) -> JointOutput:
-        """Both passes of one training step, in one forward, as DDP wants it.
+        """Both passes of one training step, in one forward, as DDP requires.
 
         Each sequence holds the parts of one global batch, so that long and short texts need not be padded to
         one length. Sources with images come first.
@@ -216,7 +216,7 @@ class Fwd2Bot(nn.Module):
         return JointOutput(source_summaries, target_summaries, means, answer_loss)
 
     def average_features(self, features: Tensor, inputs: BatchEncoding) -> Tensor:
-        """Mean of each image's features (tokens, width), however many it has: (images, width)."""
+        """Mean feature of each image, whatever its token count: (tokens of all, width) to (images, width)."""
         places = inputs["input_ids"] == self.image_token
         rows = places.nonzero()[:, 0]  # which image each feature belongs to
         sums = features.new_zeros(len(places), features.shape[1]).index_add(0, rows, features)
@@ -225,7 +225,7 @@ class Fwd2Bot(nn.Module):
 
     @torch.inference_mode()
     def generate(self, summaries: Tensor, inputs: BatchEncoding, **settings: Any) -> Tensor:
-        """Pass 2, freely: new token ids (batch, new); `settings` go to transformers' `generate`."""
+        """Generate with pass 2: new token ids (batch, new); `settings` go to transformers' `generate`."""
         new: Tensor = find_base_model(self.generator).generate(
             inputs_embeds=self.pass_two_inputs(summaries, inputs["input_ids"]),
             attention_mask=inputs["attention_mask"],
@@ -234,14 +234,14 @@ class Fwd2Bot(nn.Module):
         return new
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations of both passes in the backward; gradients stay the same."""
+        """Recompute activations of both passes in the backward pass; gradients stay the same."""
         for tree in (self.compressor, self.generator):
             find_base_model(tree).activation_checkpointing_enable({"use_reentrant": False})
 
     def prepare_inference(self) -> None:
-        """Make a model faster, which cannot be trained or saved from then on.
+        """Make inference faster; the model can no longer be trained or saved afterwards.
 
-        See `fold_adapter`, for a small one, and `read_summaries_alone`, where pass 1 has a tree of its own.
+        Applies `fold_adapter` and, if pass 1 has a tree of its own, `read_summaries_alone`.
         """
         shared = self.generator is self.compressor
         self.compressor = fold_adapter(self.compressor)
@@ -258,7 +258,7 @@ class Fwd2Bot(nn.Module):
 
 
 def pool(summaries: Tensor) -> Tensor:
-    """Embedding of each image or text: mean of its k summary tokens, unit length; float32 (batch, width)."""
+    """The embedding of each image or text: its mean summary token at unit length, float32 (batch, width)."""
     return nn.functional.normalize(summaries.float().mean(dim=1), dim=-1)
 
 
@@ -268,13 +268,13 @@ def _language_model(tree: nn.Module) -> nn.Module:
 
 
 def _join_images(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """Families give one tensor (images or tiles, tokens, width), or one (tokens, width) for each image."""
+    """Join a family's features, one (images or tiles, tokens, width) or a (tokens, width) per image."""
     return features.flatten(0, 1) if isinstance(features, Tensor) else torch.cat(list(features))
 
 
 @contextmanager
 def _of_one_make() -> Iterator[None]:
-    """Pixels that a tower cannot read were prepared for another one: EncoderMismatch."""
+    """Turn a vision tower's errors into EncoderMismatch: the pixels were prepared for another model."""
     try:
         yield
     except (EncoderMismatch, torch.OutOfMemoryError):
@@ -287,7 +287,7 @@ def _of_one_make() -> Iterator[None]:
 
 
 def _append(rows: Tensor, count: int, value: int) -> Tensor:
-    """Rows (batch, length) with `count` columns more."""
+    """Append `count` columns of `value` to rows (batch, length)."""
     return nn.functional.pad(rows, (0, count), value=value)
 
 

@@ -1,4 +1,4 @@
-"""The LLM that `training` makes from nothing, in NumPy: Qwen2's (arXiv 2407.10671, section 2.2)."""
+"""The LLM that `training` builds from scratch, in NumPy: Qwen2 (arXiv 2407.10671, section 2.2)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from encoders.base import FloatArray
 
 
 class Linear(NamedTuple):
-    """weight: (out, in). bias: (out,), or 0 where there is none."""
+    """A linear layer. weight: (out, in). bias: (out,), or 0 if it has none."""
 
     weight: FloatArray
     bias: FloatArray | float
 
     def apply(self, rows: FloatArray) -> FloatArray:
-        """Rows (..., in) to (..., out), by one product."""
+        """Rows (..., in) to (..., out), in one matrix product."""
         flat = rows.reshape(-1, rows.shape[-1]) @ self.weight.T + self.bias
         return np.asarray(flat.reshape(*rows.shape[:-1], -1), np.float32)
 
@@ -36,7 +36,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Llm:
-    """The LLM, the adapter of pass 1 added in. words: (vocabulary, width). norm: (width,), the last one."""
+    """The LLM, one pass's adapter merged in. words: (vocabulary, width). norm: (width,), the final one."""
 
     words: FloatArray
     layers: list[Layer]
@@ -47,7 +47,7 @@ class Llm:
     theta: float
 
     def read(self, rows: FloatArray) -> FloatArray:
-        """Input embeddings (..., n, width) to last hidden states of that shape; each sees those before it."""
+        """Input embeddings (..., n, width) to last hidden states of the same shape, with causal attention."""
         for layer in self.layers:
             rows = rows + self._attend(layer, self._normalize(rows, layer.attention_norm))
             seen = self._normalize(rows, layer.mlp_norm)
@@ -63,7 +63,7 @@ class Llm:
     def _attend(self, layer: Layer, rows: FloatArray) -> FloatArray:
         # Each (..., heads, n, head width).
         queries = self._rotate(_split_heads(layer.query.apply(rows), self.heads))
-        shared = self.heads // self.key_heads  # queries that have one key
+        shared = self.heads // self.key_heads  # query heads per key head
         keys = np.repeat(self._rotate(_split_heads(layer.key.apply(rows), self.key_heads)), shared, axis=-3)
         values = np.repeat(_split_heads(layer.value.apply(rows), self.key_heads), shared, axis=-3)
         scores = queries @ keys.swapaxes(-1, -2) / np.float32(np.sqrt(queries.shape[-1]))
@@ -73,7 +73,7 @@ class Llm:
         return layer.output.apply(attended.swapaxes(-2, -3).reshape(*rows.shape[:-1], -1))
 
     def _rotate(self, heads: FloatArray) -> FloatArray:
-        """Rotary positions: each pair of a head's two halves is turned by an angle of its own."""
+        """Rotary positions: each pair (one value from either half of a head) is rotated by its own angle."""
         length, width = heads.shape[-2:]
         speeds = self.theta ** (-np.arange(0, width, 2) / width)
         angles = np.arange(length)[:, None] * speeds  # (n, head width / 2)

@@ -1,7 +1,8 @@
-"""A small checkpoint's two passes over texts and stored tokens, in NumPy: all that an open index asks for.
+"""A small checkpoint's two passes over texts and stored tokens, in NumPy: all that an open index needs.
 
-PyTorch, transformers and PEFT take seconds to import, and a sentence takes milliseconds. Where a checkpoint
-is not just of the make of the embedded model, `load_numpy_reader` gives None, and all of it must be loaded.
+PyTorch, transformers and PEFT take seconds to import, while a sentence takes milliseconds. For a checkpoint
+that is not built exactly like the embedded model, `load_numpy_reader` returns None, and the full encoder must
+be loaded.
 """
 
 from collections.abc import Sequence
@@ -18,17 +19,17 @@ from encoders.fwd2bot.numpy_weights import WEIGHTS_FILE, CheckpointWeights, read
 from encoders.fwd2bot.prompts import PromptFrames, Prompts
 from encoders.fwd2bot.writer import LONGEST_REPLY, REPEATED, PromptWriter, match_special
 
-LARGEST = 1 << 28  # bytes of weights: beside the reading of more, the wait for torch is short
-_BACKEND = "Pil"  # of the image processor, as `load_processor` chooses it: part of the fingerprint
+LARGEST = 1 << 28  # bytes of weights; reading more takes so long that importing torch hardly matters
+_BACKEND = "Pil"  # the image processor backend that `load_processor` chooses: part of the fingerprint
 _LLM = {"model_type": "qwen2", "hidden_act": "silu", "use_sliding_window": False}
 _TOKENIZER = {"tokenizer_class": "TokenizersBackend", "bos_token": None}
-# What transformers writes of its own into a generation config; anything else may change what is said.
+# The keys that transformers itself writes into a generation config; any other may change the answers.
 _GENERATION = {"_from_model_config", "transformers_version", "eos_token_id", "pad_token_id", "use_cache"}
 _GENERATION |= {"output_attentions", "output_hidden_states"}
 
 
 class NumpyReader:
-    """A checkpoint's two passes over all but images: a `Talker`."""
+    """A checkpoint's two passes over everything but images: a `Talker`."""
 
     def __init__(
         self,
@@ -64,11 +65,11 @@ class NumpyReader:
         return vectors
 
     def caption(self, summaries: FloatArray) -> list[str]:
-        """Pass 2 under the caption prompt."""
+        """Pass 2 with the caption prompt."""
         return self.answer(summaries, self._writer.prompts.caption)
 
     def answer(self, summaries: FloatArray, question: str | Sequence[str]) -> list[str]:
-        """Pass 2, greedily, up to 48 tokens; no three tokens in a row come twice."""
+        """Pass 2 with greedy decoding, up to 48 tokens; no 3-gram is repeated."""
         questions = [question] * len(summaries) if isinstance(question, str) else question
         return [
             str(self._tokenizer.decode(self._generate(self._place(tokens, text)))).strip()
@@ -76,15 +77,15 @@ class NumpyReader:
         ]
 
     def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
-        """Mean log-likelihood (nats a token, end included) of texts[i] as the caption of summaries[i]."""
+        """Mean log-likelihood (nats per token, end included) of texts[i] as the caption of summaries[i]."""
         scores = np.empty(len(texts), np.float32)
-        for text in set(texts):  # mostly one, in which case all is one batch
+        for text in set(texts):  # usually just one, and then all is one batch
             rows = [place for place, other in enumerate(texts) if other == text]
             scores[rows] = self._judge(summaries[rows], text)
         return scores
 
     def _place(self, summary: FloatArray, question: str) -> FloatArray:
-        """A question whose placeholders hold summary tokens (k, width): input embeddings (n, width)."""
+        """Embed a question, with summary tokens (k, width) on its placeholders: (n, width)."""
         ids = np.array(self._writer.question(question))
         rows: FloatArray = self._generator.words[ids]
         rows[ids == self._tokenizer.token_to_id(self._writer.image_token)] = summary
@@ -107,14 +108,14 @@ class NumpyReader:
         prompts = np.stack([self._place(summary, caption) for summary in summaries])  # (n, length, width)
         answers = np.broadcast_to(self._generator.words[words], (len(prompts), len(words), self.dim))
         hidden = self._generator.read(np.concatenate([prompts, answers], axis=1))
-        logits = hidden[:, prompts.shape[1] - 1 : -1] @ self._weights.head.T  # each foretells the next word
+        logits = hidden[:, prompts.shape[1] - 1 : -1] @ self._weights.head.T  # each predicts the next word
         logits -= logits.max(axis=-1, keepdims=True)
         sums = np.log(np.exp(logits).sum(axis=-1))
         return np.asarray((logits[:, np.arange(len(words)), words] - sums).mean(axis=1), np.float32)
 
 
 def find_repeats(said: Sequence[int], length: int) -> list[int]:
-    """The words that would, said next, make the last `length` ones a run that was said before."""
+    """The token ids that, if generated next, would repeat an n-gram of `length` tokens in `said`."""
     start = len(said) - length + 1
     if start < 0:
         return []
@@ -123,14 +124,14 @@ def find_repeats(said: Sequence[int], length: int) -> list[int]:
 
 
 def load_numpy_reader(name: str, folder: Path, fingerprint: str) -> NumpyReader | None:
-    """The reader of a checkpoint folder; None where it has another fingerprint, or is of another make."""
+    """The reader of a checkpoint folder; None if its fingerprint differs or its make is not supported."""
     try:
         settings, base = read_settings(folder), folder / OWN_BASE
         prompts, processor = Prompts(**settings["prompts"]), read_json(base / "processor_config.json")
         backend = processor["image_processor"]["image_processor_type"] + _BACKEND
         if not (
             settings["base"] == OWN_BASE
-            and prompts.template  # or else it is the processor's
+            and prompts.template  # if empty, the processor's own template applies
             and _is_known_make(base)
             and fingerprint_checkpoint(folder, backend) == fingerprint
         ):
@@ -142,7 +143,7 @@ def load_numpy_reader(name: str, folder: Path, fingerprint: str) -> NumpyReader 
             return None
         writer = _make_writer(tokenizer, prompts, processor["image_token"], len(weights.tokens), end)
         return NumpyReader(name, fingerprint, weights, tokenizer, writer)
-    except Exception:  # whatever is odd about these files, loading all of them says it better
+    except Exception:  # whatever is wrong with these files, the full loader explains it better
         return None
 
 

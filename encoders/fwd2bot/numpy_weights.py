@@ -1,4 +1,4 @@
-"""The weights of a small checkpoint as NumPy reads them, each pass's adapter added in."""
+"""Reads the weights of a small checkpoint with NumPy, and merges in each pass's adapter."""
 
 import json
 from collections.abc import Mapping
@@ -19,10 +19,11 @@ _PLACE = "model.language_model"
 
 @dataclass(frozen=True)
 class CheckpointWeights:
-    """The tensors of a checkpoint's base, by name.
+    """The weights of a checkpoint.
 
-    config: what it says of the LLM. adapters: the folders of the two passes' adapters, none where the LLM
-    itself was trained. tokens: summary tokens (k, width). head: (vocabulary, width).
+    config: the base's settings of its LLM. base: its tensors by name. adapters: the folders of the two
+    passes' adapters, one if they share it, none if the LLM itself was trained. tokens: summary tokens
+    (k, width). head: (vocabulary, width).
     """
 
     config: Mapping[str, Any]
@@ -33,7 +34,7 @@ class CheckpointWeights:
 
     @classmethod
     def open(cls, folder: Path, mode: str) -> "CheckpointWeights":
-        """Read a checkpoint folder; raises what the readers of its files raise."""
+        """Read a checkpoint folder; errors of the file readers are passed on."""
         base = load_file(folder / OWN_BASE / WEIGHTS_FILE)
         return cls(
             config=read_json(folder / OWN_BASE / "config.json")["text_config"],
@@ -44,7 +45,7 @@ class CheckpointWeights:
         )
 
     def read_llm(self, number: int) -> Llm:
-        """The LLM of the first pass, 0, or the second, 1."""
+        """The LLM of the first pass (number 0) or the second (number 1)."""
         reader = _LlmReader.open(self, self.adapters[number % len(self.adapters)] if self.adapters else None)
         rope = self.config["rope_parameters"]
         return Llm(
@@ -60,7 +61,7 @@ class CheckpointWeights:
 
 @dataclass(frozen=True)
 class _LlmReader:
-    """The tensors of a base and of one adapter, which may be empty, and how much that one counts."""
+    """The tensors of a base and of one adapter, empty if there is none, and the adapter's scale."""
 
     base: Mapping[str, FloatArray]
     adapter: Mapping[str, FloatArray]
@@ -102,6 +103,6 @@ class _LlmReader:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file says, which is an object."""
+    """Read a JSON file that holds an object."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content

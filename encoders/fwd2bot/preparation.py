@@ -1,4 +1,4 @@
-"""What can be done to an image before the model is free: all of it, where the processor takes each alone."""
+"""Prepares images before the model is free: completely, if the processor handles each independently."""
 
 from collections.abc import Sequence
 from threading import Lock
@@ -22,28 +22,28 @@ _SCALING = ("do_rescale", "do_normalize")
 
 
 class Resizing(NamedTuple):
-    """What makes an RGB image (width, height) large: Pillow's own `resize`, without a processor's checks."""
+    """Resizes an RGB image to (width, height) with Pillow's own `resize`, without a processor's checks."""
 
     size: tuple[int, int]
     resample: Image.Resampling
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The image as bytes (3, height, width)."""
+        """The resized image: uint8 (3, height, width)."""
         pixels: NDArray[np.uint8] = np.asarray(image.resize(self.size, self.resample))
         return pixels.transpose(2, 0, 1)
 
 
 class ImagePreparer:
-    """Image to pixels in any thread, and pixels to the inputs of pass 1.
+    """Turns images into pixels, in any thread, and pixels into the inputs of pass 1.
 
-    Where the processor makes of every image pixels of one size and nothing else, as LLaVA's does, one prompt
-    serves all images. Elsewhere the prompt depends on the image and the pixels on the company, so the image
-    is prepared with its batch.
+    If the processor turns every image into pixels of one size and nothing else, as LLaVA's does, one prompt
+    serves all images. Otherwise the prompt depends on the image, and the pixels on the other images of the
+    batch, so the image is prepared with its batch.
     """
 
     def __init__(self, builder: InputBuilder) -> None:
         self._builder = builder
-        self._lock = Lock()  # a tokenizer may not be asked to pad in two threads at once
+        self._lock = Lock()  # a tokenizer must not pad in two threads at once
         trials = [self._builder.images([Image.new("RGB", size)]) for size in _TRIALS]
         self._prompt = {name: value for name, value in trials[0].items() if name != _PIXELS}
         one_picture = trials[0][_PIXELS].ndim == 4 and len(trials[0][_PIXELS]) == 1  # and not several tiles
@@ -53,7 +53,7 @@ class ImagePreparer:
         self._resizing = find_resizing(processor) if self._scale is not None else None
 
     def prepare(self, image: Image.Image) -> PreparedImage:
-        """Pixels (3, height, width), as bytes or as normalised float32, or the image as it is."""
+        """Pixels (3, height, width), as uint8 or normalised float32, or the image unchanged."""
         if not self._alone:
             return image
         if self._resizing is not None and image.mode == "RGB":
@@ -63,7 +63,7 @@ class ImagePreparer:
         return _process(processor, image, without).numpy()
 
     def collate(self, prepared: Sequence[PreparedImage], device: torch.device) -> BatchEncoding:
-        """Pass 1 over what `prepare` made of a batch, on the device."""
+        """The inputs of pass 1, on the device, for a batch of outputs of `prepare`."""
         images = [image for image in prepared if isinstance(image, Image.Image)]
         if images:
             with self._lock:
@@ -75,16 +75,16 @@ class ImagePreparer:
 
 
 def find_resizing(image_processor: Any) -> Resizing | None:
-    """How an image processor brings RGB images to one size, scaling left out: None where it does more.
+    """The plain resize that an image processor applies to RGB images before scaling; None if it does more.
 
-    That it does no more is seen on images of several shapes, to the last bit.
+    Checked on images of several shapes: the pixels must be identical.
     """
     generator = np.random.default_rng(0)
     images = [Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)) for size in _TRIALS]
     wanted = [_process(image_processor, image, _SCALING).numpy() for image in images]
     try:
         resample = Image.Resampling(image_processor.resample)
-    except (AttributeError, ValueError):  # of a processor that has another way to resize, or none
+    except (AttributeError, ValueError):  # the processor resizes in another way, or not at all
         return None
     resizing = Resizing(wanted[0].shape[:0:-1], resample)
     same = (
@@ -94,16 +94,16 @@ def find_resizing(image_processor: Any) -> Resizing | None:
 
 
 def find_scale(image_processor: Any) -> Tensor | None:
-    """What an image processor makes of each of 256 values by channel: float32 (3, 256).
+    """The table by which an image processor scales each of 256 byte values, per channel: float32 (3, 256).
 
-    None where it is not so simple: a value is not scaled alone, or there is no way to leave the scaling out.
+    None if there is no such table: values are not scaled independently, or scaling cannot be switched off.
     """
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
     noise = Image.fromarray(np.random.default_rng(0).integers(40, 200, (96, 64, 3), np.uint8))
     try:
         table = _process(image_processor, ramp, _SHAPING).reshape(3, 256)
         unscaled = _process(image_processor, noise, _SCALING)
-    except (RuntimeError, TypeError, ValueError):  # of a processor that knows no such settings
+    except (RuntimeError, TypeError, ValueError):  # the processor does not have these settings
         return None
     if unscaled.dtype != torch.uint8:
         return None
@@ -112,21 +112,21 @@ def find_scale(image_processor: Any) -> Tensor | None:
 
 
 def scale(pixels: Tensor, table: Tensor) -> Tensor:
-    """Scale bytes (n, 3, height, width) by a table of `find_scale`: float32, on the device of the bytes."""
+    """Scale bytes (n, 3, height, width) by a table from `find_scale`: float32, on the device of the bytes."""
     channels = 256 * torch.arange(3, dtype=torch.int32, device=pixels.device).view(3, 1, 1)
     places = (pixels.int() + channels).flatten()
     return table.to(pixels.device).flatten().index_select(0, places).view(pixels.shape)
 
 
 def _process(image_processor: Any, image: Image.Image, without: Sequence[str] = ()) -> Tensor:
-    """The pixels (3, height, width) of one image, some of the steps that the processor takes left out."""
+    """The pixels (3, height, width) of one image, with the processor's steps in `without` switched off."""
     left_out = {name: False for name in without if getattr(image_processor, name, None)}
     pixels: Tensor = image_processor(image, return_tensors="pt", **left_out)[_PIXELS][0]
     return pixels
 
 
 def _describe(inputs: BatchEncoding) -> tuple[object, ...]:
-    """What must not depend on the image: which inputs there are, their sizes, and the prompt."""
+    """What must not depend on the image: the names of the inputs, the pixels' shape and the prompt."""
     return tuple(
         (name, *value.shape) if name == _PIXELS else (name, *value.flatten().tolist())
         for name, value in inputs.items()

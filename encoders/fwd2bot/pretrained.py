@@ -1,4 +1,4 @@
-"""A stock LVLM and its processor, from a folder or the hub: safetensors alone, never code or pickles."""
+"""Loads a stock LVLM and its processor from a folder or the hub: only safetensors, never code or pickles."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from encoders.base import EncoderDamaged, EncoderNotFound, Fwd2BotError, Missing
 from encoders.fwd2bot.families import Family, find_family
 from encoders.fwd2bot.folders import fetch_lvlm
 
-# Towers, projectors and heads, under the names that the families give them: only the LLM is quantized.
+# Vision towers, projectors and heads, as the families name them: only the LLM is quantized.
 _KEPT_WHOLE = ["lm_head", r"model\.(vision_tower|vision_model|visual|multi_modal_projector|connector)"]
 
 
@@ -33,8 +33,8 @@ class Lvlm(NamedTuple):
 def load_lvlm(name: str, device: str, dtype: torch.dtype, quantize: str = "none") -> Lvlm:
     """Load a stock LVLM of a known family from a folder or the hub onto a device.
 
-    quantize: "none", or "4bit" for an LLM of NF4 weights that computes in bfloat16 (QLoRA), which needs a GPU
-    and bitsandbytes. Raises EncoderNotFound, EncoderDamaged and MissingDependency.
+    quantize: "none", or "4bit" for NF4 weights in the LLM, computing in bfloat16 (QLoRA); this needs a CUDA
+    GPU and bitsandbytes. Raises EncoderNotFound, EncoderDamaged and MissingDependency.
     """
     quantization = _read_quantization(quantize, device)
     place = fetch_lvlm(name)
@@ -48,27 +48,27 @@ def load_lvlm(name: str, device: str, dtype: torch.dtype, quantize: str = "none"
         raise type(error)(f"{name}: {error}") from error
     except torch.OutOfMemoryError:
         raise
-    except ImportError as error:  # transformers' own sentence names the package
+    except ImportError as error:  # transformers' own message names the package
         raise MissingDependency(f"{name} cannot be loaded: {first_line(error)}") from error
-    except Exception as error:  # whatever a reader of a foreign file raises, the file is what is wrong
+    except Exception as error:  # third-party readers may raise anything; the file is at fault
         raise EncoderDamaged(f"{name} cannot be read ({first_line(error)}): fetch it again") from error
-    if not quantization:  # those are where they belong already
+    if not quantization:  # quantized weights are on the device already
         model.to(device)
     put_channels_last(model)
     return Lvlm(model.eval(), processor)
 
 
 def put_channels_last(model: nn.Module) -> None:
-    """Lay out the weights of convolutions over pictures as their kernels, and those of pooling, want them."""
+    """Store weights of 2-D convolutions channels-last, the layout that their and pooling's kernels prefer."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def load_processor(place: Path, family: Family) -> ProcessorMixin:
-    """Load a processor that prepares images with Pillow, and no videos, whether torchvision is there or not.
+    """Load a processor for images only, with the Pillow backend even if torchvision is installed.
 
-    With torchvision, transformers would take another backend, and every index would be of another model.
+    With torchvision, transformers would choose another backend, and no existing index would match.
     """
     processor: ProcessorMixin = drop_videos(getattr(transformers, family.processor)).from_pretrained(
         place, backend="pil"
@@ -77,7 +77,7 @@ def load_processor(place: Path, family: Family) -> ProcessorMixin:
 
 
 def drop_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """A processor class less its video processor, which asks for torchvision even if no video comes."""
+    """A processor class without its video processor, which needs torchvision even if there is no video."""
     parts = kind.get_attributes()
     if "video_processor" not in parts:
         return kind
@@ -91,15 +91,15 @@ def drop_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
         def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **settings: Any) -> Any:
             return super().from_args_and_dict(args, {**processor_dict, "video_processor": None}, **settings)
 
-        def __reduce__(self) -> tuple[Any, ...]:  # to a process that knows no name for this class
+        def __reduce__(self) -> tuple[Any, ...]:  # pickle finds no such class by name
             return _drop_videos_of, (kind, self.__dict__)
 
-    ImagesOnly.__name__ = kind.__name__  # under which it is saved
+    ImagesOnly.__name__ = kind.__name__  # the name it is saved under
     return ImagesOnly
 
 
 def _drop_videos_of(kind: type[ProcessorMixin], state: dict[str, Any]) -> ProcessorMixin:
-    """A processor of such a class, as it was in another process."""
+    """Unpickle a processor of a class from `drop_videos`."""
     processor = object.__new__(drop_videos(kind))
     processor.__dict__.update(state)
     return processor

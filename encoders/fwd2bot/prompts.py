@@ -1,11 +1,11 @@
-"""What the model is told: the chat template and the three instructions of the two passes."""
+"""The prompts: the chat template and the three instructions of the two passes."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from encoders.base import EncoderDamaged, first_line
 
-if TYPE_CHECKING:  # a search from stored weights alone need not wait for it
+if TYPE_CHECKING:  # the NumPy reader need not wait for it
     from transformers import ProcessorMixin
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -17,9 +17,9 @@ CONTENT_HOLE, INSTRUCTION_HOLE = "{content}", "{instruction}"
 class Prompts:
     """Texts around the image, the query and the question; part of the encoder's fingerprint.
 
-    template: wraps a content (the image placeholder or a text) and an instruction; empty for the processor's
-    own chat template or, where it has none, LLaVA's. image: the instruction of pass 1 over an image (Fwd2Bot,
-    section 3). text: the same over a text. caption: pass 2.
+    template: wraps {content} (the image placeholder or a text) and {instruction}; if empty, the processor's
+    own chat template or, if it has none, LLaVA's. image: the instruction of pass 1 over an image (Fwd2Bot,
+    section 3). text: the same over a text. caption: the instruction of pass 2 for a caption.
     """
 
     template: str = ""
@@ -29,32 +29,32 @@ class Prompts:
 
 
 class PromptFrames(NamedTuple):
-    """Whole prompts with holes: {instruction}, beside one image token; {content} and {instruction}."""
+    """Whole prompts with holes. image: one image token and {instruction}. text: {content}, {instruction}."""
 
     image: str
     text: str
 
     @classmethod
     def of_template(cls, template: str, image_token: str) -> "PromptFrames":
-        """The frames that a template of `Prompts` makes."""
+        """The frames of a `Prompts.template`."""
         return cls(template.replace(CONTENT_HOLE, image_token), template)
 
     def fill_image(self, instruction: str) -> str:
-        """What is said over an image."""
+        """The whole prompt over an image."""
         return self.image.replace(INSTRUCTION_HOLE, instruction)
 
     def fill_text(self, text: str, instruction: str) -> str:
-        """What is said over a text."""
+        """The whole prompt over a text."""
         return self.text.replace(INSTRUCTION_HOLE, instruction).replace(CONTENT_HOLE, text)
 
 
 def frame_prompts(template: str, processor: "ProcessorMixin") -> PromptFrames:
-    """Write the frames of a template; raises EncoderDamaged where it fails, or shows not one image."""
+    """The frames of a template; raises EncoderDamaged if it fails or does not hold exactly one image."""
     image_token: str = processor.image_token  # type: ignore[attr-defined]
     if not template and processor.chat_template:
         try:
             frames = PromptFrames(*_apply_chat_template(processor))
-        except Exception as error:  # a template is a program of somebody's, and may fail as any does
+        except Exception as error:  # a chat template is third-party code and may raise anything
             raise EncoderDamaged(
                 f"The chat template cannot be used ({first_line(error)}): give the prompts a template"
             ) from error

@@ -1,4 +1,4 @@
-"""What an LVLM says of an image when it reads all of its tokens, beside which summary tokens are held."""
+"""Answers of an LVLM that reads all tokens of an image: the reference for answers from summary tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from encoders.fwd2bot.writer import LONGEST_REPLY
 def answer_from_pixels(
     lvlm: Any, builder: InputBuilder, images: Sequence[Image.Image], questions: Sequence[str]
 ) -> list[str]:
-    """Answer questions[i] about images[i], greedily, by an LVLM with whatever adapter is in it."""
+    """Answer questions[i] about images[i] with greedy decoding, and with the adapter in `lvlm`, if any."""
     inputs = builder.image_questions(images, questions).to(lvlm.device)
     read = {name: each.to(lvlm.dtype) if each.is_floating_point() else each for name, each in inputs.items()}
     ids = lvlm.generate(**read, max_new_tokens=LONGEST_REPLY, do_sample=False)

@@ -1,4 +1,4 @@
-"""Texts, questions and answers as token ids: what both passes are given, before any tensor is made."""
+"""Writes texts, questions and answers as token ids, the input of both passes before it becomes tensors."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -9,8 +9,8 @@ from encoders.fwd2bot.prompts import PromptFrames, Prompts
 LONGEST_TEXT = 128
 LONGEST_QUESTION = 512
 LONGEST_ANSWER = 256
-LONGEST_REPLY = 48  # tokens that pass 2 says
-# So many in a row are not said twice: a small model that has lost the thread goes round in circles.
+LONGEST_REPLY = 48  # the most tokens that pass 2 generates
+# No n-gram of this length is generated twice: a small model that loses the thread goes round in circles.
 REPEATED = 3
 
 
@@ -18,11 +18,11 @@ REPEATED = 3
 class PromptWriter:
     """Writes whole prompts with any tokenizer.
 
-    tokenize: a text to ids, with what the tokenizer itself puts around it if True. join: ids to a text.
-    special: finds the tokens that a user's text may not hold. summary: what pass 2 has in the place of the
-    image token. first: the token that the tokenizer begins with, if it does. end: the id that an answer ends
-    with. longest_text, longest_answer: tokens kept of a text and of an answer, the first ones; of a question
-    the last ones, where it mostly says what is asked.
+    tokenize: a text to ids, with the tokenizer's own special tokens if True. join: ids to a text. special:
+    matches the tokens that a user's text must not contain. summary: what replaces the image token in pass 2.
+    first: the tokenizer's beginning-of-text token, if it has one. end: the id that ends an answer.
+    longest_text, longest_answer: how many of its first tokens a text and an answer keep. A question keeps its
+    last LONGEST_QUESTION, since what it asks usually stands at the end.
     """
 
     frames: PromptFrames
@@ -42,21 +42,21 @@ class PromptWriter:
         return self._write(self.frames.fill_text(self.clean(text), self.prompts.text))
 
     def question(self, question: str) -> list[int]:
-        """Pass 2 up to where the answer begins, with k image tokens for the summary tokens."""
+        """Pass 2 up to where the answer begins, with k image tokens as placeholders of the summary tokens."""
         prompt = self.frames.fill_image(self.clean_question(question))
         return self._write(prompt.replace(self.image_token, self.summary))
 
     def answer(self, answer: str) -> list[int]:
-        """What follows a question, in which no token has a special meaning; if cut, it has no end."""
+        """An answer without special tokens, then the end token; a truncated answer has no end token."""
         ids = self._continue_from(self.frames.image[-1:], self.special.sub(" ", answer).strip())
         return [*ids, self.end] if len(ids) <= self.longest_answer else ids[: self.longest_answer]
 
     def clean(self, text: str) -> str:
-        """A user's text, not too long, in which no token has a special meaning."""
+        """A user's text without special tokens, truncated to its first `longest_text` tokens."""
         return self._cut(text, slice(self.longest_text))
 
     def clean_question(self, question: str) -> str:
-        """The same of a question."""
+        """A user's question without special tokens, truncated to its last LONGEST_QUESTION tokens."""
         return self._cut(question, slice(-LONGEST_QUESTION, None))
 
     def _cut(self, text: str, kept: slice) -> str:
@@ -65,16 +65,17 @@ class PromptWriter:
         return plain if len(ids) == len(ids[kept]) else self.join(ids[kept])
 
     def _continue_from(self, last: str, text: str) -> list[int]:
-        """The tokens that a text has behind the last letter of a prompt.
+        """The tokens of a text that follows a prompt with this last character.
 
-        Alone, it would begin with one space more for a tokenizer that begins every text with one (Llama's).
+        Tokenized alone, the text would get an extra space from a tokenizer that puts one before every text
+        (Llama's).
         """
         text, before = text if last.isspace() else f" {text}", self.tokenize(last, False)
         ids = self.tokenize(last + text, False)
         return ids[len(before) :] if ids[: len(before)] == before else self.tokenize(text, False)
 
     def wants_special_tokens(self, prompt: str) -> bool:
-        """Whether the tokenizer is to add its own: not where the chat template wrote the first already."""
+        """Whether the tokenizer should add its special tokens: not if the chat template wrote the first."""
         return self.first is None or not prompt.startswith(self.first)
 
     def _write(self, prompt: str) -> list[int]:
@@ -82,5 +83,5 @@ class PromptWriter:
 
 
 def match_special(tokens: Iterable[str]) -> re.Pattern[str]:
-    """What finds these tokens in a text, the longest first."""
+    """A pattern that matches these tokens in a text, trying the longest first."""
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
