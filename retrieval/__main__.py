@@ -1,10 +1,10 @@
-"""The command from its first import on, which takes a tenth of a second: Ctrl-C is quiet from here."""
+"""Entry point of the command: Ctrl-C is quiet even during its imports, which take a tenth of a second."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line; 130 where Ctrl-C came before it could begin."""
+    """Run the command line; exits with 130 if Ctrl-C came before it could begin."""
     try:
         from .cli import main as run
 

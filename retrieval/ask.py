@@ -1,4 +1,4 @@
-"""Talking about an image from its stored tokens alone: the file may be gone."""
+"""Describes an image, and answers questions about it, from its stored tokens: the file may be gone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +13,12 @@ from .search import load_matching_reader, require_talker
 
 
 def caption(index_dir: str | Path, image: str | Path | int) -> str:
-    """Describe an image of the index, or of the index of a folder, named by path or id."""
+    """Describe an indexed image, named by path or id. index_dir: the index, or a folder that has one."""
     return _talk(index_dir, image, lambda talker, summaries: talker.caption(summaries))
 
 
 def ask(index_dir: str | Path, image: str | Path | int, question: str) -> str:
-    """Answer a question about an image, as `caption` describes it."""
+    """Answer a question about an image, named as for `caption`."""
     question = clean_question(question)
     return _talk(index_dir, image, lambda talker, summaries: talker.answer(summaries, question))
 

@@ -1,8 +1,8 @@
-"""The `fwd2bot` command: what it can be asked, and how it ends.
+"""The `fwd2bot` command: its subcommands and exit codes.
 
 finding.py has the commands that find images, upkeep.py those that write an index.
-Exit codes: 0 done, 1 failed and said why in a line, 2 wrong usage. Nothing heavy is imported up here, so that
-`--help` answers at once.
+Exit codes: 0 success, 1 failure with a one-line message, 2 wrong usage. Nothing heavy is imported at the top,
+so that `--help` answers at once.
 """
 
 import errno
@@ -46,7 +46,7 @@ def begin(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version.")
     ] = False,
 ) -> None:
-    """Refuse a locale in which names of files are other letters, before any command."""
+    """Before any command, refuse a locale in which file names are not UTF-8."""
     encoding = sys.getfilesystemencoding()
     if encoding != "utf-8":
         complain(f"names of files are UTF-8, and this locale reads them as {encoding}: set PYTHONUTF8=1")
@@ -109,10 +109,10 @@ app.command(epilog=upkeep.MERGE_EPILOG)(upkeep.merge)
 
 
 def main() -> None:
-    """Run the command line; every failure that was foreseen is one line on stderr and exit code 1."""
-    # Closed by the caller (`2>&-`), its number would go to the next file, and complaints into that.
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - open to the end
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes would drown the command's own lines
+    """Run the command line; every expected failure is one line on stderr and exit code 1."""
+    # If the caller closed stderr (`2>&-`), the next file opened would get its number, and our messages.
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - stays open until exit
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its messages would drown the command's own
     try:
         app(prog_name="fwd2bot")
     except OSError as error:  # a full disk, a folder that cannot be written
@@ -121,7 +121,7 @@ def main() -> None:
             complain(f"no space left on the disk{place}: make room and run it again, what is done is kept")
         elif error.errno == errno.EFBIG:
             complain(f"over the limit on the size of a file{place}: raise it (`ulimit -f`) and run it again")
-        elif error.errno == errno.ENOENT and not error.filename:  # only getcwd names none
+        elif error.errno == errno.ENOENT and not error.filename:  # only getcwd names no file
             complain("the current folder was removed: go to another one, or give whole paths")
         else:
             complain(f"{error.strerror or error}{place}")

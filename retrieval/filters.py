@@ -1,4 +1,4 @@
-"""Which images a search is about: those below a folder, those taken in some time, or all."""
+"""Restricts a search to images below a folder, or taken in a range of dates."""
 
 import re
 from datetime import datetime, timedelta
@@ -20,10 +20,10 @@ _DATE = re.compile(r"(\d{4})(?:-(\d\d))?(?:-(\d\d))?", re.ASCII)
 
 
 class Filter(NamedTuple):
-    """What an image has to be; as it is, it may be any.
+    """Conditions that an image must meet; by default, all images do.
 
-    under: a folder or an archive, its path from here or below the root. since, until: from when, and before
-    when, it was taken by the camera's own clock; an image of which that is not known is none of them.
+    under: a folder or an archive, by its path from the current folder or below the root. since, until: taken
+    at or after `since`, and before `until`, by the camera's own clock; an image without that date fails both.
     """
 
     under: str | Path = ""
@@ -35,15 +35,15 @@ ALL = Filter()
 
 
 def make_filter(under: str | None, since: str | None, until: str | None) -> Filter:
-    """From what was typed, where None is no condition; the last day of `until` counts."""
-    if under == "":  # as of an unset variable: it is no wish for all
+    """Make a filter from typed values, where None is no condition; `until` includes its last day."""
+    if under == "":  # as from an unset shell variable: not a request for all images
         raise QueryError("the folder to search is empty: name one, or leave --under out")
     begin, end = (None if text is None else parse_date(text) for text in (since, until))
     return Filter(under or "", begin and begin[0], end and end[1])
 
 
 def parse_date(text: str) -> tuple[datetime, datetime]:
-    """When a year, a month or a day begins, and when the next does; QueryError for anything else."""
+    """The start of a year, month or day, and the start of the next one; QueryError for anything else."""
     found = _DATE.fullmatch(text)
     try:
         if found is None:
@@ -60,7 +60,7 @@ def parse_date(text: str) -> tuple[datetime, datetime]:
 
 
 def select_ids(index_dir: Path, manifest: Manifest, wanted: Filter) -> NDArray[np.int64]:
-    """The ids of the images that a filter lets through, growing; QueryError where no image lies so."""
+    """The ids of the images that pass a filter, ascending; QueryError if no image is below `under`."""
     rows = read_newest_rows(index_dir, manifest, ["id", "path", "status", "taken_at"])
     rows = rows.filter(pc.equal(rows["status"], "ok"))
     if wanted.under:
@@ -79,7 +79,7 @@ def select_ids(index_dir: Path, manifest: Manifest, wanted: Filter) -> NDArray[n
 
 
 def _lie_below(paths: pa.ChunkedArray, folders: list[str]) -> pa.ChunkedArray:
-    """Which paths lie below the first of these folders that has any."""
+    """Mask of the paths below the first of these folders that has any; all False if none has."""
     for folder in folders:
         below = pc.starts_with(paths, "" if folder == "." else f"{folder.removesuffix('/')}/")
         if pc.any(below).as_py():

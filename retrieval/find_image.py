@@ -1,4 +1,4 @@
-"""What a person calls an image, to the image of the index that is meant."""
+"""Resolves what a user typed for an image to an image of the index."""
 
 import os
 from functools import reduce
@@ -13,10 +13,10 @@ from indexer.table import EmbeddingTable
 
 
 def find_image(table: EmbeddingTable, image: str | Path | int) -> int:
-    """The id of the image that `image` names.
+    """The id of the image that `image` names; QueryError if it names none, or several.
 
-    An id; else a path from here, a path below the root, or the end of exactly one path; as it is, or as
-    `search` shows it. QueryError otherwise.
+    image: an id; else a path from the current folder, a path below the root, or the end of exactly one path,
+    each in its raw form or as `search` shows it.
     """
     image = str(image)
     if not image:
@@ -40,7 +40,7 @@ def find_image(table: EmbeddingTable, image: str | Path | int) -> int:
 
 
 def find_path(table: EmbeddingTable, image: str) -> int | None:
-    """The id of the image with this path, from here or below the root, or None."""
+    """The id of the image with this path, from the current folder or below the root, or None."""
     for path in (path for name in _list_names(image) for path in list_spellings(table.root, name)):
         place = pc.index(table.files["path"], path).as_py()
         if place >= 0:
@@ -49,7 +49,7 @@ def find_path(table: EmbeddingTable, image: str) -> int | None:
 
 
 def _list_names(image: str) -> list[str]:
-    """What was typed, and the name that it shows where it is one that `search` has shown."""
+    """The name as typed and, if it may be as `search` shows it, the name that it stands for."""
     shown = unescape_path(image)
     return [image] if "\0" in shown or shown == image else [image, shown]  # no file has a NUL in its name
 
@@ -67,7 +67,7 @@ def list_spellings(root: Root, image: str) -> list[str]:
     if isinstance(root, str):
         return [escape_path(image.removeprefix(join_url(root, "")))]
     path = Path(image)
-    as_typed = Path(os.path.normpath(path.absolute()))  # through a link that leads out of the root
+    as_typed = Path(os.path.normpath(path.absolute()))  # a path through a link that leads out of the root
     here = (path.parent.resolve() / path.name, as_typed)
     from_here = [place.relative_to(root) for place in here if place.is_relative_to(root)]
     below_root = Path(os.path.normpath(path))

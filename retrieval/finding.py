@@ -81,7 +81,7 @@ def search(
     form = _choose_form(as_json, null, paths_only, min_score)
     _note_mistake(query)
     many = query == ["-"]
-    # What may be refused comes before the model, which takes seconds.
+    # All that may be refused is checked before the model is loaded, which takes seconds.
     texts = read_lines("search: ") if many else iter([clean_query(query)])
     wanted = make_filter(under, since, until)
     searcher = Searcher.open(find_index(index_dir), wanted)
@@ -136,7 +136,7 @@ def similar(
 
 
 def _note_mistake(query: list[str]) -> None:
-    """Name the other command where the only word is an image file."""
+    """Point to `similar` if the only word of the query is an image file."""
     if len(query) > 1 or not os.path.isfile(query[0]):  # noqa: PTH113 - a sentence may be too long for a Path
         return
     from indexer.images import is_image_name
@@ -155,7 +155,7 @@ def _note_emptiness(gallery: "Gallery", wanted: "Filter") -> None:
 
 
 def _choose_form(as_json: bool, null: bool, paths_only: bool, min_score: float) -> "Form":
-    """How hits are to be printed; options that contradict one another, or say nothing, are wrong usage."""
+    """The form to print hits in; BadParameter for contradictory options, or a NaN as `min_score`."""
     if as_json and (null or paths_only):
         raise typer.BadParameter("--json is a form of its own: leave out -0 and --paths, or --json")
     if min_score != min_score:

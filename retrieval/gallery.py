@@ -1,4 +1,4 @@
-"""The images of an index, open for nearest neighbours: all that needs no model."""
+"""The images of an index, open for nearest-neighbour search by vector or by image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from .locate import find_index
 class Hit(NamedTuple):
     """One image found: its path below the root and its cosine with the query.
 
-    `path` is in stored form (see indexer/paths.py); width and height are the pixels of the upright original.
+    `path` is in stored form (see indexer/paths.py); width and height, in pixels, are of the upright original.
     """
 
     id: int
@@ -37,7 +37,7 @@ class Hit(NamedTuple):
 
 
 class Gallery:
-    """The images of an index, as they were at that moment: open it anew to see what later runs added."""
+    """The images of an index as they were when it was opened; reopen it to see what later runs added."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Gallery:
         neighbours: FaissIndex,
         only: NDArray[np.int64] | None = None,
     ) -> None:
-        """only: the ids of the images that are searched, growing; None, all."""
+        """only: the ids of the images to search, ascending; None for all."""
         self.index_dir = index_dir
         self.manifest = manifest
         self.root = locate_root(manifest, index_dir)
@@ -55,18 +55,18 @@ class Gallery:
 
     @classmethod
     def open(cls, index_dir: str | Path, wanted: Filter = ALL) -> "Gallery":
-        """Open an index, or that of a folder, for the images that are wanted; no model is loaded."""
+        """Open an index, or that of a folder, for the images that pass a filter; no model is loaded."""
         return cls(*open_index(index_dir, wanted))
 
     def __len__(self) -> int:
-        """How many images are searched."""
+        """The number of images searched."""
         return self._neighbours.count if self._only is None else len(self._only)
 
     def search_image(self, image: str | Path | int, k: int = 10) -> list[Hit]:
-        """The k images most like one, best first, and not that one itself.
+        """The k images most similar to another, best first, without that image itself.
 
-        image: one of the index, named as for `find_image` and compared by what is stored of it; or any other
-        image file, which the model that made the index is loaded to read.
+        image: one of the index, named as for `find_image` and compared by its stored embedding; or any other
+        image file, for which the model that made the index is loaded.
         """
         require_results(k)
         vector, image_id = embed_query_image(self.index_dir, image)
@@ -74,7 +74,7 @@ class Gallery:
         return [hit for hit in hits if hit.id != image_id][:k]
 
     def search_vectors(self, vectors: ArrayLike, k: int = 10) -> list[list[Hit]]:
-        """The k images nearest to each vector (n, dim), best first; rows of any length, scored by cosine."""
+        """The k images nearest to each row (n, dim), best first, scored by cosine; rows of any norm."""
         require_results(k)
         rows = _to_unit_rows(vectors, self.manifest.encoder.dim)
         found = search_faiss(self._neighbours, rows, k, self._only)
@@ -86,11 +86,11 @@ class Gallery:
         ]
 
     def _read_images(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """What the index says of these images; those that a compaction has dropped since are left out."""
+        """The id, path and size of these images, by id, without those that a compaction has since dropped."""
         rows = self._find_rows(ids, ["path", "width", "height"])
         images = {image["id"]: image for image in rows.to_pylist()}
         for image in images.values():
-            if leads_out(image["path"]):  # an index from elsewhere, and the paths go to other commands
+            if leads_out(image["path"]):  # an index from elsewhere; paths are passed to other commands
                 path = show_path(unescape_path(image["path"]))
                 raise IndexDamaged(
                     f"{self.index_dir} has an image outside its folder, {path}: {REPAIR_REMEDY}"
@@ -107,13 +107,13 @@ class Gallery:
 
 
 def require_results(k: int) -> None:
-    """Refuse to look for fewer than one image."""
+    """Raise QueryError if fewer than one result is asked for."""
     if k < 1:
         raise QueryError(f"{k} results were asked for: ask for one or more")
 
 
 def _to_unit_rows(vectors: ArrayLike, dim: int) -> FloatArray:
-    """Rows scaled to unit length; QueryError where they are no rows of `dim` finite numbers, or zero."""
+    """Scale rows (n, dim) to unit length; QueryError for another shape, NaN, infinity or a zero row."""
     try:
         rows = np.asarray(vectors, np.float64)
     except (TypeError, ValueError):
@@ -129,7 +129,7 @@ def _to_unit_rows(vectors: ArrayLike, dim: int) -> FloatArray:
 def open_index(
     index_dir: str | Path, wanted: Filter
 ) -> tuple[Path, Manifest, FaissIndex, NDArray[np.int64] | None]:
-    """Where an index lies, what it is made of, the neighbours of all that it holds, and which are wanted."""
+    """An index's folder, manifest and FAISS index, and the ids that pass the filter (None for all)."""
     place = find_index(index_dir)
 
     def read(manifest: Manifest) -> tuple[FaissIndex, NDArray[np.int64] | None]:
@@ -141,8 +141,8 @@ def open_index(
 
 
 def open_neighbours(index_dir: Path, manifest: Manifest) -> FaissIndex:
-    """The nearest neighbours of all that is committed; mapped into memory where the FAISS file covers it."""
+    """The FAISS index of all committed images; memory-mapped if the FAISS file covers them all."""
     if manifest.faiss is not None and manifest.faiss_is_current:
         return load_faiss(index_dir, manifest.faiss, manifest.encoder.dim)
-    # A run is under way or was killed: the parts have it all.
+    # A run is under way or was killed: update from the parts, which hold everything.
     return refresh_faiss(index_dir, manifest, read_images(index_dir, manifest)["id"].to_numpy())

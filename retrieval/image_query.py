@@ -1,4 +1,4 @@
-"""An image that is the query, to a vector: one of the index by what is stored, another through the model."""
+"""Embeds a query image: from its stored embedding if it is in the index, otherwise with the model."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,10 @@ from .find_image import find_image, find_path
 def embed_query_image(index_dir: Path, image: str | Path | int) -> tuple[FloatArray, int | None]:
     """The embedding (1, dim) of an image of the index and its id, or of any other image file and None.
 
-    A file that is there goes before one of the index whose path merely ends so.
+    An existing file takes precedence over an image of the index whose path merely ends with its name.
     """
     table, name = EmbeddingTable.open(index_dir), str(image)
-    is_file = os.path.isfile(name) and not name.isdecimal()  # noqa: PTH113 - whatever is typed
+    is_file = os.path.isfile(name) and not name.isdecimal()  # noqa: PTH113 - accepts whatever is typed
     if is_file and find_path(table, name) is None:
         return _embed_file(Path(name), table.manifest), None
     image_id = find_image(table, image)
@@ -24,7 +24,7 @@ def embed_query_image(index_dir: Path, image: str | Path | int) -> tuple[FloatAr
 
 
 def _embed_file(path: Path, manifest: Manifest) -> FloatArray:
-    # Torch, transformers and Pillow come with them: no other query waits for these.
+    # These import torch, transformers and Pillow, which no other query need wait for.
     from encoders.load import load_encoder
     from indexer.decode import DEFAULT_MAX_MEGAPIXELS, quiet_pillow, read_photo
     from indexer.images import make_image_file

@@ -1,4 +1,4 @@
-"""How an image is written on a line: a path that opens from here, in a line that nothing breaks."""
+"""Formats images as lines: each path opens from the current folder, and no name breaks its line."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Form = Literal["lines", "paths", "null", "json"]
 
 
 def format_hits(hits: Sequence[Hit], root: Root, form: Form) -> str:
-    """Hits in their order, each with its end of line; null and json keep the bytes of a name."""
+    """Format hits in their order, each with its line ending; null and json keep the bytes of a name."""
     if form == "json":
         return "".join(json.dumps(fields) + "\n" for fields in _describe_hits(hits, root))
     paths = [_write_path(hit, root) for hit in hits]
@@ -25,7 +25,7 @@ def format_hits(hits: Sequence[Hit], root: Root, form: Form) -> str:
 
 
 def format_answer(query: str, hits: Sequence[Hit], root: Root, form: Form) -> str:
-    """The hits of one query among several: in JSON one object, else an empty record says where they end."""
+    """Format the hits of one query among several: one JSON object, else lines ended by an empty record."""
     if form == "json":
         return json.dumps({"query": query, "hits": _describe_hits(hits, root)}) + "\n"
     return format_hits(hits, root, form) + ("\0" if form == "null" else "\n")
@@ -46,13 +46,13 @@ def _describe_hits(hits: Sequence[Hit], root: Root) -> list[dict[str, Any]]:
 
 
 def _write_path(hit: Hit, root: Root) -> str:
-    """The path of a hit, in the bytes of its name (surrogateescape)."""
+    """The path or URL of a hit, with the bytes of its name (surrogateescape)."""
     name = unescape_path(hit.path)
     return join_url(root, name) if isinstance(root, str) else write_from_here(root / name)
 
 
 def format_step(action: str, stored_path: str, as_json: bool) -> str:
-    """One step of a dry run with its end of line; the path is relative to the root."""
+    """Format one step of a dry run, with its line ending; the path is relative to the root."""
     path = unescape_path(stored_path)
     return (
         json.dumps({"action": action, "path": path}) if as_json else f"{action}\t{show_path(path)}"
@@ -60,10 +60,10 @@ def format_step(action: str, stored_path: str, as_json: bool) -> str:
 
 
 def write_from_here(path: Path) -> str:
-    """A path as it opens from the current folder: relative where it lies below it, else absolute."""
+    """A path that opens from the current folder: relative if it lies below it, else absolute."""
     try:
         here = Path.cwd()
-    except FileNotFoundError:  # removed since: nothing lies below it
+    except FileNotFoundError:  # the current folder was removed: nothing lies below it
         return str(path)
     text = str(path.relative_to(here) if path.is_relative_to(here) else path)
-    return f"./{text}" if text.startswith("-") else text  # or the next command takes it for an option
+    return f"./{text}" if text.startswith("-") else text  # else the next command takes it for an option

@@ -1,4 +1,4 @@
-"""Finding an index, as git finds its folder, and the model it wants."""
+"""Finds an index, as git finds its folder, and the model to index with."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ INDEX_FOLDER = ".fwd2bot"
 def find_index(given: str | Path | None = None, start: Path | None = None) -> Path:
     """The index folder: `given` or the one inside it, else the nearest `.fwd2bot` from `start` upwards.
 
-    start: None, the current folder.
+    start: None for the current folder. Raises IndexNotFound.
     """
     if given is not None:
         given = Path(given)
@@ -39,7 +39,7 @@ def find_index(given: str | Path | None = None, start: Path | None = None) -> Pa
 
 
 def place_index(root: Root, given: Path | None = None) -> Path:
-    """Where the index of a folder goes: `given`, but not among the images; else hidden inside the folder."""
+    """Where the index of a folder goes: `given`, which must not be that folder; else hidden inside it."""
     if given is not None and given.resolve() == resolve_root(root):
         raise IndexFailure(
             f"{given} is the folder of the images, among which no index goes: "
@@ -55,8 +55,8 @@ def place_index(root: Root, given: Path | None = None) -> Path:
 def choose_model(index_dir: Path, given: str | None, rebuild: bool) -> str:
     """The name of the model to index with: the one given, else the index's own, else the default.
 
-    A folder is named by its absolute path, for the index to find it again from anywhere. IndexDamaged where
-    the manifest cannot be read, unless it is about to be rebuilt.
+    A model folder is named by its absolute path, so that the index finds it again from anywhere. Raises
+    IndexDamaged if the manifest cannot be read, unless it is about to be rebuilt.
     """
     if given is not None:
         return _resolve_model(given)
@@ -71,7 +71,7 @@ def choose_model(index_dir: Path, given: str | None, rebuild: bool) -> str:
 
 
 def _resolve_model(name: str) -> str:
-    """A name with the whole path of its folder, where what follows its prefix is one; else as it is."""
+    """The name with an absolute path, if what follows its prefix is a folder; else unchanged."""
     prefix = next((prefix for prefix in (LVLM_PREFIX, SENTENCE_PREFIX) if name.startswith(prefix)), "")
     place = name.removeprefix(prefix)
     folder = Path(place).expanduser()

@@ -1,4 +1,4 @@
-"""What one can type after a command, and what its help says of it."""
+"""The arguments and options of the commands, with their help texts."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,9 +7,9 @@ import typer
 
 
 def read_place(typed: str) -> Path:
-    """The folder of an index: an empty word, as of an unset variable, does not name the current one."""
+    """Parse an index path; refuses an empty one, as from an unset variable, which Path would take for "."."""
     if not typed:
-        from encoders.base import IndexNotFound  # not up here: `--help` answers at once
+        from encoders.base import IndexNotFound  # not at the top: `--help` answers at once
 
         raise IndexNotFound("the path of the index is empty: name a folder")
     return Path(typed)

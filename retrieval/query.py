@@ -1,4 +1,4 @@
-"""What a person typed, made fit for the encoder."""
+"""Cleans what a user typed, before it is encoded."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from encoders.base import QueryError
 
 
 def clean_query(words: str | Sequence[str]) -> str:
-    """Join the words of a query with single spaces; QueryError where there are none."""
+    """Join the words of a query with single spaces; QueryError if there are none."""
     cleaned = _clean_text(words if isinstance(words, str) else " ".join(words))
     if not cleaned:
         raise QueryError(
@@ -16,7 +16,7 @@ def clean_query(words: str | Sequence[str]) -> str:
 
 
 def clean_question(text: str) -> str:
-    """The words of a question with single spaces between; QueryError where there are none."""
+    """Join the words of a question with single spaces; QueryError if there are none."""
     cleaned = _clean_text(text)
     if not cleaned:
         raise QueryError(
@@ -26,5 +26,5 @@ def clean_question(text: str) -> str:
 
 
 def _clean_text(text: str) -> str:
-    text = text.encode("utf-8", "ignore").decode("utf-8")  # a shell may pass bytes that are no text
+    text = text.encode("utf-8", "ignore").decode("utf-8")  # a shell may pass bytes that are not UTF-8
     return " ".join(text.split())

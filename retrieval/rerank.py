@@ -1,7 +1,7 @@
-"""The nearest images in a better order: by what the model, reading their stored tokens, makes of the query.
+"""Reranks the nearest images: by cosine, and by how likely the query is given their stored tokens.
 
-The cosine compares two means of summary tokens. In pass 2 the model reads all k tokens of an image and says
-how likely the query is as its caption. What the two find together: docs/experiments.md.
+The cosine compares two means of summary tokens. In pass 2 the model reads all k tokens of an image and scores
+how likely the query is as its caption. For the recall of both together, see docs/experiments.md.
 """
 
 import numpy as np
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 from encoders.base import FloatArray, Talker
 
-_AT_ONCE = 64  # images that pass 2 reads in one batch: each has the words of the query, times the vocabulary
+_AT_ONCE = 64  # images per batch of pass 2: the logits of each are (words of the query, vocabulary)
 
 
 def rank_again(cosines: FloatArray, likelihoods: FloatArray) -> NDArray[np.intp]:
-    """The places of n images, best first, by the sum of both, each scaled to unit spread over the n.
+    """The positions of n images, best first, by the sum of both scores, each standardised over the n.
 
-    Equal sums keep their order.
+    Ties keep their order.
     """
     return np.argsort(-(_to_unit_spread(cosines) + _to_unit_spread(likelihoods)), kind="stable")
 
 
 def judge_images(talker: Talker, summaries: FloatArray, text: str) -> FloatArray:
-    """Mean log-likelihood a token of the text, given each image's tokens (n, k, width): float32 (n,)."""
+    """Mean log-likelihood per token of the text, given each image's tokens (n, k, width): float32 (n,)."""
     batches = (summaries[start : start + _AT_ONCE] for start in range(0, len(summaries), _AT_ONCE))
     scores = [talker.match(batch, [text] * len(batch)) for batch in batches]
     return np.concatenate(scores) if scores else np.empty(0, np.float32)

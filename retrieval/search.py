@@ -1,4 +1,4 @@
-"""A sentence to a ranked list of images."""
+"""Searches an index by a sentence: a ranked list of images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from .rerank import judge_images, rank_again
 
 
 class Searcher(Gallery):
-    """An index open for sentences, with the model that made it."""
+    """An index open for search by sentences, with the model that made it."""
 
     def __init__(
         self,
@@ -35,21 +35,21 @@ class Searcher(Gallery):
 
     @classmethod
     def open(cls, index_dir: str | Path, wanted: Filter = ALL) -> "Searcher":
-        """As a gallery, with the encoder that made the index; refuses one that has changed."""
+        """Open it as a gallery, with the encoder that made it; EncoderMismatch if that has changed."""
         place, manifest, neighbours, only = open_index(index_dir, wanted)
         return cls(place, manifest, neighbours, load_matching_reader(manifest), only)
 
     def search(self, text: str, k: int = 10, rerank: int = 0) -> list[Hit]:
-        """The k images that fit the text best, best first; of all, the nearest `rerank` are ranked again."""
+        """The k images that fit the text best, best first, once the `rerank` nearest have been reranked."""
         require_results(k)
         text, rerank = clean_query(text), max(rerank, 0)
         (hits,) = self.search_vectors(self.encoder.encode_texts([text]), max(k, rerank))
         return [*self.rerank(text, hits[:rerank]), *hits[rerank:]][:k]
 
     def rerank(self, text: str, hits: Sequence[Hit]) -> list[Hit]:
-        """Hits in order of their cosines and of how likely the text is as a caption of their stored tokens.
+        """Reorder hits by cosine combined with how likely the text is as a caption of their stored tokens.
 
-        Their scores stay the cosines. CannotAnswer where the model or the index keeps no tokens.
+        Their scores stay the cosines. Raises CannotAnswer if the model or the index keeps no tokens.
         """
         if not hits:
             return []
@@ -65,7 +65,7 @@ class Searcher(Gallery):
 
 
 def load_matching_reader(manifest: Manifest) -> TextEncoder:
-    """Load what reads texts and tokens as the encoder that an index names, and refuse another of its name."""
+    """Load a reader of texts and tokens for an index's encoder; EncoderMismatch if fingerprints differ."""
     from encoders.load import load_reader  # torch and transformers may come with it
 
     reader = load_reader(manifest.encoder.name, manifest.encoder.fingerprint)
@@ -74,7 +74,7 @@ def load_matching_reader(manifest: Manifest) -> TextEncoder:
 
 
 def require_talker(encoder: TextEncoder) -> Talker:
-    """The same encoder; CannotAnswer where it keeps no summary tokens."""
+    """Return the encoder itself; CannotAnswer if it has no summary tokens."""
     if not can_talk(encoder):
         raise CannotAnswer(f"the model {encoder.name} cannot talk: index with one that can, such as tiny")
     return encoder

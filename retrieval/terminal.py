@@ -1,4 +1,4 @@
-"""All that the `fwd2bot` command prints: results to stdout, all else to stderr."""
+"""Everything that the `fwd2bot` command prints: results to stdout, all else to stderr."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows a run on stderr: a bar where somebody watches, a line for each file skipped."""
+    """Shows the progress of a run on stderr: a bar if it is a terminal, and a line per skipped file."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -40,14 +40,14 @@ class Progress:
         tqdm.write(f"skipped {show_path(unescape_path(path))}: {show_line(reason)}", file=sys.stderr)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar and leave it as it stands."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 def print_plan(plan: "BuildPlan", as_json: bool) -> None:
-    """What a run would do: a step a line, and the counts."""
+    """Print what a run would do: one step per line, and the counts on stderr."""
     from retrieval.listing import format_step
 
     steps = [("index", file.path) for file in plan.fresh] + [("remove", path) for path in plan.removed]
@@ -57,27 +57,27 @@ def print_plan(plan: "BuildPlan", as_json: bool) -> None:
 
 
 def print_report(report: NamedTuple, as_json: bool) -> None:
-    """What a run has done, in numbers."""
+    """Print the counts of a run on stderr and, with `as_json`, also on stdout."""
     if as_json:
         print_results([json.dumps(report._asdict()) + "\n"])
     typer.echo(", ".join(f"{name} {count:,}" for name, count in report._asdict().items()), err=True)
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    """Facts by name, one a line: words of an index from elsewhere can forge no other."""
+    """Print facts, one per line or as JSON, escaped: text from a foreign index cannot forge a line."""
     lines = (f"{name.replace('_', ' ')}: {'none' if fact is None else fact}" for name, fact in facts.items())
     print_results(f"{show_line(line)}\n" for line in ([json.dumps(facts)] if as_json else lines))
 
 
 def print_answer(answer: str) -> None:
-    """What a model says, in its lines: it may be anybody's, and commands nothing to a terminal."""
+    """Print a model's answer line by line, escaped: any model's output must not control the terminal."""
     print_results(f"{show_line(line)}\n" for line in answer.split("\n"))
 
 
 def print_results(pieces: Iterable[str], at_once: bool = False) -> None:
-    """Write results to stdout as bytes, so that names which are no text come out as they are.
+    """Write results to stdout as bytes, so that names that are not valid UTF-8 come out unchanged.
 
-    at_once: each piece is out before the next is asked for.
+    at_once: flush each piece before the next is computed.
     """
     if sys.stdout is None:  # closed by the caller: `>&-`
         raise OSError(errno.EBADF, "stdout is closed: leave it open, or use >/dev/null")
@@ -88,12 +88,12 @@ def print_results(pieces: Iterable[str], at_once: bool = False) -> None:
             if at_once:
                 stdout.flush()
         stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; nothing may be flushed at exit either
+    except BrokenPipeError:  # `| head` has exited; the flush at exit must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def read_lines(prompt: str) -> Iterator[str]:
-    """The lines of stdin as they come, with a prompt on stderr where a person types them."""
+    """The lines of stdin as they arrive, with a prompt on stderr if stdin is a terminal."""
     if sys.stdin is None:  # closed by the caller: `<&-`
         raise OSError(errno.EBADF, "stdin is closed: pipe lines into it, or type them")
     return _read_lines(sys.stdin.buffer, prompt if sys.stdin.isatty() else "")
@@ -106,15 +106,15 @@ def _read_lines(stream: BinaryIO, prompt: str) -> Iterator[str]:
         if not line:
             break
         yield line.decode("utf-8", "replace")
-    if prompt:  # Ctrl-D leaves the cursor behind it
+    if prompt:  # Ctrl-D leaves the cursor after the prompt
         typer.echo(err=True)
 
 
 def print_note(sentence: str) -> None:
-    """Say something beside the results."""
+    """Print a note on stderr."""
     typer.echo(show_line(sentence), err=True)
 
 
 def complain(sentence: str) -> None:
-    """Say in one line what has failed."""
+    """Print on stderr, in one line, what has failed."""
     typer.echo(f"fwd2bot: {show_line(' '.join(sentence.split()))}", err=True)

@@ -76,7 +76,7 @@ def index(
     root = name_root(folder)
     place = place_index(root, index_place)
     if moved:
-        place = find_index(place)  # no new one is begun where a path is mistyped
+        place = find_index(place)  # a mistyped path must not begin a new index
     settings = BuildSettings(
         tokens=tokens,
         batch_size=batch_size,
@@ -176,7 +176,7 @@ def verify(
     faults = list[Fault]()
     for fault in repair_index(place) if repair else audit_index(place):
         faults.append(fault)
-        complain(fault.sentence)  # at once: the next part may be one that cannot be read
+        complain(fault.sentence)  # at once: reading the next part may raise
     if faults and not repair:
         raise typer.Exit(1)
     lost = sum(fault.part.rows for fault in faults if fault.part is not None)
@@ -200,5 +200,5 @@ def _load_encoder(name: str, device: str) -> "Encoder":
     from encoders.load import load_encoder  # torch and transformers come with it
 
     encoder = load_encoder(name, device)
-    gc.freeze()  # the millions of objects that came with it stay: no run need look through them
+    gc.freeze()  # its imports created millions of permanent objects: no collection need scan them
     return encoder
