@@ -6,7 +6,7 @@ Fwd2BotError
 │   ├── EncoderNotFound    no usable encoder for this name, device or setting
 │   ├── EncoderDamaged     a checkpoint that cannot be read
 │   ├── EncoderMismatch    model, processor and index do not belong together
-│   └── CannotAnswer       summary tokens are needed, and the model or the index keeps none
+│   └── CannotAnswer       summary tokens are needed, but the model or the index keeps none
 ├── IndexFailure
 │   ├── IndexNotFound      no index at this path, or in this folder and its parents
 │   ├── IndexDamaged       a manifest, part or FAISS file that cannot be trusted
@@ -63,7 +63,7 @@ class EncoderMismatch(EncoderError):
 
 
 class CannotAnswer(EncoderError):
-    """Summary tokens are needed, and the model or the index keeps none."""
+    """Summary tokens are needed, but the model or the index keeps none."""
 
 
 class IndexFailure(Fwd2BotError):

@@ -93,7 +93,7 @@ def open_lanes(
 
     On a CPU, all are the same encoder and divide the cores among them: a batch on one core never waits for
     another core that a decoder may occupy. On "cuda" without a number, `load` adds an encoder on each further
-    GPU.
+    GPU; each encoder is yielded _LANES_A_GPU times.
     """
     if device.type == "cpu":
         threads = torch.get_num_threads()

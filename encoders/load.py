@@ -98,7 +98,7 @@ def explain_hub(name: str) -> Iterator[None]:
 
 
 def choose_device(device: str) -> str:
-    """Resolve "auto"; raises EncoderNotFound for an unknown device, or a GPU that does not exist."""
+    """Check a device name and resolve "auto"; raises EncoderNotFound for a wrong name or a missing GPU."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise EncoderNotFound(
             f"There is no device {device!r}: choose auto, cpu or cuda, or one GPU such as cuda:1"
@@ -151,7 +151,7 @@ def _check_checkpoint(name: str, folder: Path) -> Path:
 def _pause_collector() -> Iterator[None]:
     """Pause garbage collection while torch and transformers are imported and a model is loaded.
 
-    They create millions of permanent objects: scanning these was a third of the wait for a first answer.
+    They create millions of long-lived objects: scanning these was a third of the wait for a first answer.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -83,7 +83,7 @@ class LvlmEncoder(ImageEncoder):
 
     @torch.inference_mode()
     def _read_last(self, inputs: BatchEncoding) -> FloatArray:
-        """Unit rows of the last hidden states, without running lm_head; left padding puts all ends last."""
+        """Each prompt's last hidden state as a unit row, without lm_head; left padding aligns the ends."""
         read = {name: self._cast(value) for name, value in inputs.items()}
         try:
             hidden = self.model.model(**read, use_cache=False).last_hidden_state[:, -1]

@@ -17,7 +17,7 @@ _ANY = (1 << 31) - 1
 
 
 def keep_memory() -> None:
-    """Make glibc keep the memory that a thread frees, up to 32 MiB each, for its next allocations.
+    """Make glibc keep the memory that a thread frees, up to 32 MiB per thread, for its next allocations.
 
     Every layer of a model allocates a new output. By default, glibc returns that memory each time and the
     system maps it in again page by page, which took a twelfth of a small model's time.

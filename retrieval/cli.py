@@ -110,7 +110,7 @@ app.command(epilog=upkeep.MERGE_EPILOG)(upkeep.merge)
 
 def main() -> None:
     """Run the command line; every expected failure is one line on stderr and exit code 1."""
-    # If the caller closed stderr (`2>&-`), the next file opened would get its number, and our messages.
+    # If the caller closed stderr (`2>&-`), the next file opened would get its descriptor, and our messages.
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - stays open until exit
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its messages would drown the command's own
     try:

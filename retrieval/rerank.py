@@ -1,7 +1,7 @@
 """Reranks the nearest images: by cosine, and by how likely the query is given their stored tokens.
 
 The cosine compares two means of summary tokens. In pass 2 the model reads all k tokens of an image and scores
-how likely the query is as its caption. For the recall of both together, see docs/experiments.md.
+how likely the query is as its caption. Results of the two combined: docs/experiments.md.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ _AT_ONCE = 64  # images per batch of pass 2: the logits of each are (words of th
 
 
 def rank_again(cosines: FloatArray, likelihoods: FloatArray) -> NDArray[np.intp]:
-    """The positions of n images, best first, by the sum of both scores, each standardised over the n.
+    """The positions of n images, best first, by the sum of both scores, each standardised over them.
 
     Ties keep their order.
     """

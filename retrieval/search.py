@@ -35,7 +35,7 @@ class Searcher(Gallery):
 
     @classmethod
     def open(cls, index_dir: str | Path, wanted: Filter = ALL) -> "Searcher":
-        """Open it as a gallery, with the encoder that made it; EncoderMismatch if that has changed."""
+        """Open an index as a gallery, with the encoder that made it; EncoderMismatch if that has changed."""
         place, manifest, neighbours, only = open_index(index_dir, wanted)
         return cls(place, manifest, neighbours, load_matching_reader(manifest), only)
 

@@ -76,7 +76,7 @@ def index(
     root = name_root(folder)
     place = place_index(root, index_place)
     if moved:
-        place = find_index(place)  # a mistyped path must not begin a new index
+        place = find_index(place)  # a mistyped path must not start a new index
     settings = BuildSettings(
         tokens=tokens,
         batch_size=batch_size,
@@ -200,5 +200,5 @@ def _load_encoder(name: str, device: str) -> "Encoder":
     from encoders.load import load_encoder  # torch and transformers come with it
 
     encoder = load_encoder(name, device)
-    gc.freeze()  # its imports created millions of permanent objects: no collection need scan them
+    gc.freeze()  # its imports created millions of long-lived objects: no collection need scan them
     return encoder

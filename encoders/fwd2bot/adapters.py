@@ -22,7 +22,7 @@ from encoders.fwd2bot.folders import PER_PASS as PER_PASS
 from encoders.fwd2bot.folders import SHARED as SHARED
 
 MODES = (PER_PASS, SHARED, NONE)
-LARGEST_COPY = 1 << 30  # bytes; an adapter is folded only if a copy of the weights it adapts is no larger
+LARGEST_COPY = 1 << 30  # bytes; an adapter is folded only if a copy of the weights it adapts fits in this
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from encoders.base import EncoderNotFound
 
 
 def _fixed_side(processor: ProcessorMixin) -> int:
-    """A fixed size for every image, or for its shorter or longer edge."""
+    """The fixed size of every image, or of its shorter or longer edge."""
     size = processor.image_processor.size
     side = size.get("shortest_edge") or size.get("longest_edge") or min(size["height"], size["width"])
     return int(side)
@@ -26,12 +26,12 @@ def _grid_side(processor: ProcessorMixin) -> int:
 
 
 def _area_side(processor: ProcessorMixin) -> int:
-    """Any shape up to a total pixel count, which the processor calls `longest_edge`: a square's side."""
+    """For images of any shape, up to `longest_edge` pixels in total: the side of such a square."""
     return math.isqrt(processor.image_processor.size["longest_edge"])
 
 
 def _tiled_side(processor: ProcessorMixin) -> int:
-    """Up to `max_patches` tiles of a fixed size: the side of a square of tiles."""
+    """For images cut into up to `max_patches` tiles of a fixed size: the side of a square of tiles."""
     return _fixed_side(processor) * math.isqrt(processor.image_processor.max_patches)
 
 
@@ -80,7 +80,7 @@ def find_family(model_type: str) -> Family:
 
 
 def find_family_of_processor(processor: ProcessorMixin) -> Family:
-    """The first family with this processor: families that share one also share how it frames images."""
+    """The first family with this processor; families that share a processor frame images alike."""
     name = type(processor).__name__
     for family in FAMILIES:
         if family.processor == name:

@@ -47,7 +47,7 @@ class InputBuilder:
 
     @cached_property
     def writer(self) -> PromptWriter:
-        """Writes texts, questions and answers as token ids of the LVLM's tokenizer."""
+        """The writer of texts, questions and answers as token ids of the LVLM's tokenizer."""
         tokenizer, image_token = self.tokenizer, str(self.processor.image_token)  # type: ignore[attr-defined]
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         family = find_family_of_processor(self.processor)
@@ -66,7 +66,7 @@ class InputBuilder:
         )
 
     def _tokenize(self, text: str, special_tokens: bool) -> list[int]:
-        # Without truncation: the tokenizer would keep that setting, and save it with itself.
+        # Without truncation: the tokenizer would keep that setting, and write it out when saved.
         ids: list[int] = self.tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
         return ids
 

@@ -61,7 +61,7 @@ class JointOutput(NamedTuple):
 
 
 class Fwd2Bot(nn.Module):
-    """An LVLM of a known family, k learned summary tokens, and the adapted trees of the two passes."""
+    """An LVLM of a supported family, k learned summary tokens, and the adapted trees of the two passes."""
 
     def __init__(
         self, lvlm: PreTrainedModel, summary_count: int, adapters: AdapterSettings | None = None
@@ -216,7 +216,7 @@ class Fwd2Bot(nn.Module):
         return JointOutput(source_summaries, target_summaries, means, answer_loss)
 
     def average_features(self, features: Tensor, inputs: BatchEncoding) -> Tensor:
-        """Mean feature of each image, whatever its token count: (tokens of all, width) to (images, width)."""
+        """Average each image's features, whatever its token count: (all tokens, width) to (images, width)."""
         places = inputs["input_ids"] == self.image_token
         rows = places.nonzero()[:, 0]  # which image each feature belongs to
         sums = features.new_zeros(len(places), features.shape[1]).index_add(0, rows, features)
@@ -268,7 +268,7 @@ def _language_model(tree: nn.Module) -> nn.Module:
 
 
 def _join_images(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """Join a family's features, one (images or tiles, tokens, width) or a (tokens, width) per image."""
+    """Join features that come as one (images or tiles, tokens, width) or as one (tokens, width) per image."""
     return features.flatten(0, 1) if isinstance(features, Tensor) else torch.cat(list(features))
 
 

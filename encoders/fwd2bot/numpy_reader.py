@@ -1,8 +1,8 @@
 """A small checkpoint's two passes over texts and stored tokens, in NumPy: all that an open index needs.
 
-PyTorch, transformers and PEFT take seconds to import, while a sentence takes milliseconds. For a checkpoint
-that is not built exactly like the embedded model, `load_numpy_reader` returns None, and the full encoder must
-be loaded.
+PyTorch, transformers and PEFT take seconds to import, while encoding a sentence takes milliseconds. For a
+checkpoint that is not built exactly like the embedded model, `load_numpy_reader` returns None, and the full
+encoder must be loaded.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class NumpyReader:
     def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
         """Mean log-likelihood (nats per token, end included) of texts[i] as the caption of summaries[i]."""
         scores = np.empty(len(texts), np.float32)
-        for text in set(texts):  # usually just one, and then all is one batch
+        for text in set(texts):  # usually just one, which makes a single batch
             rows = [place for place, other in enumerate(texts) if other == text]
             scores[rows] = self._judge(summaries[rows], text)
         return scores
@@ -124,7 +124,7 @@ def find_repeats(said: Sequence[int], length: int) -> list[int]:
 
 
 def load_numpy_reader(name: str, folder: Path, fingerprint: str) -> NumpyReader | None:
-    """The reader of a checkpoint folder; None if its fingerprint differs or its make is not supported."""
+    """The reader of a checkpoint folder; None if its fingerprint differs or it is built in another way."""
     try:
         settings, base = read_settings(folder), folder / OWN_BASE
         prompts, processor = Prompts(**settings["prompts"]), read_json(base / "processor_config.json")

@@ -1,4 +1,4 @@
-"""Prepares images before the model is free: completely, if the processor handles each independently."""
+"""Preprocesses images ahead of the model: completely, if the processor handles each one independently."""
 
 from collections.abc import Sequence
 from threading import Lock

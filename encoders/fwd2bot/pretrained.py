@@ -59,7 +59,7 @@ def load_lvlm(name: str, device: str, dtype: torch.dtype, quantize: str = "none"
 
 
 def put_channels_last(model: nn.Module) -> None:
-    """Store weights of 2-D convolutions channels-last, the layout that their and pooling's kernels prefer."""
+    """Store the weights of 2-D convolutions channels-last, as kernels of convolution and pooling prefer."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -49,7 +49,7 @@ class PromptFrames(NamedTuple):
 
 
 def frame_prompts(template: str, processor: "ProcessorMixin") -> PromptFrames:
-    """The frames of a template; raises EncoderDamaged if it fails or does not hold exactly one image."""
+    """The frames of a template; raises EncoderDamaged if it fails or does not hold one image token."""
     image_token: str = processor.image_token  # type: ignore[attr-defined]
     if not template and processor.chat_template:
         try:

@@ -9,7 +9,7 @@ from encoders.fwd2bot.prompts import PromptFrames, Prompts
 LONGEST_TEXT = 128
 LONGEST_QUESTION = 512
 LONGEST_ANSWER = 256
-LONGEST_REPLY = 48  # the most tokens that pass 2 generates
+LONGEST_REPLY = 48  # maximum tokens that pass 2 generates
 # No n-gram of this length is generated twice: a small model that loses the thread goes round in circles.
 REPEATED = 3
 
@@ -22,7 +22,7 @@ class PromptWriter:
     matches the tokens that a user's text must not contain. summary: what replaces the image token in pass 2.
     first: the tokenizer's beginning-of-text token, if it has one. end: the id that ends an answer.
     longest_text, longest_answer: how many of its first tokens a text and an answer keep. A question keeps its
-    last LONGEST_QUESTION, since what it asks usually stands at the end.
+    last LONGEST_QUESTION, because the actual question usually comes at the end.
     """
 
     frames: PromptFrames
@@ -75,7 +75,7 @@ class PromptWriter:
         return ids[len(before) :] if ids[: len(before)] == before else self.tokenize(text, False)
 
     def wants_special_tokens(self, prompt: str) -> bool:
-        """Whether the tokenizer should add its special tokens: not if the chat template wrote the first."""
+        """Whether the tokenizer should add its own tokens: not if the template wrote the first already."""
         return self.first is None or not prompt.startswith(self.first)
 
     def _write(self, prompt: str) -> list[int]:
