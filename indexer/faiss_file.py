@@ -1,6 +1,7 @@
-"""The FAISS file: written whole or absent, mapped into memory for searching, and never believed.
+"""The FAISS file: written atomically, memory-mapped for searching, and never trusted.
 
-A file from elsewhere comes with a manifest from elsewhere, so its digest proves nothing: see faiss_layout.py.
+A file from elsewhere comes with a manifest from elsewhere, so a matching digest proves nothing: see
+faiss_layout.py.
 """
 
 from mmap import ACCESS_READ, mmap
@@ -17,20 +18,20 @@ from .faiss_library import import_faiss
 from .images import describe_error
 from .manifest import FaissRecord, Manifest
 
-DIGEST_LIMIT = 1 << 30  # bytes: above this, opening a file for one query must not read all of it
+DIGEST_LIMIT = 1 << 30  # bytes; a larger file is not read in full just to be opened for one query
 
 
 def save_faiss(index: FaissIndex, path: Path, next_id: int) -> FaissRecord:
-    """Write the index so that it is whole or absent; plain `faiss.read_index` opens it."""
+    """Write the index atomically; plain `faiss.read_index` can open it."""
     faiss = import_faiss()
     with replace_durably(path) as stream:
-        # Through Python's own stream: of a disk found full on closing, faiss says only a line on stderr.
+        # Through a Python stream: if the disk is full on close, faiss itself only prints a line to stderr.
         faiss.write_index(index.cpu, faiss.PyCallbackIOWriter(stream.write))
     return FaissRecord(path.name, path.stat().st_size, digest_file(path), index.count, next_id, index.trained)
 
 
 def load_faiss(index_dir: Path, record: FaissRecord, dim: int, mapped: bool = True) -> FaissIndex:
-    """Open the file for searching or, where not mapped, for changing; IndexDamaged where it is not sound."""
+    """Open the file for searching or, if not `mapped`, for updating; IndexDamaged if it is unsound."""
     faiss = import_faiss()
     path = index_dir / record.name
     try:
@@ -44,13 +45,13 @@ def load_faiss(index_dir: Path, record: FaissRecord, dim: int, mapped: bool = Tr
 
 
 def blame_faiss(path: Path, error: Exception) -> IndexDamaged:
-    """What is wrong with the file; one that the system does not give can be built again as well."""
+    """The error for a bad FAISS file; an unreadable one is IndexDamaged too, since it can be rebuilt."""
     fault = "cannot be read" if isinstance(error, OSError) and error.errno else "is damaged"
     return IndexDamaged(f"{path} {fault} ({describe_error(error)}): {FAISS_REMEDY}")
 
 
 def is_faiss_sound(index_dir: Path, manifest: Manifest) -> bool:
-    """Whether the FAISS file covers all parts and is the one the manifest names."""
+    """Whether the FAISS file that the manifest names covers all parts and is sound."""
     record = manifest.faiss
     if record is None or not manifest.faiss_is_current:
         return False
@@ -62,7 +63,7 @@ def is_faiss_sound(index_dir: Path, manifest: Manifest) -> bool:
 
 
 def check_faiss_file(path: Path, record: FaissRecord, thorough: bool) -> None:
-    """Raise ValueError or OSError unless size, and if thorough bytes, are those of the manifest."""
+    """Raise ValueError or OSError unless the size and, if `thorough`, the digest match the manifest."""
     size = path.stat().st_size
     if size != record.size:
         raise ValueError(f"{size} bytes where the manifest says {record.size}")
@@ -71,7 +72,7 @@ def check_faiss_file(path: Path, record: FaissRecord, thorough: bool) -> None:
 
 
 def _map_index(path: Path, record: FaissRecord) -> FaissIndex:
-    """Let faiss read in pages mapped here and not by faiss, so that they can be given back."""
+    """Memory-map the file here rather than in faiss, so that its pages can be released."""
     faiss = import_faiss()
     with path.open("rb") as stream:
         pages = mmap(stream.fileno(), 0, access=ACCESS_READ)

@@ -1,23 +1,23 @@
-"""The FAISS index on a GPU, for building a large one and for many queries at once.
+"""The FAISS index on a GPU, to build a large one and to answer many queries at once.
 
-The file is that of the CPU. faiss-cpu answers that there are no GPUs.
+The file on disk is always the CPU index. faiss-cpu reports that there are no GPUs.
 """
 
 from typing import Any
 
 from .faiss_library import has_gpu, import_faiss
 
-GPU_QUERIES = 256  # fewer are answered sooner by the CPU than the vectors travel
-GPU_MOST_RESULTS = 2048  # what faiss can select on a GPU
+GPU_QUERIES = 256  # below this, the CPU answers before the vectors have reached the GPU
+GPU_MOST_RESULTS = 2048  # the largest k that faiss supports on a GPU
 
 
 def pays_on_gpu(queries: int, k: int) -> bool:
-    """Whether to answer these queries on a GPU."""
+    """Whether it is worth answering this many queries on a GPU."""
     return queries >= GPU_QUERIES and k <= GPU_MOST_RESULTS and has_gpu()
 
 
 def copy_to_gpu(index: Any, exact: bool) -> Any:
-    """A copy of an index on the first GPU, which keeps the float16 vectors of an exact one as float32."""
+    """Copy an index to the first GPU; the float16 vectors of an exact one become float32 there."""
     faiss = import_faiss()
     resources = faiss.StandardGpuResources()  # the copy keeps them alive
     if not exact:

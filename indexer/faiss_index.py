@@ -1,7 +1,8 @@
-"""The FAISS index: nearest neighbours by inner product, derived from the parts and rebuilt from them at will.
+"""The FAISS index: nearest neighbours by inner product, derived from the parts and rebuildable from them.
 
-Vectors come as a stream, so that ten million need not fit the memory; a few go into the index there is. See
-faiss_recipe.py for its kinds, faiss_search.py for queries and faiss_file.py for the file.
+Vectors come as a stream, so that ten million need not fit in memory; a few new ones are added to the index
+that exists. See faiss_recipe.py for the kinds of index, faiss_search.py for queries and faiss_file.py for the
+file.
 """
 
 import mmap
@@ -29,16 +30,16 @@ ROWS_PER_ADD = 65_536
 MOST_TOUCHED = 1 << 30  # bytes
 FAISS_REMEDY = "run `fwd2bot index DIR` to build it again from the parts"
 
-# Opens the stream of ids (n,) and vectors (n, dim), block by block; it can be read more than once.
+# Opens a stream of blocks of ids (n,) and vectors (n, dim); can be called more than once.
 VectorBlocks = Callable[[], Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]]
 
 
 @dataclass
 class FaissIndex:
-    """An index of faiss (which ships no types), and how many vectors it was trained on: 0 where it is exact.
+    """An index of faiss (which ships no types), and how many vectors it was trained on: 0 if it is exact.
 
-    `gpu` is a copy there, made when enough queries come at once. `pages` is the file where it is mapped,
-    of which searches have read `touched` bytes since they last gave pages back.
+    `gpu` is a copy on the GPU, made once enough queries come together. `pages` is the memory-mapped file, if
+    any, and `touched` the bytes that searches have read of it since its pages were last released.
     """
 
     cpu: Any
@@ -49,22 +50,25 @@ class FaissIndex:
 
     @property
     def count(self) -> int:
-        """How many vectors are in it."""
+        """The number of vectors in it."""
         return int(self.cpu.ntotal)
 
     def give_back_pages(self, share: float) -> None:
-        """After a search that has read this share of the file: keep no more than MOST_TOUCHED resident."""
-        if self.pages is None or not hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
+        """Note that a search read this share of the file; past MOST_TOUCHED bytes, release its pages."""
+        if self.pages is None or not hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             return
         self.touched += share * len(self.pages)
         if self.touched > MOST_TOUCHED:
-            # The system keeps them while nothing else needs the memory.
+            # They stay in the page cache while nothing else needs the memory.
             self.pages.madvise(mmap.MADV_DONTNEED)
             self.touched = 0
 
 
 def build_faiss(blocks: VectorBlocks, count: int, dim: int) -> FaissIndex:
-    """Build the index over `count` unit vectors of length dim that returns their ids."""
+    """Build an index of `count` unit vectors of length dim that returns their ids.
+
+    IndexDamaged if the blocks hold another number of vectors.
+    """
     if is_exact(count):
         index = FaissIndex(create_exact(dim, count), trained=0)
         _add_blocks(index, blocks)
@@ -76,7 +80,7 @@ def build_faiss(blocks: VectorBlocks, count: int, dim: int) -> FaissIndex:
 
 
 def _build_lists(blocks: VectorBlocks, count: int, dim: int) -> FaissIndex:
-    """The approximate index, with every vector in the list of its nearest centre."""
+    """The approximate index, with every vector in the list of its nearest centroid."""
     faiss = import_faiss()
     lists = count_lists(count)
     index = train_lists(_gather_rows(blocks, draw_sample(count, lists), dim), lists)
@@ -93,7 +97,7 @@ def _build_lists(blocks: VectorBlocks, count: int, dim: int) -> FaissIndex:
 def update_faiss(
     index: FaissIndex, blocks: VectorBlocks, removed_ids: NDArray[np.int64]
 ) -> FaissIndex | None:
-    """Remove ids from an index and add vectors to it, in place; None where it must be built anew."""
+    """Remove ids from an index and add vectors to it, in place; None if it must then be rebuilt."""
     if len(removed_ids):
         index.cpu.remove_ids(np.ascontiguousarray(removed_ids))
     _add_blocks(index, blocks)
@@ -111,7 +115,7 @@ def read_faiss_ids(index: FaissIndex) -> NDArray[np.int64]:
         filled = 0
         for number in range(lists.nlist):
             size = lists.list_size(number)
-            if size:  # of an empty list faiss gives no address
+            if size:  # faiss gives no address for an empty list
                 ids[filled : filled + size] = faiss.rev_swig_ptr(lists.get_ids(number), size)
             filled += size
     return np.sort(ids)
@@ -123,7 +127,7 @@ def _add_blocks(index: FaissIndex, blocks: VectorBlocks) -> None:
 
 
 def _cut_blocks(blocks: VectorBlocks) -> Iterator[tuple[NDArray[np.int64], FloatArray]]:
-    """The stream in float32, in blocks that a little memory holds."""
+    """The stream as float32, in blocks of at most ROWS_PER_ADD rows."""
     for ids, vectors in blocks():
         for start in range(0, len(ids), ROWS_PER_ADD):
             some = slice(start, start + ROWS_PER_ADD)
@@ -131,7 +135,7 @@ def _cut_blocks(blocks: VectorBlocks) -> Iterator[tuple[NDArray[np.int64], Float
 
 
 def _gather_rows(blocks: VectorBlocks, places: NDArray[np.int64], dim: int) -> FloatArray:
-    """The vectors (n, dim) at these increasing places of the stream."""
+    """The vectors, float32 (n, dim), at these increasing positions of the stream."""
     rows = np.empty((len(places), dim), np.float32)
     start = 0
     for _, vectors in blocks():

@@ -1,7 +1,7 @@
-"""The fields of a FAISS file that say how much of what follows, checked before faiss reads it.
+"""Check the sizes stated in a FAISS file before faiss reads it.
 
-faiss believes them: a crafted file makes it allocate without bound or read past the end. A file of ours has
-the layout of its kind of index, all of whose measures follow from a few.
+faiss trusts them: a crafted file makes it allocate without bound or read past the end. Each kind of index
+that fwd2bot writes has one layout, in which all sizes follow from a few.
 """
 
 import struct
@@ -18,7 +18,7 @@ MOST_LISTS = 1 << 24
 
 
 def check_layout(path: Path, rows: int, dim: int, exact: bool) -> None:
-    """Raise ValueError unless the file holds an index of `rows` vectors as faiss_recipe.py makes them."""
+    """Raise ValueError unless the file is laid out as faiss_recipe.py's index of `rows` vectors."""
     with path.open("rb") as stream:
         fields = _Fields(stream, path.stat().st_size)
         check: Callable[[_Fields, int, int], None] = _check_exact if exact else _check_lists
@@ -27,18 +27,18 @@ def check_layout(path: Path, rows: int, dim: int, exact: bool) -> None:
 
 
 class _Fields:
-    """Reads field after field of a file, and refuses what is not due."""
+    """Reads a file field by field, and refuses unexpected values."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self.stream = stream
         self.left = size
 
     def read(self, code: str) -> int:
-        """One little-endian value of this code of `struct`."""
+        """Read one little-endian value of this `struct` format code."""
         return int(struct.unpack(f"<{code}", self.read_bytes(struct.calcsize(f"<{code}")))[0])
 
     def read_bytes(self, count: int) -> bytes:
-        """Some bytes, if there are as many."""
+        """Read exactly `count` bytes; ValueError if there are fewer."""
         self._take(count)
         content = self.stream.read(count)
         if len(content) < count:
@@ -46,30 +46,30 @@ class _Fields:
         return content
 
     def skip(self, count: int) -> None:
-        """Pass over values that may be anything."""
+        """Skip bytes that may have any value."""
         self._take(count)
         self.stream.seek(count, 1)
 
     def require(self, what: str, code: str, due: int) -> None:
-        """Read one value that must be this one."""
+        """Read one value, which must equal `due`."""
         found = self.read(code)
         if found != due:
             raise ValueError(f"{what} is {found} where {due} is due")
 
     def require_kind(self, *kinds: bytes) -> bytes:
-        """Read the four letters that begin a piece."""
+        """Read the four-character code that begins a section, which must be one of `kinds`."""
         found = self.read_bytes(4)
         if found not in kinds:
             raise ValueError(f"a piece of kind {found!r} where {kinds[0]!r} is due")
         return found
 
     def skip_vector(self, what: str, count: int, width: int) -> None:
-        """Pass over a vector of so many values, each so many bytes."""
+        """Skip a stored vector, which must have `count` values, of `width` bytes each."""
         self.require(what, "Q", count)
         self.skip(count * width)
 
     def require_end(self) -> None:
-        """Nothing may follow."""
+        """Raise ValueError if anything follows."""
         if self.left:
             raise ValueError(f"{self.left} bytes follow its end")
 
@@ -95,7 +95,7 @@ def _check_lists(fields: _Fields, rows: int, dim: int) -> None:
     lists = fields.read("Q")
     if not 0 < lists <= MOST_LISTS:
         raise ValueError(f"impossible number of lists {lists}")
-    fields.skip(8)  # how many of them a plain search looks at
+    fields.skip(8)  # nprobe, the number of them that a plain search probes
     fields.require_kind(b"IxFI")
     _check_header(fields, lists, dim)
     fields.skip_vector("values of centres", lists * dim, 4)
@@ -130,7 +130,7 @@ def _check_quantizer(fields: _Fields, kind: int, dim: int, bytes_of_vector: int,
 
 
 def _read_list_sizes(fields: _Fields, lists: int) -> NDArray[np.uint64]:
-    """Vectors in each list; where most are empty faiss writes pairs of a list's number and its size."""
+    """Vectors in each list; if most are empty, faiss stores only (list number, size) pairs of the others."""
     if fields.require_kind(b"full", b"sprs") == b"full":
         fields.require("number of sizes", "Q", lists)
         return np.frombuffer(fields.read_bytes(8 * lists), np.uint64)

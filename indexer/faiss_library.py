@@ -1,11 +1,11 @@
-"""The one place where faiss is imported: when it is first needed, and with the command that installs it."""
+"""The only place that imports faiss: on first use, with an error that says how to install it."""
 
 from importlib.util import find_spec
 from typing import Any
 
 from encoders.base import MissingDependency
 
-BLAS_THRESHOLD = 24 * 256  # queries x dimensions from which one matrix product is faster; faiss says 128,000
+BLAS_THRESHOLD = 24 * 256  # queries x dimensions from which one matrix product is faster; faiss: 128,000
 
 
 def require_faiss() -> None:
@@ -17,7 +17,7 @@ def require_faiss() -> None:
 
 
 def import_faiss() -> Any:
-    """The module faiss, which ships no types; MissingDependency where it is not installed."""
+    """Import faiss, which ships no types, with a lower BLAS threshold; MissingDependency if absent."""
     require_faiss()
     import faiss
 

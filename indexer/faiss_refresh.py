@@ -1,4 +1,4 @@
-"""The FAISS index brought in line with the parts: changed where it can be, built anew where it must be."""
+"""Bring the FAISS index in line with the parts: updated where possible, rebuilt where necessary."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +16,18 @@ from .table import read_vectors
 
 
 def refresh_faiss(index_dir: Path, manifest: Manifest, living: NDArray[np.int64]) -> FaissIndex:
-    """The index of the images with these increasing ids, at the least cost."""
+    """The FAISS index of the images with these increasing ids: updated if possible, else rebuilt."""
     updated = _update_from_parts(index_dir, manifest, living)
     return updated or build_from_parts(index_dir, manifest, living)
 
 
 def build_from_parts(index_dir: Path, manifest: Manifest, living: NDArray[np.int64]) -> FaissIndex:
-    """Build the index of the images with these increasing ids from nothing but the parts."""
+    """Build the FAISS index of the images with these increasing ids from the parts alone."""
     return build_faiss(lambda: read_vectors(index_dir, manifest, living), len(living), manifest.encoder.dim)
 
 
 def _update_from_parts(index_dir: Path, manifest: Manifest, living: NDArray[np.int64]) -> FaissIndex | None:
-    """Change the index that the manifest names; None where there is none to change, or it is outgrown."""
+    """Update the index that the manifest names; None if it must be rebuilt instead."""
     record = manifest.faiss
     if record is None or is_outgrown(record.trained, len(living)):
         return None
@@ -36,7 +36,7 @@ def _update_from_parts(index_dir: Path, manifest: Manifest, living: NDArray[np.i
     except IndexDamaged:
         return None
     removed = np.setdiff1d(read_faiss_ids(index), living, assume_unique=True)
-    added = living[np.searchsorted(living, record.next_id) :]  # an id is never given twice
+    added = living[np.searchsorted(living, record.next_id) :]  # ids are never reused
     newer = _drop_older_parts(manifest, record)
     updated = update_faiss(index, lambda: read_vectors(index_dir, newer, added), removed)
     if updated is None or not np.array_equal(read_faiss_ids(updated), living):
@@ -45,7 +45,7 @@ def _update_from_parts(index_dir: Path, manifest: Manifest, living: NDArray[np.i
 
 
 def _drop_older_parts(manifest: Manifest, record: FaissRecord) -> Manifest:
-    """The manifest without the parts whose every row was there when the FAISS file was made."""
+    """The manifest without the parts all of whose rows existed when the FAISS file was made."""
     ends = [*(part.first_id for part in manifest.parts[1:]), manifest.next_id]
     newer = (part for part, end in zip(manifest.parts, ends, strict=True) if end > record.next_id)
     return replace(manifest, parts=tuple(newer))

@@ -1,4 +1,4 @@
-"""Queries against the FAISS index: batches, ties, lists too short, and the GPU for many at once."""
+"""Queries against the FAISS index: batching, ties, lists with too few results, and the GPU for many."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ from .faiss_library import import_faiss
 from .faiss_recipe import count_probes
 
 MOST_TIES = GPU_MOST_RESULTS
-BLAS_QUERIES = 24  # from so many on, one matrix product is faster than a scan for each
+BLAS_QUERIES = 24  # from this many on, one matrix product is faster than a scan per query
 ROWS_PER_PRODUCT = 8192
 
-Found = tuple[FloatArray, NDArray[np.int64]]  # scores and ids, both (n, k), best first; -1 is no id
+Found = tuple[FloatArray, NDArray[np.int64]]  # scores and ids, both (n, k), best first; id -1 is no result
 
 
 def search_faiss(
     index: FaissIndex, queries: FloatArray, k: int, only: NDArray[np.int64] | None = None
 ) -> list[list[tuple[int, float]]]:
-    """The k best (id, score) of each query (n, dim), best first, equal scores in order of id.
+    """The k best (id, score) pairs of each query (n, dim), best first, ties in order of id.
 
-    only: the ids among which to look; None, all.
+    only: the ids to search among; None for all.
     """
     count = index.count if only is None else len(only)
     k = min(k, count)
@@ -41,14 +41,14 @@ def search_faiss(
 
 
 def _make_selector(only: NDArray[np.int64]) -> Any:
-    """These ids as faiss looks them up: a bit for each id there is."""
+    """The faiss selector of these ids: a bitmap with one bit per id, up to the largest."""
     marks = np.zeros(int(only.max()) + 1, bool)
     marks[only] = True
     return import_faiss().IDSelectorBitmap(np.packbits(marks, bitorder="little"))
 
 
 def _search_past_ties(index: FaissIndex, queries: FloatArray, k: int, count: int, selector: Any) -> Found:
-    """The k best of `count` and all that equal the last, since their ids decide; of MOST_TIES, some."""
+    """The k best of `count` and all ties with the k-th, to be broken by id; at most max(k + 1, MOST_TIES)."""
     most = min(count, max(k + 1, MOST_TIES))
     wanted = min(count, k + 1)
     while True:
@@ -60,7 +60,7 @@ def _search_past_ties(index: FaissIndex, queries: FloatArray, k: int, count: int
 
 
 def _search_enough(index: FaissIndex, queries: FloatArray, k: int, selector: Any) -> Found:
-    """The k best, from as many lists as it takes to find k."""
+    """The k best, probing as many lists as it takes to find k."""
     on_gpu = selector is None and pays_on_gpu(len(queries), k)
     if on_gpu and index.gpu is None:
         index.gpu = copy_to_gpu(index.cpu, exact=index.trained == 0)
@@ -90,9 +90,9 @@ def _search_lists(
 def _search_probes(
     index: FaissIndex, searched: Any, queries: FloatArray, k: int, probes: int, selector: Any
 ) -> Found:
-    """Search so many lists for each query; in a mapped file, give pages back after so many queries."""
+    """Probe this many lists per query; in a mapped file, release pages after every batch of queries."""
     parameters = import_faiss().SearchParametersIVF(nprobe=probes, sel=selector)
-    share = probes / index.cpu.nlist  # of the file, for one query
+    share = probes / index.cpu.nlist  # of the file, per query
     size = len(index.pages) if index.pages is not None and searched is index.cpu else 0
     step = max(1, int(MOST_TOUCHED / (share * size))) if size else len(queries)
     found = []

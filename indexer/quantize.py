@@ -1,4 +1,4 @@
-"""Summary tokens in int8: symmetric, one scale a token, so that an outlier costs only its own token."""
+"""Int8 quantization of summary tokens: symmetric, one scale per token, so an outlier costs only its own."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ LEVELS = 127
 
 
 def quantize_summaries(summaries: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
-    """Round float (n, k, width) to int8 (n, k, width) and float32 scales (n, k).
+    """Quantize float (n, k, width) to int8 (n, k, width) and float32 scales (n, k).
 
     The error of a value is at most half a scale, where scale = max|x| / 127 over its token.
     """
