@@ -1,4 +1,4 @@
-"""What an index is made of, whether every byte of it is as the manifest says, and its repair."""
+"""Describe an index, check every byte of it against its manifest, and repair it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,10 +29,10 @@ DIGEST_PATTERN = f"^[0-9a-f]{{{DIGEST_LENGTH}}}$"
 
 
 class IndexDescription(NamedTuple):
-    """An index in numbers; `skipped` and `removed` are paths, `size` is bytes on disk of all that counts.
+    """An index in numbers; `skipped` and `removed` count paths, `size` the bytes of the parts and FAISS file.
 
-    `dead` are rows that a compaction would drop: of files that have changed, moved or gone since. Where
-    `faiss` is behind the parts, a search reads them all, until the next run ends.
+    `dead` counts rows that a compaction would drop: those of files that have since changed, moved or gone.
+    While `faiss` is behind the parts, a search reads them all, until the next run ends.
     """
 
     folder: str
@@ -55,7 +55,7 @@ class IndexDescription(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What is wrong with an index, in a sentence, and the part to blame; None: the FAISS file is."""
+    """What is wrong with an index, in one sentence, and the part at fault; None if it is the FAISS file."""
 
     sentence: str
     part: PartRecord | None
@@ -94,10 +94,10 @@ def describe_index(index_dir: str | Path) -> IndexDescription:
 
 
 def audit_index(index_dir: str | Path) -> Iterator[Fault]:
-    """Read every byte of an index, as it is now, and yield what is not as it should be.
+    """Read every byte of an index, as it is now, and yield the faults found.
 
-    What a run or a compaction replaces meanwhile is no fault, for it may be gone before it is read.
-    IndexFailure where a part cannot be read just now: that is no damage, and nothing may be dropped for it.
+    A file that a run or a compaction replaces meanwhile is no fault, as it may be gone before it is read.
+    IndexFailure if a part cannot be read just now: that is not damage, and nothing should be dropped for it.
     """
     index_dir = Path(index_dir)
     manifest = read_manifest(index_dir)
@@ -120,10 +120,10 @@ def audit_index(index_dir: str | Path) -> Iterator[Fault]:
 
 
 def repair_index(index_dir: str | Path) -> list[Fault]:
-    """Drop damaged parts and build the FAISS file anew; returns what was wrong.
+    """Drop damaged parts and rebuild the FAISS file; returns what was wrong.
 
-    The next run embeds again the images of the parts that were dropped. IndexFailure, and nothing is dropped,
-    where a part cannot be read just now.
+    The next run embeds the images of the dropped parts again. IndexFailure, with nothing dropped, if a part
+    cannot be read just now.
     """
     index_dir = Path(index_dir)
     with lock_index(index_dir):
@@ -139,9 +139,9 @@ def repair_index(index_dir: str | Path) -> list[Fault]:
 
 
 def audit_part(index_dir: Path, manifest: Manifest, part: PartRecord, room: int = 0) -> None:
-    """Read every byte of a part; IndexDamaged where it is not as it should be.
+    """Read every byte of a part; IndexDamaged if anything is wrong with it.
 
-    room: how many bytes each row must have left, for a longer path.
+    room: the bytes that every row must have to spare, for a longer path.
     """
     path = index_dir / PARTS_FOLDER / part.name
     due = part.first_id
@@ -156,7 +156,7 @@ def audit_part(index_dir: Path, manifest: Manifest, part: PartRecord, room: int 
 
 
 def _find_fault(table: pa.Table, first_id: int, last_id: int, room: int) -> str:
-    """What the rows of one group get wrong of their files, or nothing."""
+    """What is wrong with the file columns of one row group, or ""."""
     ids = table["id"].to_numpy()
     if not (first_id <= ids[0] and ids[-1] <= last_id and (np.diff(ids) > 0).all()):
         return "its ids do not grow within the bounds of the manifest"
@@ -173,7 +173,7 @@ def _find_fault(table: pa.Table, first_id: int, last_id: int, room: int) -> str:
 
 
 def _find_image_fault(table: pa.Table, manifest: Manifest) -> str:
-    """What the rows of one group get wrong of their images, or nothing."""
+    """What is wrong with the embeddings, digests and tokens of one row group, or ""."""
     images = table.filter(pc.equal(table["status"], "ok"))
     if table["embedding"].null_count != len(table) - len(images) or images["embedding"].null_count:
         return "its embeddings are not those of its images"
@@ -190,7 +190,7 @@ def _find_image_fault(table: pa.Table, manifest: Manifest) -> str:
 
 
 def _audit_faiss(index_dir: Path, manifest: Manifest, compare: bool) -> None:
-    """Check the FAISS file against the manifest and, where the parts can be read, against them."""
+    """Check the FAISS file against the manifest and, if `compare`, against the parts."""
     record = manifest.faiss
     if not manifest.parts:
         return
@@ -209,7 +209,7 @@ def _audit_faiss(index_dir: Path, manifest: Manifest, compare: bool) -> None:
 
 
 def _agrees_with_parts(index_dir: Path, manifest: Manifest, ids: NDArray[np.int64]) -> bool:
-    """Whether the parts, which are sound, hold just these images; also where they have gone since."""
+    """Whether the parts, which are sound, hold exactly these images; also true if they have gone since."""
     try:
         return np.array_equal(ids, read_images(index_dir, manifest)["id"].to_numpy())
     except IndexDamaged:  # a compaction has just replaced them

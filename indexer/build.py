@@ -1,4 +1,4 @@
-"""A folder of images to an index on disk. Read this first; `build` is the data path, top to bottom.
+"""Build an index on disk from a folder of images. Read this first; `build` is the data path, top to bottom.
 
 Source.find -> compare_files -> embed_photos -> BatchRecorder -> IndexWriter -> FAISS
 the folder     what is new      threads, model  rows, copies     Parquet parts  derived from the parts
@@ -45,9 +45,10 @@ from .writer import ROWS_PER_PART, IndexWriter, remove_orphans
 class BuildSettings:
     """How to build.
 
-    tokens: None, as the index has them, and int8 for a new index whose model keeps tokens. batch_size: None,
-    what the encoder finds best on its device. rebuild: the first commit replaces the index there is, whole.
-    moved: an index of another folder, or URL, goes on as that of this one, to which its files have moved.
+    tokens: None keeps the format of the index, and is int8 for a new index whose model has tokens.
+    batch_size: None lets the encoder choose for its device. rebuild: the first commit replaces the
+    existing index as a whole. moved: the index of another folder or URL becomes that of this one, to which
+    its files have moved.
     """
 
     tokens: TokenFormat | None = None
@@ -60,7 +61,7 @@ class BuildSettings:
     moved: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what would hang a run, or leave out what nobody meant."""
+        """Refuse settings that would hang a run, or exclude files by mistake."""
         for name, is_sound, remedy in (
             ("tokens", self.tokens in (None, *get_args(TokenFormat)), "give int8, float16 or none"),
             ("batch_size", self.batch_size is None or self.batch_size > 0, "give one or more, or None"),
@@ -73,11 +74,11 @@ class BuildSettings:
 
 
 class BuildReport(NamedTuple):
-    """What a run did: indexed + copied + reused + skipped are the images now in the folder.
+    """What a run did; indexed + copied + reused + skipped account for every image now in the folder.
 
-    indexed: read by the model. copied: moved, restored or duplicate files, whose bytes the index had read
-    already. reused: files that have not changed. removed: files that are gone. skipped: files that cannot be
-    read, those of earlier runs too, and folders, archives and links that are left out: each `skip` counts.
+    indexed: embedded by the model. copied: moved, restored or duplicate files, whose bytes the index had
+    already embedded. reused: unchanged files. removed: files that are gone. skipped: files that cannot be
+    read, in this or an earlier run, and folders, archives and links that are left out: one per `skip`.
     """
 
     indexed: int
@@ -94,19 +95,19 @@ def build(
     settings: BuildSettings | None = None,
     observer: BuildObserver | None = None,
 ) -> BuildReport:
-    """Bring the index of a folder, or URL, up to date, embedding only bytes it has never seen.
+    """Bring the index of a folder or URL up to date, embedding only bytes it has not seen before.
 
-    The encoder is asked for more than its name only where there is something to read, so a LazyEncoder may
-    never load. Progress and skipped files go to the observer. A killed run loses only the rows not yet
-    committed (see writer.py), an interrupted one none; the next run goes on from there. Raises a
-    Fwd2BotError, or the OSError of a full disk.
+    The encoder is asked for more than its name only if there is something to read, so a LazyEncoder may never
+    load. Progress and skipped files go to the observer. A killed run loses only the rows not yet committed
+    (see writer.py), an interrupted one none; the next run continues from there. Raises a Fwd2BotError, or the
+    OSError of a full disk.
     """
     folder, index = name_root(folder), Path(index)
     settings, observer = settings or BuildSettings(), observer or SilentObserver()
     require_faiss()
     before, found = _read_date(index), _find_some_images(folder, settings, observer)
     with lock_index(index), quiet_pillow():
-        if _read_date(index) != before:  # another run may know of files that came after this listing
+        if _read_date(index) != before:  # another run may know of files newer than this listing
             found = _find_some_images(folder, settings, observer)
         remove_orphans(index)
         manifest = _read_matching_manifest(folder, index, settings)
@@ -115,7 +116,7 @@ def build(
         if manifest is not None and (plan.fresh or encoder.name != manifest.encoder.name):
             manifest = _follow_encoder(index, manifest, encoder)
         if manifest is not None and settings.moved:
-            manifest = write_manifest(index, manifest)  # also where there is nothing to read
+            manifest = write_manifest(index, manifest)  # even if there is nothing to read
         manifest = manifest or create_manifest(folder, index, encoder, _choose_tokens(encoder, settings))
         writer = IndexWriter(index, manifest)
         _mark_removed(plan.removed, writer)
@@ -124,9 +125,9 @@ def build(
         except KeyboardInterrupt:
             writer.commit()
             raise
-        plan = plan._replace(fresh=plan.fresh[:0])  # a long listing makes room for the FAISS index
+        plan = plan._replace(fresh=plan.fresh[:0])  # frees a long listing before FAISS needs the memory
         writer.commit()
-        give_back_memory()  # of the model, and of the last part
+        give_back_memory()  # that of the model and of the last part
         writer.refresh_faiss()
     skipped = plan.skipped_before + done.skipped
     return BuildReport(done.embedded, done.copied, plan.reused, len(plan.removed), skipped)
@@ -138,7 +139,7 @@ def plan_build(
     settings: BuildSettings | None = None,
     observer: BuildObserver | None = None,
 ) -> BuildPlan:
-    """Say what `build` would do, or refuse as it would, without a model and without writing anything."""
+    """Say what `build` would do, with the same refusals, but without a model and without writing anything."""
     folder, index = name_root(folder), Path(index)
     settings = settings or BuildSettings()
     found = _find_some_images(folder, settings, observer or SilentObserver())
@@ -148,15 +149,15 @@ def plan_build(
 
 def _find_some_images(folder: Root, settings: BuildSettings, observer: BuildObserver) -> FoundImages:
     found = open_source(folder).find(settings.exclude, settings.follow_links)
-    for path, reason in (*found.unreadable, *found.refused):  # first: it may be why there is no image
+    for path, reason in (*found.unreadable, *found.refused):  # first: they may be why there is no image
         observer.skip(path or ".", reason)
-    if not found.files:  # more likely the disk is not mounted than every photo gone: the index stays as it is
+    if not found.files:  # an unmounted disk is likelier than every photo gone: leave the index as it is
         raise NothingToIndex(f"{folder} holds no image that can be indexed: name a folder that does")
     return found
 
 
 def _read_date(index: Path) -> str:
-    """When the index was last written, "" where that cannot be read."""
+    """When the index was last written, or "" if that cannot be read."""
     try:
         return read_manifest(index).updated
     except (IndexFailure, OSError):
@@ -164,7 +165,7 @@ def _read_date(index: Path) -> str:
 
 
 def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) -> Manifest | None:
-    """The manifest to go on with, or None for a new index; refuses what this run would not fit."""
+    """The manifest to continue from, or None for a new index; refuses a run that does not fit the index."""
     if settings.rebuild:
         return None
     try:
@@ -187,7 +188,7 @@ def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) 
 
 
 def _follow_encoder(index: Path, manifest: Manifest, encoder: Encoder) -> Manifest:
-    """Refuse any encoder but that of the index, and note its name: a model that has moved is found by it."""
+    """Refuse any encoder but that of the index, and store its new name, by which a moved model is found."""
     require_same_encoder(encoder, manifest)
     if encoder.name == manifest.encoder.name:
         return manifest
@@ -205,7 +206,7 @@ def _choose_tokens(encoder: Encoder, settings: BuildSettings) -> TokenFormat:
 
 
 def _mark_removed(paths: Sequence[str], writer: IndexWriter) -> None:
-    """Write that these files are gone, a part at a time: they are many where their folder was renamed."""
+    """Append rows for deleted files, one part at a time: a renamed folder can make them many."""
     for start in range(0, len(paths), ROWS_PER_PART):
         some = paths[start : start + ROWS_PER_PART]
         writer.append([FileRow(path, 0, 0, "", 0, 0, "deleted", "") for path in some], None)
@@ -219,8 +220,8 @@ def _embed_files(
     writer: IndexWriter,
     observer: BuildObserver,
 ) -> BatchRecorder:
-    """Read files into the writer: embed bytes never seen, copy what is known of others."""
-    asked = writer.manifest if files else replace(writer.manifest, parts=())  # of no file, nothing is asked
+    """Read files and write their rows: embed new bytes, copy the rows of known ones."""
+    asked = writer.manifest if files else replace(writer.manifest, parts=())  # no files: no digest looked up
     contents = KnownContents.read(writer.index_dir, asked)
     recorder = BatchRecorder(writer, contents, observer)
     observer.begin(len(files))

@@ -1,9 +1,9 @@
-"""The columns of a part: their schema, and rows to columns and back.
+"""The columns of a part: the schema, and the conversion of rows to columns and back.
 
-Null `embedding` and `summary` mark a row that is no image: skipped, or deleted. `summary` holds the bytes of
-(k, width) int8 or float16 values, row after row; `summary_scale` the k scales of int8. (Lists of int8 were
-tried: Parquet widens them to int32, which made parts 1.4 times larger and 7 times slower to read.)
-docs/index-format.md explains every column to those who read an index with other tools.
+`embedding` and `summary` are null in rows without an image: those skipped or deleted. `summary` holds the
+bytes of (k, width) int8 or float16 values in row-major order, and `summary_scale` the k scales of int8.
+(Lists of int8 were tried: Parquet widens them to int32, which made parts 1.4 times larger and 7 times slower
+to read.) docs/index-format.md explains every column for readers that use other tools.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .manifest import Manifest
 from .metadata import NO_METADATA, Metadata
 from .quantize import dequantize_summaries, quantize_summaries
 
-LARGEST_SIDE = 2**31 - 1  # of int32
+LARGEST_SIDE = 2**31 - 1  # the largest int32
 
 
 class FileRow(NamedTuple):
@@ -55,7 +55,7 @@ _FILE_FIELDS = [
 
 
 def build_schema(manifest: Manifest) -> pa.Schema:
-    """The columns of this index's parts, with the model that made them in the metadata."""
+    """The schema of this index's parts, with the model that made them in its metadata."""
     encoder = manifest.encoder
     fields = [pa.field("id", pa.int64(), nullable=False), *_FILE_FIELDS]
     fields.append(pa.field("embedding", _list_of(pa.float16(), encoder.dim)))
@@ -72,7 +72,7 @@ def build_schema(manifest: Manifest) -> pa.Schema:
 
 
 def _list_of(value: pa.DataType, size: int) -> pa.DataType:
-    return pa.list_(pa.field("element", value), size)  # the name that Parquet gives it back under
+    return pa.list_(pa.field("element", value), size)  # the name under which Parquet returns it
 
 
 def encode_rows(
@@ -93,7 +93,7 @@ def encode_rows(
 
 
 def _encode_vectors(values: NDArray[np.generic], present: NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
-    """Spread (ok rows, size) over all rows, null where there is none."""
+    """Spread values (ok rows, size) over all rows, null where a row has none."""
     spread = np.zeros((len(present), values.shape[1]), values.dtype)
     spread[present] = values
     return pa.FixedSizeListArray.from_arrays(pa.array(spread.ravel()), type=kind, mask=pa.array(~present))
@@ -133,7 +133,7 @@ def decode_vectors(column: pa.ChunkedArray, dim: int) -> NDArray[np.float16]:
 
 
 def decode_summaries(manifest: Manifest, table: pa.Table) -> FloatArray:
-    """The summaries of rows: float32 (n, k, width); ValueError where one has none, or what is no number."""
+    """The summaries of rows: float32 (n, k, width); ValueError if any is missing or not finite."""
     shape = manifest.encoder.summary_shape
     assert shape is not None
     if any(table[name].null_count for name in ("summary", "summary_scale") if name in table.column_names):

@@ -1,7 +1,7 @@
-"""An index without its dead rows: those of files that have changed, moved or gone since.
+"""Compaction: an index without its dead rows, those of files that have since changed, moved or gone.
 
-Ids stay, so the FAISS file and everybody's notes stay right. The new parts are written first and named by one
-new manifest; a reader who has the old one open finds its rows in the new parts by their ids.
+Ids are kept, so the FAISS file and ids noted elsewhere remain valid. The new parts are written first, then
+committed by one new manifest; a reader that has the old one open finds its rows in the new parts by id.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ class CompactReport(NamedTuple):
 
 
 def compact_index(index_dir: str | Path) -> CompactReport:
-    """Drop dead rows and join small parts; an index that is compact already is left as it is."""
+    """Drop dead rows and join small parts; an index that is already compact is left unchanged."""
     index_dir = Path(index_dir)
     with lock_index(index_dir):
         remove_orphans(index_dir)
@@ -60,7 +60,7 @@ def _rewrite_parts(index_dir: Path, manifest: Manifest, living: NDArray[np.int64
 
 
 def _group_parts(parts: Sequence[PartRecord], living: NDArray[np.int64]) -> list[list[PartRecord]]:
-    """Split parts into neighbours whose living rows fit in one part."""
+    """Group adjacent parts whose living rows fit in one part."""
     groups: list[list[PartRecord]] = []
     room = 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""What the index has read already, by digest: the same bytes under another name are not embedded again."""
+"""What the index has embedded, by digest: the same bytes under another name are not embedded again."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,14 +19,15 @@ DIGEST_LENGTH = 32  # of xxh3-128, in hexadecimal
 
 
 class KnownContents:
-    """Digests and the ids of rows that hold their embeddings: 24 bytes for each of millions.
+    """Maps digests to the ids of the rows that hold their embeddings, using 24 bytes per digest.
 
-    Decoding threads ask `digest in contents`, and the first to ask for new bytes is the one who reads them:
-    for all others they count as known from then on, though `find` gives an id only once there is one.
+    Decoding threads ask `digest in contents`. The first to ask for new bytes claims them and must read them;
+    for all others they count as known from then on, though `find` returns an id only once a row has been
+    added.
     """
 
     def __init__(self, digests: NDArray[np.uint64], ids: NDArray[np.int64]) -> None:
-        """Take digests as pairs (n, 2) of a high and a low half; of equal ones the last wins."""
+        """Take digests as (n, 2) pairs of high and low halves; of equal digests, the highest id wins."""
         self._digests, self._ids = _sort_digests(digests, ids)
         self._recent: dict[str, int] = {}
         self._claimed: set[str] = set()
@@ -35,7 +36,7 @@ class KnownContents:
 
     @classmethod
     def read(cls, index_dir: Path, manifest: Manifest) -> "KnownContents":
-        """Read the digests of all rows that have an embedding, those of files changed or gone included."""
+        """Read the digests of all rows that have an embedding, also those of changed or deleted files."""
         digests, ids = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int64)]
         for table in read_columns(index_dir, manifest, ["id", "digest", "status"]):
             rows = table.filter(pc.equal(table["status"], "ok"))
@@ -44,7 +45,7 @@ class KnownContents:
         return cls(np.concatenate(digests), np.concatenate(ids))
 
     def __contains__(self, digest: object) -> bool:
-        """Whether these bytes are known, or another thread is reading them."""
+        """Whether these bytes are known or claimed by another thread; if not, the caller now claims them."""
         assert isinstance(digest, str)
         with self._lock:
             if digest in self._hopeless:
@@ -55,7 +56,7 @@ class KnownContents:
             return False
 
     def find(self, digest: str) -> int | None:
-        """The id of a row with the embedding of these bytes, or None as yet."""
+        """The id of a row with the embedding of these bytes, or None if there is none yet."""
         with self._lock:
             return self._find(digest)
 
@@ -92,7 +93,7 @@ class KnownContents:
 def _sort_digests(
     digests: NDArray[np.uint64], ids: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    order = np.lexsort((-ids, digests[:, 0]))  # the newest of equals comes first, and is the one found
+    order = np.lexsort((-ids, digests[:, 0]))  # of equal digests the newest row comes first and is found
     return np.asfortranarray(digests[order]), ids[order]
 
 
@@ -110,5 +111,5 @@ def _parse_digests(index_dir: Path, column: pa.ChunkedArray) -> NDArray[np.uint6
 
 
 def _split_digests(digests: str) -> NDArray[np.uint64]:
-    """Digests one after another to their halves, uint64 (n, 2)."""
+    """Split concatenated hexadecimal digests into their halves, uint64 (n, 2)."""
     return np.frombuffer(bytes.fromhex(digests), ">u8").reshape(-1, 2).astype(np.uint64)

@@ -1,6 +1,6 @@
-"""Files that are whole or absent: written aside, flushed to the disk, renamed.
+"""Atomic, durable file writes: to a temporary file, flushed to disk, then renamed.
 
-Every file of an index is written through here.
+Every data file of an index is written this way.
 """
 
 import errno
@@ -19,9 +19,9 @@ BYTES_PER_WRITE = 1 << 20
 
 @contextmanager
 def replace_durably(path: Path) -> Iterator[BinaryIO]:
-    """Give a stream to write; on a clean exit what was written takes the place of `path`, for good."""
+    """Yield a stream to write to; on a clean exit its content replaces `path`, atomically and durably."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    temporary.unlink(missing_ok=True)  # a leftover; in an index from elsewhere, a link to any file
+    temporary.unlink(missing_ok=True)  # a leftover; in an index from elsewhere, perhaps a link to any file
     try:
         with BufferedWriter(FileIO(temporary, "x"), BYTES_PER_WRITE) as stream:
             yield stream
@@ -29,7 +29,7 @@ def replace_durably(path: Path) -> Iterator[BinaryIO]:
             os.fsync(stream.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:  # a write that fails does not know its file
+    except OSError as error:  # a failed write does not name its file
         if error.errno and error.filename is None:
             error.filename = str(path)
         raise
@@ -38,7 +38,7 @@ def replace_durably(path: Path) -> Iterator[BinaryIO]:
 
 
 def digest_stream(stream: BinaryIO) -> str:
-    """xxh3-128 of what is left in the stream, in hexadecimal."""
+    """xxh3-128 of the rest of a stream, in hexadecimal."""
     digest = xxhash.xxh3_128()
     while chunk := stream.read(1 << 20):
         digest.update(chunk)
@@ -58,7 +58,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which says that this disk, of a network or FUSE, flushes no folder
+        if error.errno != errno.EINVAL:  # some network and FUSE file systems cannot flush a folder
             raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""One writer an index: a file lock, and beside it a note that says who holds it."""
+"""One writer per index: a file lock, and beside it a note that says who holds it."""
 
 import errno
 import json
@@ -21,10 +21,10 @@ HOLDER_NAME = "lock-holder.json"
 
 @contextmanager
 def lock_index(index_dir: Path) -> Iterator[None]:
-    """Hold the index for writing, creating its folder.
+    """Lock the index for writing, creating its folder if necessary.
 
-    IndexLocked at once when another process holds it; IndexFailure where nothing may be written, or a link
-    would lead what is written, or removed, out of the folder.
+    IndexLocked at once if another process holds the lock; IndexFailure if the folder cannot be created or
+    written, or if a link in it would redirect writes or deletions out of it.
     """
     with ExitStack() as held:
         try:
@@ -48,14 +48,14 @@ def lock_index(index_dir: Path) -> Iterator[None]:
 
 
 def _explain_refusal(index_dir: Path, error: OSError) -> str:
-    if os.access(index_dir / MANIFEST_NAME, os.F_OK):  # to compact or repair it elsewhere is no choice
+    if os.access(index_dir / MANIFEST_NAME, os.F_OK):  # compact and repair have no other place to write
         remedy = "make it writable, or make another with `fwd2bot index DIR --index PATH`"
         return f"the index {index_dir} is read-only ({error.strerror}): {remedy}"
     return f"{index_dir} cannot be written ({error.strerror}): keep the index elsewhere, with `--index PATH`"
 
 
 def _refuse_links(index_dir: Path) -> None:
-    """The folder itself may be reached by a link; in it, only an index from elsewhere has one."""
+    """Refuse links in the index folder, which only one from elsewhere has; the folder itself may be one."""
     for path in (index_dir / LOCK_NAME, index_dir / PARTS_FOLDER):
         if path.is_symlink():
             raise IndexFailure(
@@ -77,5 +77,5 @@ def _read_holder(index_dir: Path) -> str:
     try:
         holder = json.loads((index_dir / HOLDER_NAME).read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it may be writing the note this moment
+    except (OSError, ValueError, KeyError, TypeError):  # the holder may be writing the note right now
         return "another process"

@@ -1,7 +1,7 @@
-"""The manifest: what an index is made of. What it does not name does not exist.
+"""The manifest: the list of all that belongs to an index. A file that it does not name is not part of it.
 
-It is replaced atomically and last, so a reader always sees whole parts, and a killed run loses only what no
-manifest names.
+It is replaced atomically and last, so a reader always sees complete parts, and a killed run loses only what
+no manifest names.
 """
 
 import json
@@ -22,7 +22,7 @@ LARGEST_MANIFEST = 1 << 26  # bytes: a billion images need a third of it
 MANIFEST_NAME = "manifest.json"
 MOST_IDS = 1 << 62
 LARGEST_DIM = 1 << 16
-LARGEST_SUMMARY = 1 << 23  # values: a row group of 128 such rows fits the memory
+LARGEST_SUMMARY = 1 << 23  # values: a row group of 128 such rows fits in memory
 PARTS_FOLDER = "parts"
 PART_NAME = re.compile(r"part-(\d{6,12})\.parquet")
 FAISS_NAME = re.compile(r"index-(\d{6,12})\.faiss")
@@ -34,7 +34,7 @@ Root = Path | str  # a folder, or a URL such as s3://bucket/photos
 
 @dataclass(frozen=True)
 class EncoderRecord:
-    """The model that made an index; `summary_shape` is (k, width), or None where it keeps no tokens."""
+    """The model that made an index; `summary_shape` is (k, width), or None if it keeps no tokens."""
 
     name: str
     fingerprint: str
@@ -44,7 +44,7 @@ class EncoderRecord:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """One immutable Parquet file; the ids of its rows grow from first_id to last_id."""
+    """One immutable Parquet file; the ids of its rows increase from first_id to last_id."""
 
     name: str
     size: int
@@ -56,9 +56,10 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class FaissRecord:
-    """The FAISS file; `next_id` is that of the manifest it was made for, so a smaller one is out of date.
+    """The FAISS file.
 
-    `trained` is how many vectors it was trained on, 0 where it is exact.
+    `next_id` is that of the manifest it was made for: if the current one is larger, the file is out of date.
+    `trained` is how many vectors it was trained on, 0 if it is exact.
     """
 
     name: str
@@ -71,9 +72,9 @@ class FaissRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that an index is; `root` is `..` where the index lies directly in it, so that both may move.
+    """Everything an index consists of; `root` is `..` if the index lies directly in it, so both can move.
 
-    `next_id` is the id of the next row to be written: an id is never given twice, also where its row is gone.
+    `next_id` is the id of the next row to be written: ids are never reused, even when their rows are gone.
     """
 
     root: str
@@ -92,7 +93,7 @@ class Manifest:
 
 
 def create_manifest(root: Root, index_dir: Path, encoder: Encoder, tokens: TokenFormat) -> Manifest:
-    """Describe an index without parts, of `root`, made by `encoder`."""
+    """Describe a new index of `root`, made by `encoder`, without parts."""
     shape = encoder.summary_shape if tokens != "none" else None
     record = EncoderRecord(encoder.name, encoder.fingerprint, encoder.dim, shape)
     now = read_clock()
@@ -112,7 +113,7 @@ def locate_root(manifest: Manifest, index_dir: Path) -> Root:
 
 
 def resolve_root(folder: Root) -> Root:
-    """A folder or URL as the manifest knows it, wherever one stands."""
+    """The absolute form of a folder or URL, as stored in manifests, whatever the current directory."""
     folder = parse_root(folder)
     if isinstance(folder, Path):
         return folder.resolve()
@@ -121,23 +122,23 @@ def resolve_root(folder: Root) -> Root:
 
 
 def parse_root(named: Root) -> Root:
-    """The folder, or the URL of something else than a folder of this machine, that a name stands for."""
+    """Turn a name into a folder (also for `file://`) or into a URL."""
     name = named.removeprefix("file://") if isinstance(named, str) else named
     return name if is_url(name) else Path(name)
 
 
 def join_url(root: str, path: str) -> str:
-    """The URL of a path below a root, which may be all that a scheme has: `memory://`."""
+    """The URL of a path below a root, which may be a bare scheme: `memory://`."""
     return f"{root.removesuffix('/')}/{path}"
 
 
 def is_url(root: Root) -> bool:
-    """Whether a root is a URL of fsspec and not a folder."""
+    """Whether a root is an fsspec URL and not a folder."""
     return isinstance(root, str) and re.match(r"\w[^/]*://", root) is not None
 
 
 def require_same_encoder(encoder: TextEncoder, manifest: Manifest) -> None:
-    """Raise EncoderMismatch unless the index was made by this very encoder."""
+    """Raise EncoderMismatch unless the encoder has the fingerprint of the one that made the index."""
     made_by, ours = manifest.encoder, encoder.fingerprint
     if ours == made_by.fingerprint:
         return
@@ -151,7 +152,7 @@ def require_same_encoder(encoder: TextEncoder, manifest: Manifest) -> None:
 
 
 def write_manifest(index_dir: Path, manifest: Manifest) -> Manifest:
-    """Replace the manifest atomically; returns it as written, with the date of now."""
+    """Replace the manifest atomically; returns it as written, with `updated` set to now."""
     manifest = replace(manifest, updated=read_clock())
     content = {"format": FORMAT, **asdict(manifest)}
     with replace_durably(index_dir / MANIFEST_NAME) as stream:
@@ -160,7 +161,7 @@ def write_manifest(index_dir: Path, manifest: Manifest) -> Manifest:
 
 
 def read_manifest(index_dir: Path) -> Manifest:
-    """Read the manifest: IndexNotFound where there is none, IndexDamaged where it cannot be trusted."""
+    """Read the manifest: IndexNotFound if there is none, IndexDamaged if it cannot be trusted."""
     path = index_dir / MANIFEST_NAME
     try:
         data = json.loads(_read_bounded(path))
@@ -177,7 +178,7 @@ def read_manifest(index_dir: Path) -> Manifest:
 
 
 def _describe_fault(error: Exception) -> str:
-    if isinstance(error, TypeError):  # what Python says of it is about Python
+    if isinstance(error, TypeError):  # Python's own message is about Python, not the file
         return "it is JSON, but of another layout"
     return f"no {error}" if isinstance(error, KeyError) else str(error)
 
@@ -190,7 +191,7 @@ def _read_bounded(path: Path) -> bytes:
 
 
 def read_clock() -> str:
-    """The date and time of now, in UTC, to the millisecond."""
+    """The current date and time in UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -216,7 +217,7 @@ def _parse_manifest(data: Any) -> Manifest:
 
 
 def _check_root(root: str) -> str:
-    """A root as `relate_root` stores it, which a folder or URL can have."""
+    """Return the root; ValueError unless it has the form that `relate_root` gives a folder or URL."""
     place = parse_root(unescape_path(root))
     if "\0" in str(place) or not (root == ".." or isinstance(place, str) or place.is_absolute()):
         raise ValueError(f"impossible root {root!r}")

@@ -1,7 +1,7 @@
-"""One index into another of the same model: nothing is read or embedded again.
+"""Merge one index into another of the same model, without reading or embedding anything again.
 
-Paths are relative to the folder of an index, so the folder of the one merged must lie in that of the other.
-A path that both know stays as the receiving index has it; merging twice is merging once.
+Paths are relative to the folder of an index, so the folder of the source must lie in that of the target. For
+a path that both have, the target keeps its own row; merging twice has the same effect as merging once.
 """
 
 import os
@@ -27,17 +27,17 @@ from .writer import IndexWriter, remove_orphans
 
 
 class MergeReport(NamedTuple):
-    """What a merge did: rows added, and rows left out because their paths were known."""
+    """What a merge did: rows added, and rows left out because the target already had their paths."""
 
     added: int
     known: int
 
 
 def merge_index(target: str | Path, source: str | Path) -> MergeReport:
-    """Add to the index `target` what only the index `source` knows; `source` stays as it is.
+    """Add to the index `target` the rows whose paths only the index `source` has; `source` is not changed.
 
-    IndexDamaged where `source` is not as it should be, before a row of it is taken. A killed merge has added
-    some rows for good, and the next one adds the others.
+    IndexDamaged if a part of `source` is unsound, before any row is added. A killed merge keeps the rows it
+    has committed, and the next one adds the rest.
     """
     target, source = Path(target), Path(source)
     require_faiss()
@@ -60,7 +60,7 @@ def merge_index(target: str | Path, source: str | Path) -> MergeReport:
 
 
 def create_above(target: str | Path, one: str | Path, other: str | Path) -> None:
-    """Make an empty index of the nearest folder above those of two others, unless `target` is an index."""
+    """Create an empty index of the deepest common folder of two others, unless `target` is one already."""
     target, one, other = Path(target), Path(one), Path(other)
     with lock_index(target):
         try:
@@ -95,7 +95,7 @@ def _require_alike(target: Path, manifest: Manifest, source: Path, other: Manife
 
 
 def _relate_folders(target: Path, manifest: Manifest, source: Path, other: Manifest) -> str:
-    """What stands before a path of `source` in `target`: a stored path that ends in a slash, or nothing."""
+    """The prefix that makes a path of `source` one of `target`: a stored path that ends in a slash, or ""."""
     ours, theirs = (
         f"{escape_path(str(root)).removesuffix('/')}/"
         for root in (locate_root(manifest, target), locate_root(other, source))
@@ -112,7 +112,7 @@ def _relate_folders(target: Path, manifest: Manifest, source: Path, other: Manif
 def _find_news(
     target: Path, manifest: Manifest, source: Path, other: Manifest, prefix: str
 ) -> tuple[NDArray[np.int64], int]:
-    """The ids of the rows of `source` whose paths `target` does not know, and how many it does."""
+    """The ids of the rows of `source` whose paths are new to `target`, and the number of the others."""
     ours, theirs = (
         rows.filter(pc.not_equal(rows["status"], "deleted"))
         for rows in (

@@ -1,7 +1,8 @@
-"""One Parquet part: written so that it is whole or absent, and read back with every suspicion.
+"""One Parquet part: written atomically, and read back without trusting it.
 
-A part is an ordinary Parquet file (its columns: columns.py). Its rows are in order of their ids, and so are
-the parts of an index, so a row is found by its id from the statistics that Parquet keeps of every row group.
+A part is an ordinary Parquet file (its columns: columns.py). The rows of a part are in order of their ids,
+and so are the parts of an index, so a row is found by its id from the statistics that Parquet keeps of every
+row group.
 """
 
 import os
@@ -27,15 +28,15 @@ from .manifest import PARTS_FOLDER, REBUILD_REMEDY, Manifest, PartRecord
 
 ROWS_AT_ONCE = 512
 ROWS_PER_GROUP = 128  # small, because reading one image's tokens reads its whole row group
-LONGEST_ROW = 1 << 15  # bytes that names and words of a row may take, beside its embedding and tokens
+LONGEST_ROW = 1 << 15  # bytes of all strings of a row, besides its embedding and tokens
 REPAIR_REMEDY = f"run `fwd2bot verify --repair` and index again, or {REBUILD_REMEDY}"
-_ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY"}  # of all else, a value may be made of the one before it
+_ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY"}  # in all others, a value may build on the one before it
 
 
 def write_part(index_dir: Path, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> PartRecord:
-    """Write one part from tables whose ids grow, and describe it.
+    """Write one part from tables with increasing ids, and return its record.
 
-    The tables are taken one by one: the tokens of thousands of images need not fit the memory.
+    The tables are consumed one by one: the tokens of thousands of images need not fit in memory.
     """
     path = index_dir / PARTS_FOLDER / name
     path.parent.mkdir(exist_ok=True)
@@ -62,7 +63,7 @@ def _open_part_writer(stream: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of ROWS_PER_GROUP, the last one shorter."""
+    """The same rows in tables of ROWS_PER_GROUP; the last one may be shorter."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
@@ -78,16 +79,16 @@ def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def trust_nothing(path: Path) -> Iterator[None]:
     """Turn whatever reading a damaged part raises into IndexDamaged.
 
-    A part that the system does not give, and which may be sound, is an IndexFailure of no other kind.
+    If the system cannot read the part, which may be sound, raise a plain IndexFailure instead.
     """
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise IndexDamaged(f"{path} is missing: {REPAIR_REMEDY}") from None
-    except MemoryError:  # sizes are looked at before anything is read, so the part is not to blame
+    except MemoryError:  # sizes are checked before anything is read, so the part is not at fault
         raise IndexFailure(f"{path} cannot be read (no memory left): make room and run it again") from None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        if isinstance(error, OSError) and error.errno:  # of damage, Arrow's has no number
+        if isinstance(error, OSError) and error.errno:  # when it reports damage, Arrow sets no errno
             reason = os.strerror(error.errno)
             raise IndexFailure(f"{path} cannot be read ({reason}): mend that and run it again") from None
         reason = " ".join(str(error).split())
@@ -96,7 +97,7 @@ def trust_nothing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_part(index_dir: Path, manifest: Manifest, part: PartRecord) -> Iterator[pq.ParquetFile]:
-    """Open a part that agrees with the manifest in size, schema, model and number of rows."""
+    """Open a part; IndexDamaged unless its size, schema, model and number of rows match the manifest."""
     path = index_dir / PARTS_FOLDER / part.name
     with trust_nothing(path):
         status = path.stat()
@@ -115,7 +116,7 @@ def _require_agreement(file: pq.ParquetFile, path: Path, manifest: Manifest, par
         raise ValueError("its columns or its model are not those of the manifest")
     if file.metadata.num_rows != part.rows:
         raise ValueError(f"{file.metadata.num_rows} rows where the manifest says {part.rows}")
-    longest = 2 * (LONGEST_ROW + sum(_count_bytes(field.type) for field in schema))  # and what Parquet adds
+    longest = 2 * (LONGEST_ROW + sum(_count_bytes(field.type) for field in schema))  # with Parquet's overhead
     words = [place for place, field in enumerate(schema) if pa.types.is_string(field.type)]
     wordy = list[int]()
     for number in range(file.num_row_groups):
@@ -131,7 +132,7 @@ def _require_agreement(file: pq.ParquetFile, path: Path, manifest: Manifest, par
 
 
 def _leave_out_name(schema: pa.Schema) -> pa.Schema:
-    """A schema without the name of its model, which changes where the model moves: its fingerprint stays."""
+    """A schema without the model's name, which changes when the model is moved: its fingerprint stays."""
     kept = {key: value for key, value in (schema.metadata or {}).items() if key != b"encoder"}
     return schema.with_metadata(kept)
 
@@ -139,10 +140,10 @@ def _leave_out_name(schema: pa.Schema) -> pa.Schema:
 def _require_few_words(
     path: Path, metadata: pq.FileMetaData, groups: Sequence[int], words: Sequence[int]
 ) -> None:
-    """Refuse a part of whose groups one has names and words that, written out, are too long for its rows.
+    """Refuse a part if the strings of a row group, once decoded, are too long for its rows.
 
-    Encoded, rows that share a value share its bytes, so they are measured before they are written out. Where
-    all values together are no longer than a row may be, no row can be longer: most groups need no measure.
+    When encoded, rows with equal values share bytes, so the length is computed before anything is decoded.
+    If all values together are no longer than one row may be, no row can be longer: most groups need no check.
     """
     names = [metadata.schema.column(place).path for place in words]
     with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=names) as file:
@@ -157,39 +158,39 @@ def _require_few_words(
 
 
 def _measure_words(words: pa.DictionaryArray) -> int:
-    """Bytes of all values, each as often as it occurs."""
+    """Total bytes of the values, each counted as often as it occurs."""
     lengths = pc.binary_length(words.dictionary).to_numpy().astype(np.int64)
     return int(lengths[words.indices.to_numpy()].sum())
 
 
 def _count_bytes(kind: pa.DataType) -> int:
-    """Bytes of a value of fixed size, 0 of one that has none."""
+    """Bytes of one value of a fixed-size type, 0 for a string."""
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size) * _count_bytes(kind.value_type)
     return 0 if pa.types.is_string(kind) else int(kind.bit_width) // 8
 
 
 def read_columns(index_dir: Path, manifest: Manifest, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Read some columns of all parts, in order of ids, a little at a time."""
+    """Read some columns of all parts, in order of ids, in batches of at most ROWS_AT_ONCE rows."""
     for part in manifest.parts:
         rows = 0
         with open_part(index_dir, manifest, part) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(columns), use_threads=False):
                 rows += len(batch)
                 yield pa.Table.from_batches([batch])
-            if rows != part.rows:  # a damaged page may end the iteration without a word
+            if rows != part.rows:  # a damaged page may end the iteration silently
                 raise ValueError(f"{rows} rows where the manifest says {part.rows}")
 
 
 def read_groups(index_dir: Path, manifest: Manifest, part: PartRecord) -> Iterator[pa.Table]:
-    """Read one part whole, a row group at a time."""
+    """Read one part in full, one row group at a time."""
     with open_part(index_dir, manifest, part) as file:
         for number in range(file.num_row_groups):
             yield file.read_row_group(number, use_threads=False)
 
 
 def read_rows(index_dir: Path, manifest: Manifest, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    """Read `id` and some columns of the rows with these ids, in their order; QueryError where one is not."""
+    """Read `id` and some columns of the rows with these ids, in that order; QueryError if one is missing."""
     found = find_rows(index_dir, manifest, ids, columns)
     missing = set(ids).difference(found["id"].to_pylist())
     if missing:
@@ -200,7 +201,7 @@ def read_rows(index_dir: Path, manifest: Manifest, ids: Sequence[int], columns: 
 
 
 def find_rows(index_dir: Path, manifest: Manifest, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    """As `read_rows`, but leaves out what is not there, and touches only the row groups it needs."""
+    """Like `read_rows`, but leaves out ids that are missing, and reads only the row groups it needs."""
     starts = [part.first_id for part in manifest.parts]
     by_part: dict[int, list[int]] = {}
     for row_id in sorted(set(ids)):
@@ -219,9 +220,9 @@ def find_rows(index_dir: Path, manifest: Manifest, ids: Sequence[int], columns: 
 def _read_ids(
     file: pq.ParquetFile, part: PartRecord, wanted: NDArray[np.int64], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """Read the rows of increasing ids that one part has."""
+    """Read the rows of one part that have these increasing ids."""
     starts = [_read_first_id(file, number) for number in range(file.num_row_groups)]
-    # Or rows would be missed without a word.
+    # Otherwise rows could be missed silently.
     if starts[:1] != [part.first_id] or any(here >= there for here, there in pairwise(starts)):
         raise ValueError("its ids do not lie where the manifest says")
     cuts = np.searchsorted(wanted, [*starts, np.iinfo(np.int64).max])
@@ -232,7 +233,7 @@ def _read_ids(
 
 
 def _to_arrow(places: NDArray[np.int64]) -> pa.Array:
-    """Without `pa.array`, which imports pandas where that is installed: 0.2 s of a search."""
+    """An int64 array without `pa.array`, which imports pandas if installed: 0.2 s of a search."""
     return pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(places)])
 
 

@@ -1,4 +1,4 @@
-"""What a run has to do: the files of a folder set against the newest rows of its index."""
+"""What a run has to do: the files of a folder compared with the newest rows of its index."""
 
 from collections.abc import Set
 from pathlib import Path
@@ -18,9 +18,10 @@ COLUMNS = ("path", "size", "mtime_ns", "width", "height", "status")
 
 
 class BuildPlan(NamedTuple):
-    """What a run has to do: read the `fresh` files and mark the `removed` paths.
+    """What a run has to do: read the `fresh` files and mark the `removed` paths as deleted.
 
-    skipped_before: files skipped by an earlier run that have not changed, and what the listing left out.
+    reused: images that have not changed. skipped_before: unchanged files that an earlier run skipped, plus
+    what the listing left out.
     """
 
     fresh: FileList
@@ -32,14 +33,14 @@ class BuildPlan(NamedTuple):
 def compare_files(
     found: FoundImages, index_dir: Path, manifest: Manifest | None, max_megapixels: float
 ) -> BuildPlan:
-    """Set the files on disk against the newest rows of the index; None: an index without rows."""
+    """Compare the files on disk with the newest rows of the index; without a manifest every file is fresh."""
     left_out = len(found.unreadable) + len(found.refused)
     if manifest is None:
         return BuildPlan(found.files, [], 0, left_out)
     known = read_newest_rows(index_dir, manifest, COLUMNS)
     paths = found.files.table["path"]
     places = pc.index_in(paths, value_set=known["path"].cast(paths.type)).fill_null(-1).to_numpy()
-    listed = np.flatnonzero(places >= 0)  # of the files found, those that the index knows
+    listed = np.flatnonzero(places >= 0)  # positions of the found files that the index knows
     unchanged = np.zeros(len(found.files), bool)
     rows = known.take(places[listed])
     unchanged[listed] = _mark_unchanged(found.files.take(listed), rows, max_megapixels)
@@ -51,21 +52,21 @@ def compare_files(
 
 
 def _mark_unchanged(files: FileList, rows: pa.Table, max_megapixels: float) -> NDArray[np.bool_]:
-    """Which of these files need not be read again; `rows` are what the index knows of them."""
+    """Mask of the files that need not be read again; `rows` are their rows in the index, in this order."""
     listed, columns = files.table, ("size", "mtime_ns")
     same = np.all([listed[name].to_numpy() == rows[name].to_numpy() for name in columns], axis=0)
     sides = np.stack([rows[name].to_numpy() for name in ("width", "height")]).astype(np.int64)  # (2, n)
     pixels, is_strip = sides.prod(axis=0), sides.max(axis=0) > LONGEST_SHAPE * sides.min(axis=0)
     skipped = pc.equal(rows["status"], "skipped").to_numpy()
     deleted = pc.equal(rows["status"], "deleted").to_numpy()
-    # A skipped row has a size only where its header was refused for it.
+    # A skipped row has a width and height only where these were the reason to skip it.
     small_enough_now = skipped & (pixels > 0) & (pixels <= max_megapixels * 1e6) & ~is_strip
     unchanged: NDArray[np.bool_] = same & ~deleted & ~small_enough_now
     return unchanged
 
 
 def _list_removed(found: FoundImages, known: pa.Table, listed: NDArray[np.int64]) -> list[str]:
-    """The paths that are no longer there, but for those that could not be seen, or whose folder could not."""
+    """Paths that are gone, except those that are unreadable or lie below an unreadable folder or archive."""
     gone = pc.not_equal(known["status"], "deleted").to_numpy().copy()
     gone[listed] = False
     unseen = {path for path, _ in found.unreadable}
@@ -74,6 +75,6 @@ def _list_removed(found: FoundImages, known: pa.Table, listed: NDArray[np.int64]
 
 
 def _lies_in(path: str, places: Set[str]) -> bool:
-    """Whether a path is one of these, or lies below one."""
+    """Whether a path is one of `places`, or lies below one."""
     ends = (end for end, letter in enumerate(path) if letter == "/")
     return path in places or any(path[:end] in places for end in ends)

@@ -1,4 +1,4 @@
-"""Batches of photos to rows: what was embedded is appended, what is known is copied."""
+"""Batches of photos to rows: new photos are appended with their embeddings, known ones are copied."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,20 +12,20 @@ from .writer import IndexWriter
 
 
 class BuildObserver(Protocol):
-    """Whoever wants to see how a run gets on; paths are in stored form."""
+    """Receives the progress of a run; paths are in stored form."""
 
     def begin(self, total: int) -> None:
-        """So many files will be read."""
+        """`total` files will be read."""
 
     def advance(self, count: int) -> None:
-        """So many more are done."""
+        """`count` more files are done."""
 
     def skip(self, path: str, reason: str) -> None:
-        """This file or folder could not be read."""
+        """This file, archive or folder was skipped."""
 
 
 class SilentObserver:
-    """An observer that looks away."""
+    """An observer that ignores everything."""
 
     def begin(self, total: int) -> None:
         """See BuildObserver."""
@@ -38,17 +38,17 @@ class SilentObserver:
 
 
 class BatchRecorder:
-    """Writes batches, tells the observer, and counts what became of the files."""
+    """Writes batches, informs the observer, and counts embedded, copied and skipped files."""
 
     def __init__(self, writer: IndexWriter, contents: KnownContents, observer: BuildObserver) -> None:
         self.embedded = self.copied = self.skipped = 0
         self._writer = writer
         self._contents = contents
         self._observer = observer
-        self._unsettled: list[Photo] = []  # known only through a photo of this run that is still to come
+        self._unsettled: list[Photo] = []  # duplicates of a photo of this run that is not written yet
 
     def record(self, photos: Sequence[Photo], embeddings: ImageEmbeddings | None) -> None:
-        """Write one batch; embeddings are those of its photos that were decoded without an error."""
+        """Write one batch; `embeddings` are those of its photos that were decoded without error."""
         self._append([photo for photo in photos if not photo.known and not photo.unread], embeddings)
         failed = [photo for photo in photos if photo.error]
         for photo in failed:
@@ -60,7 +60,7 @@ class BatchRecorder:
         self._observer.advance(len(photos) + unsettled_before - len(self._unsettled))
 
     def take_unsettled(self) -> list[ImageFile]:
-        """The files that waited in vain for another with the same bytes, which failed."""
+        """Take the files that were waiting for another with the same bytes, which failed."""
         files = [photo.file for photo in self._unsettled]
         self._unsettled = []
         return files
@@ -91,6 +91,6 @@ def describe_photo(photo: Photo) -> FileRow:
     """The row of a photo."""
     status = "skipped" if photo.error else "ok"
     size = photo.width, photo.height
-    if max(size) > LARGEST_SIDE:  # no camera's: the header lies, and no column could hold it
+    if max(size) > LARGEST_SIDE:  # the header lies, and no column could hold it
         size = 0, 0
     return FileRow(*photo.file, photo.digest, *size, status, photo.error, photo.metadata)

@@ -1,6 +1,6 @@
 """The index as one table of images: all parts together, where the newest row of a path wins.
 
-All columns are Arrow or numpy, so that ten million rows stay in the memory of a laptop.
+All columns are Arrow or numpy, so that ten million rows fit in a laptop's memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,27 +32,27 @@ def read_newest_rows(index_dir: Path, manifest: Manifest, columns: Sequence[str]
 
 
 def _mark_last(values: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """True at the last place of each value."""
+    """True at the last occurrence of each value."""
     marks = np.zeros(len(values), bool)
     chunks = values.dictionary_encode().chunks  # which share one dictionary
     if chunks:
         last = np.zeros(len(chunks[0].dictionary), np.int64)
         codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
-        last[codes] = np.arange(len(codes))  # of several places, numpy keeps the last
+        last[codes] = np.arange(len(codes))  # of repeated indices, numpy keeps the last
         marks[last] = True
     return marks
 
 
 def read_images(index_dir: Path, manifest: Manifest) -> pa.Table:
-    """Read `id` and `path` of the images that this manifest makes, in order of ids."""
+    """Read `id` and `path` of the images in this manifest, in order of ids."""
     rows = read_newest_rows(index_dir, manifest, ["id", "path", "status"])
     return rows.filter(pc.equal(rows["status"], "ok")).select(["id", "path"])
 
 
 class EmbeddingTable:
-    """The images of an index: `ids` int64 (n,), increasing, and their `paths`, one for each.
+    """The images of an index: `ids` int64 (n,), increasing, and `paths`, one for each id.
 
-    Paths are relative to `root`, in stored form. All else is read when it is asked for.
+    Paths are relative to `root`, in stored form. Everything else is read on demand.
     """
 
     def __init__(self, index_dir: Path, manifest: Manifest, files: pa.Table) -> None:
@@ -64,7 +64,7 @@ class EmbeddingTable:
 
     @classmethod
     def open(cls, index_dir: str | Path) -> "EmbeddingTable":
-        """Open an index for reading, without a lock; IndexNotFound or IndexDamaged where it cannot be."""
+        """Open an index for reading, without a lock; IndexNotFound or IndexDamaged if it cannot be opened."""
         index_dir = Path(index_dir)
         read = partial(read_images, index_dir)
         return cls(index_dir, *read_following(index_dir, read_manifest(index_dir), read))
@@ -99,7 +99,7 @@ class EmbeddingTable:
         return self._read(read)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read these columns of every image (None: all, tokens too), in the order of `ids`."""
+        """Read these columns of every image (None: all, including tokens), in the order of `ids`."""
         known = build_schema(self.manifest).names
         names = known if columns is None else list(columns)
         unknown = [name for name in names if name not in known]
@@ -124,7 +124,7 @@ class EmbeddingTable:
             return decode_vectors(rows["embedding"], self.encoder.dim).astype(np.float32)
 
     def read_summaries(self, ids: Sequence[int]) -> FloatArray:
-        """Read the summary tokens of these images: float32 (n, k, width); CannotAnswer if there are none."""
+        """Read the summary tokens of these images: float32 (n, k, width); CannotAnswer if none are kept."""
         columns = list_token_columns(self.index_dir, self.manifest)
         rows = self._read(lambda manifest: read_rows(self.index_dir, manifest, ids, columns))
         with trust_nothing(self.index_dir):
@@ -143,7 +143,7 @@ class EmbeddingTable:
 
 
 def list_token_columns(index_dir: Path, manifest: Manifest) -> list[str]:
-    """The columns of summary tokens, for `decode_summaries`; CannotAnswer where the index keeps none."""
+    """The columns of summary tokens, for `decode_summaries`; CannotAnswer if the index keeps none."""
     if manifest.encoder.summary_shape is None:
         raise CannotAnswer(
             f"{index_dir} keeps no summary tokens (model {manifest.encoder.name}): "
@@ -155,14 +155,15 @@ def list_token_columns(index_dir: Path, manifest: Manifest) -> list[str]:
 def read_following(
     index_dir: Path, manifest: Manifest, read: Callable[[Manifest], Read]
 ) -> tuple[Manifest, Read]:
-    """Read by `manifest` or, where the files it names are gone, by the one that has replaced it since.
+    """Call `read` with `manifest` or, if the files it names are gone, with the one that replaced it.
 
-    Ids are never given twice, so what is read by id stays the same. Returns the manifest that it was read by.
+    Ids are never reused, so what is read by id stays the same. Returns the manifest that was used, and the
+    result. IndexFailure if the index was rebuilt meanwhile.
     """
     while True:
         try:
             return manifest, read(manifest)
-        except IndexFailure:  # damaged or, as some network disks say of a file that is gone, out of reach
+        except IndexFailure:  # damaged, or unreadable, as some network disks report a deleted file
             newest = read_manifest(index_dir)
             if newest == manifest:
                 raise
@@ -174,7 +175,7 @@ def read_following(
 def read_vectors(
     index_dir: Path, manifest: Manifest, wanted: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-    """Read ids (n,) and embeddings float16 (n, dim), part by part: of `wanted` ids, or of all there are."""
+    """Read ids (n,) and embeddings float16 (n, dim), in batches: of increasing `wanted` ids, or of all."""
     for table in read_columns(index_dir, manifest, ["id", "embedding"]):
         rows = table.filter(table["embedding"].is_valid())
         if wanted is not None:
@@ -183,7 +184,7 @@ def read_vectors(
 
 
 def mark_members(ids: pa.ChunkedArray, wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of some ids are among `wanted`, which grow."""
+    """Mask of the ids that are among `wanted`, which must be increasing."""
     some: NDArray[np.int64] = ids.to_numpy()
     places = np.searchsorted(wanted, some)
     marks = np.zeros(len(some), bool)

@@ -11,8 +11,8 @@ from .manifest import Root
 from .recorder import BuildObserver
 from .sources import name_root
 
-QUIET_MS = 500  # changes are gathered until there were none for so long,
-LONGEST_MS = 10_000  # or until they have come for so long
+QUIET_MS = 500  # changes are collected until none has come for this long,
+LONGEST_MS = 10_000  # or until they have kept coming for this long
 
 
 def watch_folder(
@@ -23,11 +23,11 @@ def watch_folder(
     observer: BuildObserver,
     report: Callable[[BuildReport], None],
 ) -> None:
-    """Build the index now and after every batch of changes, until interrupted; `report` hears of each run.
+    """Build the index now and after every batch of changes, until interrupted; `report` is called after each.
 
-    What was read before the interruption is committed. A run that another process keeps from writing, or that
-    finds no image any more, is tried again at the next change. NothingToIndex where the folder itself is
-    gone: of one that takes its place no change would be heard.
+    What was read before the interruption is committed. If a later run finds the index locked or no images
+    left, it is retried at the next change. NothingToIndex if the folder itself is removed or replaced:
+    changes in its replacement would go unnoticed.
     """
     folder, index = name_root(folder), Path(index)
     if isinstance(folder, str):
@@ -59,7 +59,7 @@ def _await_changes(folder: Path, index: Path) -> Iterator[None]:
         debounce=LONGEST_MS,
         step=QUIET_MS,
         rust_timeout=QUIET_MS,
-        yield_on_timeout=True,  # from the first time on, before the first run, no change is missed
+        yield_on_timeout=True,  # starts the first run once the watch is active: no change is missed
         ignore_permission_denied=True,
     ):
         if (Change.deleted, str(places[0])) in changes or _identify_folder(given) != identity:
@@ -72,7 +72,7 @@ def _await_changes(folder: Path, index: Path) -> Iterator[None]:
 
 
 def _identify_folder(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from another at the same path; one that was removed may leave its number to it."""
+    """Device and inode of a folder, to notice a replacement unless the inode was reused; None if gone."""
     try:
         status = folder.stat()
     except OSError:
@@ -81,7 +81,7 @@ def _identify_folder(folder: Path) -> tuple[int, int] | None:
 
 
 def _concerns_images(path: Path, folder: Path, index: Path) -> bool:
-    """Whether a change may be one of images: not of the index, nor of what is hidden."""
+    """Whether a change may concern images: not one in the index, nor one of a hidden file or folder."""
     if path.is_relative_to(index) or not path.is_relative_to(folder):
         return False
     return not any(name.startswith(".") for name in path.relative_to(folder).parts)

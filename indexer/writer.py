@@ -1,6 +1,6 @@
-"""Rows to parts: the one who appends to an index, commits often, and tidies up.
+"""Write rows as parts: append to an index, commit often, and clean up.
 
-A commit is a part and the manifest that names it. What a killed run had not committed leaves no trace but a
+A commit is a part and then the manifest that names it. What a killed run had not committed leaves at most a
 file that no manifest names, which the next run removes.
 """
 
@@ -31,7 +31,7 @@ MOST_SMALL_PARTS = 8
 
 
 class IndexWriter:
-    """Appends rows to the index of `manifest`, replaced at every commit; the caller holds the lock."""
+    """Appends rows to the index of `manifest`, replaced at every commit; the caller must hold the lock."""
 
     def __init__(self, index_dir: Path, manifest: Manifest) -> None:
         self.index_dir = index_dir
@@ -45,13 +45,13 @@ class IndexWriter:
         return self.manifest.next_id + self._count_waiting()
 
     def append(self, rows: Sequence[FileRow], embeddings: ImageEmbeddings | None) -> None:
-        """Add rows, the j-th row with status ok with the j-th embedding, and commit when it is time."""
+        """Add rows, and commit when due; the j-th row with status ok takes the j-th embedding."""
         if rows:
             self._waiting.append(encode_rows(self.manifest, self.next_id, rows, embeddings))
         self._commit_in_time()
 
     def append_copies(self, rows: Sequence[FileRow], sources: Sequence[int]) -> None:
-        """Add rows that take all but path, size and time from the rows with these ids, to the bit."""
+        """Add rows that copy all but id, path, size and mtime, bit for bit, from the rows with these ids."""
         if rows:
             schema = build_schema(self.manifest)
             changes = {
@@ -64,7 +64,7 @@ class IndexWriter:
         self._commit_in_time()
 
     def append_table(self, table: pa.Table, paths: pa.ChunkedArray) -> None:
-        """Add rows of an index like this one under these paths, with new ids."""
+        """Add rows of an index with the same columns, under these paths and with new ids."""
         if len(table):
             ids = pa.array(np.arange(self.next_id, self.next_id + len(table)))
             changes = {"id": ids, "path": paths}
@@ -72,7 +72,7 @@ class IndexWriter:
         self._commit_in_time()
 
     def commit(self) -> None:
-        """Write the rows that wait as a part, and the manifest that names it."""
+        """Write the pending rows as a part, then the manifest that names it."""
         if self._waiting:
             part = self._write_part(self._waiting)
             parts, next_id = (*self.manifest.parts, part), self.next_id
@@ -82,7 +82,7 @@ class IndexWriter:
         self._last_commit = time.monotonic()
 
     def refresh_faiss(self) -> None:
-        """Bring the FAISS file in line with the parts, where it is not, and name it in the manifest."""
+        """Write a FAISS file and name it in the manifest, unless the current one is sound and up to date."""
         if not self.manifest.parts or is_faiss_sound(self.index_dir, self.manifest):
             return
         index = refresh_faiss(self.index_dir, self.manifest, EmbeddingTable.open(self.index_dir).ids)
@@ -96,7 +96,7 @@ class IndexWriter:
             self.commit()
 
     def _join_small_parts(self) -> None:
-        """Join the newest parts once there are many, or enough for a full one: many slow down the opening."""
+        """Join the newest small parts once there are many, or enough to fill one: many are slow to open."""
         small = _count_small_parts(self.manifest.parts)
         kept, tail = self.manifest.parts[: len(self.manifest.parts) - small], self.manifest.parts[-small:]
         full = sum(part.rows for part in tail) >= ROWS_PER_PART
@@ -106,7 +106,7 @@ class IndexWriter:
             self._replace_manifest(replace(self.manifest, parts=(*kept, joined)))
 
     def _read_rows(self, ids: Sequence[int]) -> pa.Table:
-        """Rows with all columns, in the order of ids, of those committed and those that wait."""
+        """Rows with all columns, in the order of `ids`, from the committed and the pending ones."""
         columns = build_schema(self.manifest).names[1:]
         committed = [row_id for row_id in ids if row_id < self.manifest.next_id]
         rows = pa.concat_tables(
@@ -127,17 +127,17 @@ class IndexWriter:
 
 
 def remove_orphans(index_dir: Path) -> None:
-    """Delete files the manifest does not name: left by a killed run, or replaced by the last one.
+    """Delete files that the manifest does not name: left by a killed run, or replaced by the last one.
 
-    Called as a run begins and not as it ends, so that whoever reads while it ends still finds what it
-    replaced.
+    Builds, merges and repairs call this when they begin, not when they end, so that a concurrent reader still
+    finds the files they replaced.
     """
     try:
         manifest = read_manifest(index_dir)
         named = {part.name for part in manifest.parts} | {manifest.faiss.name if manifest.faiss else ""}
     except IndexNotFound:
         named = set()
-    except IndexDamaged:  # about to be refused or rebuilt: nothing may be deleted on its word
+    except IndexDamaged:  # to be refused or rebuilt: a damaged manifest must not decide what is deleted
         return
     for folder, pattern in ((index_dir / PARTS_FOLDER, PART_NAME), (index_dir, FAISS_NAME)):
         for path in _list_files(folder):
@@ -146,7 +146,7 @@ def remove_orphans(index_dir: Path) -> None:
 
 
 def name_next_part(index_dir: Path) -> str:
-    """A name that no part has."""
+    """A part name that is not in use."""
     return f"part-{_find_last_number(index_dir / PARTS_FOLDER, PART_NAME) + 1:06d}.parquet"
 
 
@@ -156,7 +156,7 @@ def _find_last_number(folder: Path, pattern: re.Pattern[str]) -> int:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """What lies in a folder, if it is there; one that cannot be listed is not taken for an empty one."""
+    """The entries of a folder, none if it does not exist; OSError if it cannot be listed."""
     try:
         return list(folder.iterdir())
     except FileNotFoundError:
@@ -164,9 +164,9 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _count_small_parts(parts: Sequence[PartRecord]) -> int:
-    """How many parts at the end are too small to stand alone, up to as many as fill one.
+    """How many of the last parts are not full, counted until together they fill one.
 
-    After a compaction each part of an index may be a little short of full: they are not all to be joined.
+    After a compaction every part may be a little short of full; they should not all be joined.
     """
     small = rows = 0
     while small < len(parts) and parts[-1 - small].rows < ROWS_PER_PART and rows < ROWS_PER_PART:
