@@ -1,6 +1,6 @@
-"""Files read in worker threads, ahead of whoever uses them, in order; one that hangs is left behind.
+"""Read files in worker threads ahead of their consumer, in order; a read that hangs is abandoned.
 
-The threads are daemons and not an executor's: neither a stop nor the end of the process waits for a decoder.
+The threads are daemons and not an executor's: neither stopping nor process exit waits for a decoder.
 """
 
 import time
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class _Job(Generic[Item, Result]):
-    """An item, what becomes of it, and when a thread began with it."""
+    """An item, the future of its result, and when a thread began to read it."""
 
     def __init__(self, item: Item) -> None:
         self.item = item
@@ -27,7 +27,7 @@ class _Job(Generic[Item, Result]):
 
 
 class _Workers(Generic[Item, Result]):
-    """Threads that read items in turn until they are stopped."""
+    """Threads that read queued items until they are stopped."""
 
     def __init__(self, read: Callable[[Item], Result], count: int) -> None:
         self._read = read
@@ -37,18 +37,18 @@ class _Workers(Generic[Item, Result]):
             self._start_one()
 
     def submit(self, item: Item) -> _Job[Item, Result]:
-        """Have an item read when a thread is free."""
+        """Queue an item for the next free thread."""
         job = _Job[Item, Result](item)
         self._jobs.put(job)
         return job
 
     def abandon(self, job: _Job[Item, Result], outcome: Result) -> None:
-        """Settle a job whose thread is stuck, and put another thread in the place of that one."""
-        if _settle(lambda: job.future.set_result(outcome)):  # or else it came to its end just now
+        """Settle a job whose thread is stuck, and start another thread in its place."""
+        if _settle(lambda: job.future.set_result(outcome)):  # otherwise it has finished just now
             self._start_one()
 
     def stop(self) -> None:
-        """Let each thread end with the job it has."""
+        """Let each thread exit after its current job."""
         while not self._jobs.empty():
             self._jobs.get()
         for _ in range(self._count):
@@ -60,7 +60,7 @@ class _Workers(Generic[Item, Result]):
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             if not self._read_one(job):
-                return  # it took too long, and another thread has taken this one's place
+                return  # it took too long, and another thread has replaced this one
 
     def _read_one(self, job: _Job[Item, Result]) -> bool:
         job.begun = time.monotonic()
@@ -83,7 +83,8 @@ def read_ahead(
 ) -> Generator[Result, None, None]:
     """Read items in threads, at most `ahead` beyond the one in use, and yield the results in order.
 
-    What takes more than `seconds` becomes what `give_up` makes of it. What `read` raises is raised here.
+    An item that takes more than `seconds` yields the result of `give_up` instead. Exceptions of `read` are
+    raised here.
     """
     remaining = iter(items)
     threads = _Workers(read, workers)
@@ -100,7 +101,7 @@ def read_ahead(
 
 
 def _wait(job: _Job[Item, Result], seconds: float) -> bool:
-    """Wait for a job's end; false where it has been under way for too long."""
+    """Wait for a job to finish; false if it has run for more than `seconds`."""
     while not job.future.done():
         left = seconds if job.begun is None else job.begun + seconds - time.monotonic()
         if left <= 0:
@@ -111,7 +112,7 @@ def _wait(job: _Job[Item, Result], seconds: float) -> bool:
 
 
 def _settle(settle: Callable[[], None]) -> bool:
-    """Give a future its outcome; false where it has one already."""
+    """Settle a future; false if it was settled already."""
     try:
         settle()
     except InvalidStateError:

@@ -1,7 +1,7 @@
-"""Images inside .zip and .tar files, read where they are: an archive is a folder that nobody unpacks.
+"""Images inside .zip and .tar files, read in place: an archive is treated as a folder, without unpacking it.
 
-Nothing an archive says of itself is trusted: not its names, which may lead out of it, nor its sizes. It is
-opened anew for each member, at an offset that is remembered, so that threads share no handle.
+Nothing an archive says about itself is trusted: neither its names, which may lead out of it, nor its sizes.
+It is opened again for each member, at the offset from its listing, so that threads share no handle.
 """
 
 import errno
@@ -23,14 +23,14 @@ from .images import LONGEST_SHOWN, MAX_FILE_BYTES, describe_error, describe_size
 
 ARCHIVE_EXTENSIONS = (".zip", ".tar")
 _ON_THE_WAY = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
-_LONGEST_READ = 32 << 20  # a zip's directory is read in one go, and takes twenty times as much as objects
+_LONGEST_READ = 32 << 20  # a zip's directory is read at once, and takes twenty times as much as objects
 _MOST_MEMBERS = 1_000_000
 _CHUNK = 1 << 20
 _ZIP_HEADER = struct.Struct("<4s22xHH")  # what precedes an entry: signature, lengths of name and extra field
 
 
 class Member(NamedTuple):
-    """One image in an archive: how many bytes it says it has and where, and its entry if that is a zip's."""
+    """One image in an archive: its declared size and offset, in bytes, and its entry if it is in a zip."""
 
     size: int
     offset: int
@@ -39,14 +39,14 @@ class Member(NamedTuple):
 
 @dataclass
 class Listing:
-    """The images in an archive by name. damage: why the listing ends before the archive does, or ""."""
+    """The images in an archive by name. damage: why the listing is incomplete, or ""."""
 
     members: dict[str, Member] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     damage: str = ""
 
     def add(self, name: str, member: Member, plain: bool) -> None:
-        """Note an entry that is named like an image; `plain` says that it is neither link nor device."""
+        """Record an entry if it has an image name; `plain` says that it is neither a link nor a device."""
         if not is_image_name(name):
             return
         if not plain or member.size < 0 or is_too_long(name) or _leads_out(name):
@@ -58,7 +58,7 @@ class Listing:
 
 
 def find_archive(root: Path, path: str) -> tuple[Path, str] | None:
-    """Split a path below root into an archive and a name in it; None where no archive is on the way."""
+    """Split a path below root into an archive and a name in it; None if no archive is on the path."""
     for match in _ON_THE_WAY.finditer(path):
         archive = root / path[: match.end() - 1]
         if archive.is_file():
@@ -67,14 +67,14 @@ def find_archive(root: Path, path: str) -> tuple[Path, str] | None:
 
 
 def list_archive(archive: Path) -> Listing:
-    """List the images in an archive; OSError where it cannot be opened."""
+    """List the images in an archive; OSError if it cannot be opened."""
     status = archive.stat()
-    with _listing_lock:  # one thread lists while the others wait for what it finds
+    with _listing_lock:  # one thread lists, and the others wait for its result
         return _list_archive(archive, status.st_size, status.st_mtime_ns)
 
 
 def open_member(archive: Path, name: str) -> BinaryIO:
-    """Read one image of an archive into memory; raises anything where its bytes are damaged."""
+    """Read one image of an archive into memory; raises any exception if its bytes are damaged."""
     member = list_archive(archive).members.get(name)
     if member is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{archive}/{name}")
@@ -98,13 +98,13 @@ def _list_archive(archive: Path, size: int, mtime_ns: int) -> Listing:
                 _list_zip(stream, listing)
             else:
                 _list_tar(stream, listing)
-        except Exception as error:  # both modules raise anything: struct.error, RecursionError ...
+        except Exception as error:  # both modules may raise anything: struct.error, RecursionError ...
             listing.damage = describe_error(error)
     return listing
 
 
 class _CautiousFile(FileIO):
-    """A file that is not read in large pieces on the word of a header in it."""
+    """A file that refuses large reads, which a header in it could otherwise cause."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read up to `size` bytes, all that is left by default; ValueError above the limit."""
@@ -126,9 +126,10 @@ def _list_zip(stream: FileIO, listing: Listing) -> None:
 
 
 def _lie_apart(entries: Iterable[zipfile.ZipInfo]) -> bool:
-    """Whether no byte is to be unpacked for two entries, so that the work is bounded by the archive's size.
+    """Whether no byte belongs to two entries, so that the work is bounded by the archive's size.
 
-    An entry has at least its header and its compressed bytes; names, fields and descriptors lie between.
+    An entry takes at least its header and its compressed bytes; names, extra fields and descriptors only add
+    to that.
     """
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
@@ -142,7 +143,7 @@ def _list_tar(stream: FileIO, listing: Listing) -> None:
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         place = 0
         while (entry := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # or it remembers all it has seen
+            archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps all entries it has read
             if archive.offset <= place:
                 raise ValueError("an entry in it ends before it begins")
             place = archive.offset
@@ -154,11 +155,11 @@ def _list_tar(stream: FileIO, listing: Listing) -> None:
 
 
 def _open_entry(stream: BinaryIO, entry: zipfile.ZipInfo) -> BinaryIO:
-    """Open a zip entry whose header comes next in the stream."""
+    """Open a zip entry whose local header comes next in the stream."""
     if entry.flag_bits & 1:
         raise ValueError("it is encrypted")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # The other methods have no limit on what they give back of one byte.
+        # The other methods have no limit on how far one byte may expand.
         raise ValueError(f"its compression (method {entry.compress_type}) is not read: store or deflate it")
     header = stream.read(_ZIP_HEADER.size)
     if len(header) < _ZIP_HEADER.size or not header.startswith(b"PK\3\4"):
@@ -180,6 +181,6 @@ def read_all(stream: BinaryIO, size: int) -> BytesIO:
 
 
 def _leads_out(name: str) -> bool:
-    """Whether a name is absolute, climbs, or cannot be one; a backslash is the slash of Windows."""
+    """Whether a name is absolute, climbs up, or is invalid; a backslash counts as a slash, as on Windows."""
     parts = re.split(r"[/\\]", name)
     return parts[0] == "" or ".." in parts or name[1:2] == ":" or "\0" in name

@@ -1,6 +1,6 @@
-"""One file to its digest, its metadata, and no more pixels than the model reads.
+"""Read one file: its digest, its metadata, and its pixels, scaled down towards what the model reads.
 
-Nothing here stops a run: a file that cannot be decoded becomes a reason.
+Nothing here stops a run: a file that cannot be decoded becomes a Photo with the reason.
 """
 
 import math
@@ -30,16 +30,16 @@ from .pixels import decode_upright
 from .raw import measure_raw, open_raw, open_view
 from .sources import Source
 
-# Said outright: by default Pillow looks at the bytes alone and would hand an EPS called .jpg to Ghostscript.
+# Listed because Pillow, by default, goes by the bytes alone and would pass an EPS named .jpg to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 DEFAULT_MAX_MEGAPIXELS = 200.0
-LONGEST_SHAPE = 100  # times as long as wide: a model that crops enlarges the shorter side first, to gigabytes
+LONGEST_SHAPE = 100  # aspect ratio: a model that crops enlarges the shorter side first, to gigabytes
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Leave the limit on pixels to `read_photo`, and silence Pillow's warnings in all threads."""
+    """Turn off Pillow's pixel limit, as `read_photo` has its own, and silence its warnings in all threads."""
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
@@ -53,7 +53,7 @@ def quiet_pillow() -> Iterator[None]:
 def read_photo(
     source: Source, file: ImageFile, image_size: int, max_megapixels: float, known: Container[str] = ()
 ) -> Photo:
-    """Open, digest and decode one file, whatever is in it; one whose digest is `known` is not decoded."""
+    """Open, digest and decode one file, whatever is in it; if its digest is `known`, it is not decoded."""
     if file.size == 0:
         return Photo(file, error="the file is empty")
     if file.size > MAX_FILE_BYTES:
@@ -68,12 +68,12 @@ def read_photo(
             return decode_photo(photo, stream, image_size, max_megapixels)
     except (OSError, MissingDependency) as error:
         return Photo(file, error=describe_error(error), unread=True)
-    except Exception as error:  # a member of an archive that cannot be unpacked
+    except Exception as error:  # an archive member that cannot be unpacked
         return Photo(file, error=describe_error(error))
 
 
 def decode_photo(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels: float) -> Photo:
-    """Give a photo the pixels and the metadata in a stream, or the reason why it has none."""
+    """Give a photo the pixels and metadata in a stream, or the reason why it has none."""
     decode = _decode_raw if photo.file.path.lower().endswith(RAW_EXTENSIONS) else _decode_picture
     try:
         return decode(photo, stream, image_size, max_megapixels)
@@ -84,7 +84,7 @@ def decode_photo(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels
 
 
 def open_picture(stream: BinaryIO) -> Image.Image:
-    """Open an image of any format but RAW; MissingDependency for HEIC where its extra is not there."""
+    """Open an image of any format but RAW; MissingDependency for HEIC if its extra is not installed."""
     head = stream.read(64)
     stream.seek(0)
     if not _is_heif(head):
@@ -95,7 +95,7 @@ def open_picture(stream: BinaryIO) -> Image.Image:
 
 
 def require_decoder(path: str) -> None:
-    """Raise MissingDependency where files of this name need an extra that is not installed."""
+    """Raise MissingDependency if files of this name need an extra that is not installed."""
     for extensions, package, extra in (
         (HEIF_EXTENSIONS, "pillow_heif", "heic"),
         (RAW_EXTENSIONS, "rawpy", "raw"),
@@ -105,10 +105,10 @@ def require_decoder(path: str) -> None:
 
 
 def refuse_shape(width: int, height: int, max_megapixels: float) -> str:
-    """Why an image of so many pixels is not decoded, or nothing."""
+    """Why an image of this size is not decoded, or ""."""
     pixels = width * height
     if pixels > max_megapixels * 1e6:
-        megapixels = math.ceil(pixels / 1e4) / 100  # up, or it could seem to be within the limit
+        megapixels = math.ceil(pixels / 1e4) / 100  # rounded up, or it could seem to be within the limit
         return f"{megapixels:,g} megapixels are over the limit of {max_megapixels:,g} (--max-megapixels)"
     if max(width, height) > LONGEST_SHAPE * min(width, height):
         return f"{width} x {height} pixels are more than {LONGEST_SHAPE} times as long as wide"
@@ -121,7 +121,7 @@ def _decode_picture(photo: Photo, stream: BinaryIO, image_size: int, max_megapix
         reason = refuse_shape(width, height, max_megapixels)
         if reason:
             return photo._replace(width=width, height=height, error=reason)
-        metadata = _read_metadata(image)  # first: once loaded, a TIFF has lost its file, and its orientation
+        metadata = _read_metadata(image)  # first: loading a TIFF drops its file and its orientation
         small, swapped = decode_upright(image, image_size)
         width, height = (height, width) if swapped else (width, height)
         return photo._replace(width=width, height=height, image=small, metadata=metadata)
@@ -145,14 +145,14 @@ def _read_metadata(image: Image.Image) -> Metadata:
         metadata = read_metadata(exif) if exif else NO_METADATA
     except Exception:  # broken EXIF is no reason to lose the photo
         return NO_METADATA
-    if image.format != "HEIF":  # any other file may hold a text of this name
+    if image.format != "HEIF":  # in other formats, `original_orientation` may be any text
         return metadata
-    turned = image.info.get("original_orientation")  # pillow_heif turns the image itself, and notes it here
+    turned = image.info.get("original_orientation")  # pillow_heif turns the image itself and notes it here
     return metadata._replace(orientation=turned) if is_orientation(turned) else metadata
 
 
 def _read_raw_metadata(stream: BinaryIO) -> Metadata | None:
-    """Read the EXIF of a RAW file that is built like a TIFF, as most are; None for the others."""
+    """Read the EXIF of a RAW file with the structure of a TIFF, as most have; None for the others."""
     exif = Image.Exif()
     stream.seek(0)
     try:
@@ -163,7 +163,7 @@ def _read_raw_metadata(stream: BinaryIO) -> Metadata | None:
 
 
 def _is_heif(head: bytes) -> bool:
-    """Whether a file that begins so is HEIC: mif1 and msf1 may also stand before an AVIF."""
+    """Whether a file that begins with these bytes is HEIC; mif1 and msf1 may also be the brand of an AVIF."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
     return brand in HEIF_BRANDS or (brand in (b"mif1", b"msf1") and b"avif" not in head)
 
@@ -172,5 +172,5 @@ def _is_heif(head: bytes) -> bool:
 def _register_heif() -> None:
     import pillow_heif
 
-    # The indexer has threads of its own; depth maps and the like are not looked at.
+    # The indexer has its own threads; depth maps and auxiliary images are not used.
     pillow_heif.register_heif_opener(decode_threads=1, depth_images=False, aux_images=False)

@@ -1,6 +1,6 @@
-"""The pipeline: threads read and prepare images ahead, further threads run the model, the caller writes.
+"""The pipeline: threads read and prepare images ahead, other threads run the model, the caller writes.
 
-Every queue is bounded, so the memory in use depends on the batch size and not on the number of images.
+Every queue is bounded, so memory use depends on the batch size and not on the number of images.
 """
 
 from collections import deque
@@ -19,20 +19,20 @@ from .ahead import read_ahead
 from .images import ImageFile, Photo, describe_error
 
 SECONDS_PER_FILE = 60.0
-_PHOTOS_PER_IMAGE = 8  # a batch of photos most of which are known already is not waited for much longer
+_PHOTOS_PER_IMAGE = 8  # a batch of mostly known photos is cut at this many per image to encode
 
 PhotoReader = Callable[[ImageFile], Photo]
 
 
 class PreparedPhoto(NamedTuple):
-    """A photo whose image has become what the model reads, or nothing."""
+    """A photo and its image prepared for the model, or None if there is nothing to encode."""
 
     photo: Photo
     prepared: PreparedImage | None
 
 
 class EmbeddedBatch(NamedTuple):
-    """Photos in the order of their files, pixels dropped, and the embeddings of those that were decoded."""
+    """Photos in the order of their files, without pixels, and the embeddings of those that were decoded."""
 
     photos: list[Photo]
     embeddings: ImageEmbeddings | None
@@ -46,10 +46,10 @@ def embed_photos(
     workers: int,
     seconds_per_file: float = SECONDS_PER_FILE,
 ) -> Generator[EmbeddedBatch, None, None]:
-    """Decode and embed files, in order, `batch_size` images at a time (None: what the encoder finds best).
+    """Decode and embed files, in order, `batch_size` images at a time (None: the encoder's own choice).
 
-    A photo without an image (known, or with an error) passes through. A file that takes too long to decode is
-    an error of that file, and the decoder that hangs on it is left behind.
+    A photo without an image (known, or with an error) passes through. A file that takes longer than
+    `seconds_per_file` to decode becomes an error, and the thread that hangs on it is abandoned.
     """
     size = batch_size or encoder.batch_size
     with encoder.lanes() as lanes:
@@ -71,22 +71,22 @@ def _prepare_photo(read: PhotoReader, encoder: Encoder, file: ImageFile) -> Prep
         return PreparedPhoto(photo, None)
     try:
         return PreparedPhoto(photo._replace(image=None), encoder.prepare_image(photo.image))
-    except Exception as error:  # a processor may refuse what a decoder let pass: a strip of one pixel, say
+    except Exception as error:  # a processor may reject what a decoder accepted, such as a strip of one pixel
         return PreparedPhoto(_spoil(photo, describe_error(error)), None)
 
 
 def _spoil(photo: Photo, reason: str) -> Photo:
-    """A photo that was decoded for nothing. Skipped with a size, it would be tried again (see plan.py)."""
+    """Mark a decoded photo as failed. If skipped with a size, it would be tried again (see plan.py)."""
     return photo._replace(image=None, error=reason, width=0, height=0)
 
 
 def _give_up(seconds: float, file: ImageFile) -> PreparedPhoto:
-    # Unread, as the disk may be to blame: a row would keep the file out until it changes.
+    # Unread, as the disk may be at fault: a row would keep the file out until it changes.
     return PreparedPhoto(Photo(file, error=f"took longer than {seconds:g} s", unread=True), None)
 
 
 def _gather_batches(photos: Iterable[PreparedPhoto], size: int) -> Iterator[list[PreparedPhoto]]:
-    """Group photos so that `size` of each group have something to encode; the last group may have fewer."""
+    """Batch photos, `size` images to encode in each; fewer in the last, or where most photos are known."""
     batch, images = list[PreparedPhoto](), 0
     for photo in photos:
         batch.append(photo)
@@ -101,9 +101,9 @@ def _gather_batches(photos: Iterable[PreparedPhoto], size: int) -> Iterator[list
 def _encode_in_lanes(
     lanes: Sequence[Encoder], batches: Iterable[list[PreparedPhoto]]
 ) -> Iterator[EmbeddedBatch]:
-    """Deal batches out to one thread a lane in turn, one more in hand for each, and yield them in order.
+    """Hand batches in turn to one thread per lane, with one more queued for each; yield results in order.
 
-    The caller has a batch's time to write what it is given before any lane falls idle.
+    The caller has the time of one batch to write a result before any lane falls idle.
     """
     threads = [ThreadPoolExecutor(1, thread_name_prefix="fwd2bot-encode") for _ in lanes]
     in_hand = deque[Future[EmbeddedBatch]]()
@@ -136,11 +136,11 @@ def _embed_batch(encoder: Encoder, batch: list[PreparedPhoto]) -> EmbeddedBatch:
 
 
 def _drop_broken(batch: list[PreparedPhoto], embeddings: ImageEmbeddings) -> EmbeddedBatch:
-    """Turn photos whose embedding is not finite into skipped ones: a NaN would poison every search."""
+    """Mark photos whose embedding is not finite as failed: a NaN would poison every search."""
     finite = np.asarray(np.isfinite(embeddings.vectors).all(axis=1))
     verdicts = iter(finite.tolist())
     photos = [
-        # A photo that was not encoded, broken or known already, has no verdict.
+        # A photo that was not encoded (failed, or known already) has no verdict.
         photo if prepared is None or next(verdicts) else _spoil(photo, "the model cannot embed it")
         for photo, prepared in batch
     ]

@@ -1,4 +1,4 @@
-"""What a source lists. Its files are in columns: some 50 bytes each, where Python's objects would be 240."""
+"""The listing of a source, in columns: some 50 bytes a file, where Python objects would take 240."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, overload
@@ -15,7 +15,7 @@ _ROWS_AT_ONCE = 4096
 
 
 class FileList(Sequence[ImageFile]):
-    """Image files in order of their paths. `table` has a column for each field of ImageFile."""
+    """Image files sorted by path. `table` has a column for each field of ImageFile."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -32,23 +32,23 @@ class FileList(Sequence[ImageFile]):
     @overload
     def __getitem__(self, place: slice) -> "FileList": ...
     def __getitem__(self, place: int | slice) -> "ImageFile | FileList":
-        """One file, or a list of some."""
+        """One file, or a FileList for a slice."""
         if isinstance(place, slice):
             return self.take(np.arange(len(self))[place])
         row = range(len(self))[place]
         return ImageFile(*(column[row].as_py() for column in self.table.columns))
 
     def take(self, places: NDArray[np.int64]) -> "FileList":
-        """The files at these places."""
+        """The files at these positions."""
         return FileList(self.table.take(places))
 
 
 class FoundImages(NamedTuple):
-    """What a source lists: image files in order of their paths; the rest are pairs of path and reason.
+    """What a source lists: image files sorted by path, and (path, reason) pairs for what was left out.
 
-    unreadable: folders and archives that could not be listed, and files that could not be looked at, so that
-    nothing is known of what they hold.
-    refused: what was seen and left out on purpose.
+    unreadable: folders and archives that could not be listed in full, and files that could not be examined,
+    so that it is unknown what they hold.
+    refused: what was found and left out on purpose.
     """
 
     files: FileList
@@ -57,25 +57,25 @@ class FoundImages(NamedTuple):
 
 
 class FileCollector:
-    """Files as they are found, in any order, on their way into a FileList."""
+    """Collects files, in any order, into a FileList."""
 
     def __init__(self) -> None:
         self._waiting: list[ImageFile] = []
         self._tables = [_SCHEMA.empty_table()]
 
     def append(self, file: ImageFile) -> None:
-        """Add one."""
+        """Add one file."""
         self._waiting.append(file)
         if len(self._waiting) == _ROWS_AT_ONCE:
             self._store()
 
     def extend(self, files: Iterable[ImageFile]) -> None:
-        """Add some."""
+        """Add several files."""
         for file in files:
             self.append(file)
 
     def sort(self) -> FileList:
-        """All of them, in order of their paths."""
+        """All files added so far, sorted by path."""
         if self._waiting:
             self._store()
         table = pa.concat_tables(self._tables)

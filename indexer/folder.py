@@ -1,4 +1,4 @@
-"""The images of a folder on disk, those in its archives included."""
+"""The images in a folder on disk, including those in its archives."""
 
 import errno
 import os
@@ -13,18 +13,18 @@ from .file_list import FileCollector, FoundImages
 from .images import Selection, describe_error, is_image_name, make_image_file
 from .paths import escape_path, show_path, unescape_path
 
-# What `stat` says of a file gone since the listing, and of a link that leads in circles or to nothing.
+# Errors of `stat` for a file that is gone since the listing, and for a link that is cyclic or broken.
 _IS_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class FolderSource:
-    """A folder; the paths in it go on below the name of an archive (see sources.py)."""
+    """A folder as a Source; an archive in it counts as a folder, so paths continue below its name."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
-        """See Source. Each folder is visited once, and by its own path before any link to it."""
+        """See Source. Each folder is visited once, by its own path rather than by a link to it."""
         if not self.root.is_dir():
             raise NothingToIndex(f"{self.root} is not a folder: name one that holds images")
         return _FolderWalk(self.root, Selection(exclude), follow_links).find()
@@ -40,7 +40,7 @@ class FolderSource:
 
 
 class _FolderWalk:
-    """One listing under way: what was found, and the folders and links still to visit."""
+    """One listing in progress: what was found, and the folders and links still to visit."""
 
     def __init__(self, root: Path, selection: Selection, follow_links: bool) -> None:
         self.root = root
@@ -84,7 +84,7 @@ class _FolderWalk:
                     self._report_entry(entry, path, error)
 
     def _sort_entry(self, entry: os.DirEntry[str], path: str) -> None:
-        """Take an entry for a folder, an image, an archive or nothing."""
+        """Treat an entry as a folder, an image, an archive, or nothing of interest."""
         is_archive = entry.name.lower().endswith(ARCHIVE_EXTENSIONS)
         if entry.is_dir():
             if not self._leads_out(entry, path):
@@ -99,7 +99,7 @@ class _FolderWalk:
                 self.files.append(make_image_file(path, status.st_size, status.st_mtime_ns))
 
     def _report_entry(self, entry: os.DirEntry[str], path: str, error: OSError) -> None:
-        """Note an entry that is there but cannot be looked at: what the index knows of it is no less true."""
+        """Note an entry that exists but cannot be examined: what the index knows of it remains valid."""
         if error.errno not in _IS_GONE and not self._leads_out(entry, path):
             self.unreadable.append((escape_path(path), describe_error(error)))
 
@@ -126,7 +126,7 @@ class _FolderWalk:
             self.refused.append((stored, reason))
 
     def _leads_out(self, entry: os.DirEntry[str], path: str) -> bool:
-        """Whether an entry is a link to somewhere outside the root that is not to be followed."""
+        """Whether an entry is a link out of the root that must not be followed; if so, it is noted."""
         if self.follow_links or not entry.is_symlink():
             return False
         target = os.path.realpath(entry.path)

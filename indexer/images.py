@@ -1,4 +1,4 @@
-"""What passes from a source of images to the model: a file that was listed, and what was read of it.
+"""What passes from a source to the model: a file as listed, and the photo read from it.
 
 sources.py finds and opens files, decode.py reads them.
 """
@@ -24,10 +24,10 @@ EXTENSIONS = (
     ".webp", *HEIF_EXTENSIONS, *RAW_EXTENSIONS,
 )
 # fmt: on
-# Every worker may hold as much: a file is read whole.
+# Files are read whole, so every worker may hold this much.
 MAX_FILE_BYTES = 512 << 20
-LONGEST_NAME = 1 << 12  # bytes, stored: below an archive or a URL, where no file system keeps a name short
-LONGEST_SHOWN = 200  # letters of a name that is refused
+LONGEST_NAME = 1 << 12  # bytes in stored form; in an archive or below a URL, no file system limits a name
+LONGEST_SHOWN = 200  # characters of a refused name
 _LARGEST = 2**63 - 1
 _LONGEST_REASON = 300
 
@@ -35,8 +35,8 @@ _LONGEST_REASON = 300
 class ImageFile(NamedTuple):
     """A file as its source lists it; `path` is relative to the root, posix, in stored form (see paths.py).
 
-    size: in bytes, -1 where a URL does not tell. mtime_ns: nanoseconds since 1970; a member of an archive has
-    those of the archive; for URLs see remote.py.
+    size: bytes, -1 if a URL does not report it. mtime_ns: nanoseconds since 1970; an archive member has that
+    of its archive; for URLs see remote.py.
     """
 
     path: str
@@ -45,11 +45,11 @@ class ImageFile(NamedTuple):
 
 
 class Photo(NamedTuple):
-    """A file that was read: `image` is RGB and upright, or None with the reason in `error`.
+    """A file that was read: `image` is RGB and upright, or None, with the reason in `error` unless `known`.
 
-    width and height are those of the upright original; zero where the header could not be read. `unread` says
-    that the bytes are not to blame and the file is to be tried again: it could not be opened, or its format
-    needs a package that is not installed. `known` says that it was not decoded, as its digest is known.
+    width and height are those of the upright original, 0 if it could not be decoded. `unread`: the bytes are
+    not at fault and the file is to be tried again: it could not be opened, took too long, or its format needs
+    a package that is not installed. `known`: its digest is known, so it was not decoded.
     """
 
     file: ImageFile
@@ -64,24 +64,24 @@ class Photo(NamedTuple):
 
 
 class Selection:
-    """Which names of a listing count: not those that begin with a dot, nor those that a glob excludes."""
+    """Decides which names in a listing count: not those that begin with a dot or match an exclude glob."""
 
     def __init__(self, exclude: Sequence[str]) -> None:
         self._excluded = re.compile("|".join(fnmatch.translate(pattern) for pattern in exclude) or r"(?!)")
 
     def takes(self, path: str) -> bool:
-        """Whether a file or folder counts, given that the folders above it do; `path` is below the root."""
+        """Whether a file or folder counts if the folders above it do; `path` is relative to the root."""
         name = path.rpartition("/")[2]
         return not (name.startswith(".") or self._excluded.match(path) or self._excluded.match(name))
 
     def takes_below(self, folder: str, path: str) -> bool:
-        """Whether a file counts whose `path` below `folder` was listed in one go."""
+        """Whether the file at `path` below `folder`, and every folder on the way to it, counts."""
         ends = [place for place, letter in enumerate(path) if letter == "/"] + [len(path)]
         return all(self.takes(f"{folder}/{path[:end]}") for end in ends)
 
 
 def make_image_file(path: str, size: int, mtime_ns: int) -> ImageFile:
-    """List a file by its own path; a number that no column could hold becomes the largest that one can."""
+    """Make an ImageFile from an unescaped path, with numbers clipped to what a column can hold."""
     return ImageFile(escape_path(path), min(size, _LARGEST), max(-_LARGEST, min(mtime_ns, _LARGEST)))
 
 
@@ -91,12 +91,12 @@ def is_image_name(name: str) -> bool:
 
 
 def is_too_long(name: str) -> bool:
-    """Whether a name, as it would be stored, could make a row longer than any that is read (see parts.py)."""
+    """Whether a name, in stored form, is so long that its row could exceed LONGEST_ROW of parts.py."""
     return len(escape_path(name).encode()) > LONGEST_NAME
 
 
 def describe_error(error: Exception) -> str:
-    """Say in one line of printable characters, and not a long one, what is wrong with a file."""
+    """Say in one short line of printable characters what is wrong with a file."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, OSError) and error.strerror:
@@ -106,5 +106,5 @@ def describe_error(error: Exception) -> str:
 
 
 def describe_size(size: int) -> str:
-    """Say that a file is larger than any that is read."""
+    """Say that a file is over the size limit."""
     return f"{size / 2**20:,.0f} MiB are over the limit of {MAX_FILE_BYTES >> 20} MiB for one file"

@@ -1,4 +1,4 @@
-"""An encoder that is not loaded until somebody asks it for more than its name."""
+"""An encoder that is loaded only when more than its name is needed."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,9 +10,9 @@ from encoders.base import Encoder, FloatArray, ImageEmbeddings, PreparedImage
 
 
 class LazyEncoder:
-    """Stands in for the encoder called `name`; `load` runs at the first use.
+    """Stands in for the encoder called `name`; `load` is called on first use.
 
-    A run over a folder without news asks only for the name, and so never waits for torch.
+    A run over an unchanged folder needs only the name, and so never waits for torch.
     """
 
     def __init__(self, name: str, load: Callable[[], Encoder]) -> None:

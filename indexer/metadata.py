@@ -1,7 +1,7 @@
-"""What a camera wrote beside the pixels: when, with what and where, read from EXIF that may say anything.
+"""When, where and with which camera a photo was taken, read from EXIF that may contain anything.
 
-Tag numbers are those of Exif 2.32 (CIPA DC-008). A field that is absent, broken or out of range is neutral:
-nothing here raises.
+Tag numbers are those of Exif 2.32 (CIPA DC-008). A field that is absent, broken or out of range gets its
+default: nothing here raises.
 """
 
 import math
@@ -15,15 +15,15 @@ LONGEST_TEXT = 100
 _MAKE, _MODEL, _ORIENTATION = 0x010F, 0x0110, 0x0112
 _CAMERA_IFD, _GPS_IFD = 0x8769, 0x8825
 _TAKEN_AT, _DIGITIZED_AT, _LENS = 0x9003, 0x9004, 0xA434
-_LATITUDE, _LONGITUDE = (1, 2), (3, 4)  # each a hemisphere, and degrees, minutes and seconds
+_LATITUDE, _LONGITUDE = (1, 2), (3, 4)  # tags of the hemisphere, and of degrees, minutes and seconds
 
 
 class Metadata(NamedTuple):
     """One photo's columns from EXIF.
 
-    taken_at: local time as the camera wrote it, without a zone. camera, lens: at most 100 printable
-    characters, "" where unknown. latitude, longitude: degrees, WGS 84, both or neither. orientation: 1..8, as
-    stored; 1 where unknown.
+    taken_at: local time as the camera wrote it, without a time zone. camera, lens: at most 100 printable
+    characters, "" if unknown. latitude, longitude: degrees, WGS 84, both or neither. orientation: 1..8, as
+    stored; 1 if unknown.
     """
 
     taken_at: datetime | None = None
@@ -38,7 +38,7 @@ NO_METADATA = Metadata()
 
 
 def read_metadata(exif: Image.Exif) -> Metadata:
-    """Read what EXIF says, and nothing of what it gets wrong."""
+    """Read the EXIF fields; any that is missing or invalid keeps its default."""
     camera, place = _read_ifd(exif, _CAMERA_IFD), _read_ifd(exif, _GPS_IFD)
     latitude = _read_degrees(place, *_LATITUDE, "NS", 90.0)
     longitude = _read_degrees(place, *_LONGITUDE, "EW", 180.0)
@@ -54,7 +54,7 @@ def read_metadata(exif: Image.Exif) -> Metadata:
 
 
 def read_orientation(exif: Mapping[int, Any]) -> int:
-    """The EXIF orientation: 1..8, 1 where it says nothing sensible."""
+    """The EXIF orientation: 1..8, and 1 if it is missing or invalid."""
     value = _read_tag(exif, _ORIENTATION)
     return value if is_orientation(value) else 1
 
@@ -67,14 +67,14 @@ def is_orientation(value: object) -> TypeGuard[int]:
 def _read_ifd(exif: Image.Exif, tag: int) -> Mapping[int, Any]:
     try:
         return exif.get_ifd(tag)
-    except Exception:  # an offset to nowhere, a type that does not exist, a circle
+    except Exception:  # an offset out of bounds, an unknown type, a cycle
         return {}
 
 
 def _read_tag(tags: Mapping[int, Any], tag: int) -> Any:
     try:
         return tags.get(tag)
-    except Exception:  # Pillow decodes a tag when it is first asked for
+    except Exception:  # Pillow decodes a tag only when it is accessed
         return None
 
 
@@ -87,14 +87,14 @@ def _read_text(tags: Mapping[int, Any], tag: int) -> str:
 
 
 def _name_camera(make: str, model: str) -> str:
-    """Make and model in one; many models begin with their make already."""
+    """Make and model in one string; many model names already begin with the make."""
     repeated = model.lower().startswith(make.lower())
     return (model if repeated else f"{make} {model}").strip()[:LONGEST_TEXT]
 
 
 def _read_time(tags: Mapping[int, Any], tag: int) -> datetime | None:
     text = _read_text(tags, tag)
-    if not text:  # most pictures; `strptime` takes its time to find that out
+    if not text:  # most photos; `strptime` is slow to fail
         return None
     try:
         return datetime.strptime(text[:19], "%Y:%m:%d %H:%M:%S")
@@ -105,7 +105,7 @@ def _read_time(tags: Mapping[int, Any], tag: int) -> datetime | None:
 def _read_degrees(
     tags: Mapping[int, Any], hemisphere_tag: int, angle_tag: int, hemispheres: str, limit: float
 ) -> float | None:
-    """Degrees, negative in the second hemisphere; None where the hemisphere is unsaid or the angle wrong."""
+    """Degrees, negative in the second hemisphere; None if the hemisphere is missing or the angle invalid."""
     hemisphere = _read_text(tags, hemisphere_tag).upper()
     if hemisphere not in tuple(hemispheres):
         return None

@@ -1,7 +1,8 @@
-r"""How a file name becomes a string that Parquet can hold and a line can show, and back without loss.
+r"""File names to strings that Parquet can store and one line can show, and back without loss.
 
-A name on disk is bytes; the `path` column is UTF-8. Each byte that is no UTF-8, and the backslash itself, is
-stored as `\xNN`, so every backslash in a stored path begins an escape and any other name is stored as it is.
+A name on disk is bytes; the `path` column is UTF-8. Each byte that is not valid UTF-8, and the backslash
+itself, is stored as `\xNN`, so every backslash in a stored path begins an escape, and any other name is
+stored unchanged.
 """
 
 import os
@@ -9,26 +10,26 @@ import re
 from pathlib import Path
 
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
-# What ends a line, commands a terminal, or has it write backwards, so that a name seems to be another.
+# Characters that end a line, control a terminal, or reverse the text so that a name looks like another.
 _BREAKS_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def escape_path(path: str) -> str:
-    """Turn a path as `os.scandir` gives it into the stored form."""
+    """Turn a path, as `os.scandir` gives it, into its stored form."""
     raw = path.replace("\\", r"\x5c").encode("utf-8", "surrogateescape")
     return raw.decode("utf-8", "backslashreplace")
 
 
 def unescape_path(stored: str) -> str:
-    """Turn a stored path back into one that opens."""
+    """Turn a stored path back into one that can be opened."""
     raw = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), stored.encode("utf-8", "surrogateescape"))
     return raw.decode("utf-8", "surrogateescape")
 
 
 def leads_out(stored: str) -> bool:
-    """Whether a stored path, taken below a folder, would open what lies outside: no index of ours has one.
+    """Whether a stored path, joined to a folder, could lead outside it; no path that fwd2bot stores does.
 
-    A NUL ends a name: what follows it in `search -0` is a name of its own.
+    A NUL counts as well: in the output of `search -0`, what follows it would be read as another path.
     """
     name = unescape_path(stored)
     path = Path(name)
@@ -36,12 +37,12 @@ def leads_out(stored: str) -> bool:
 
 
 def show_path(path: str | Path) -> str:
-    """Write a path that may hold anything as one line of valid UTF-8."""
+    """Format a path, whatever it contains, as one line of valid UTF-8."""
     return show_line(escape_path(os.fspath(path)))
 
 
 def show_line(text: str) -> str:
-    """Write a text that may hold anything as one line, which tells a terminal nothing but letters."""
+    """Format a text, whatever it contains, as one line without terminal control characters."""
     return _BREAKS_A_LINE.sub(_escape_character, text)
 
 

@@ -1,4 +1,4 @@
-"""An opened image to upright RGB pixels, no more of them than the model reads."""
+"""Opened images to upright RGB, scaled down towards the size that the model reads."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,17 @@ from encoders.base import FloatArray
 
 from .metadata import read_orientation
 
-LONGEST_SIDE = 16  # in units of image_size: a 2,000 x 100,000 strip must not fill the memory either
-_PIXELS_AT_ONCE = 1 << 20  # on their way to RGB, where each has several copies of up to twelve bytes
+LONGEST_SIDE = 16  # in units of image_size, so that a 2,000 x 100,000 strip does not fill the memory either
+_PIXELS_AT_ONCE = 1 << 20  # converted to RGB at a time: each takes several copies of up to twelve bytes
 
 
 def decode_upright(image: Image.Image, image_size: int) -> tuple[Image.Image, bool]:
-    """Decode the first frame: RGB, upright and small; and whether turning it upright swapped its sides.
+    """Decode the first frame to a small upright RGB image, and say whether that swapped width and height.
 
-    The shorter side comes out between image_size and twice that, where the original has so many.
+    The shorter side ends up between image_size and twice that; it is shorter if the original is, or if the
+    longer side had to be brought down to LONGEST_SIDE.
     """
-    # JPEG decodes straight to a half, quarter or eighth, HEIC may have a thumbnail; others know no draft.
+    # JPEG decodes straight to 1/2, 1/4 or 1/8 scale, HEIC may have a thumbnail; other formats have no draft.
     image.draft(None, (image_size, image_size))
     image.load()
     swapped = _turn_upright(image)
@@ -29,7 +30,7 @@ def decode_upright(image: Image.Image, image_size: int) -> tuple[Image.Image, bo
 
 
 def _turn_upright(image: Image.Image) -> bool:
-    """Apply the EXIF orientation in place; true where width and height changed places."""
+    """Apply the EXIF orientation in place; true if that swapped width and height."""
     try:
         swapped = read_orientation(image.getexif()) >= 5
         ImageOps.exif_transpose(image, in_place=True)
@@ -39,8 +40,8 @@ def _turn_upright(image: Image.Image) -> bool:
 
 
 def _reduce_to_rgb(image: Image.Image, factor: int) -> Image.Image:
-    """Make RGB of an image and reduce it, in strips of whole blocks: the pixels are those of the whole."""
-    if image.mode == "RGB" and not image.has_transparency_data:  # most photos, which need no copy
+    """Convert an image to RGB and reduce it in strips of whole blocks, which gives the same pixels."""
+    if image.mode == "RGB" and not image.has_transparency_data:  # most photos: no copy needed
         return image.reduce(factor) if factor > 1 else image
     width, height = image.size
     rows = factor * max(1, _PIXELS_AT_ONCE // (width * factor))
@@ -56,7 +57,7 @@ def _flatten_to_rgb(image: Image.Image, white: float) -> Image.Image:
     if white:
         values = np.clip(_read_values(image) * (255.0 / white) + 0.5, 0, 255)
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    if isinstance(image.info.get("transparency"), str):  # a text that a PNG calls so, and no colour
+    if isinstance(image.info.get("transparency"), str):  # a PNG text chunk of this name, not a colour
         del image.info["transparency"]
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -65,13 +66,13 @@ def _flatten_to_rgb(image: Image.Image, white: float) -> Image.Image:
 
 
 def _find_white(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]]) -> float:
-    """The top of a deep image's range, to become 255: Pillow's own conversion makes all above 255 white."""
+    """The value in a deep image that maps to 255; Pillow's own conversion turns all above 255 white."""
     peak = max(float(_read_values(image.crop(box)).max()) for box in boxes)
     usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
     return next((limit for limit in usual if peak <= limit), peak)
 
 
 def _read_values(image: Image.Image) -> FloatArray:
-    """The pixels of one band, 0 where they are no numbers."""
+    """The pixels of a single-band image as float32; NaN and infinity become 0."""
     values = np.asarray(image).astype(np.float32)
     return np.nan_to_num(values, copy=False, posinf=0.0, neginf=0.0)

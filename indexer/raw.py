@@ -1,4 +1,4 @@
-"""Camera RAW: the preview that the camera made, or else a quick development at half size (LibRaw).
+"""Camera RAW files: the preview embedded by the camera, or else a quick half-size development by LibRaw.
 
 Needs the extra [raw].
 """
@@ -12,11 +12,11 @@ from PIL import Image
 if TYPE_CHECKING:
     from rawpy import RawPy
 
-_ORIENTATIONS = {3: 3, 5: 8, 6: 6}  # of LibRaw's flips: how EXIF says the same
+_ORIENTATIONS = {3: 3, 5: 8, 6: 6}  # LibRaw flip: EXIF orientation
 
 
 def open_raw(stream: BinaryIO) -> "RawPy":
-    """Open a RAW file, to be closed again; nothing is decoded yet."""
+    """Open a RAW file, which the caller must close; nothing is decoded yet."""
     import rawpy
 
     return rawpy.imread(stream)
@@ -29,23 +29,23 @@ def measure_raw(raw: "RawPy") -> tuple[int, int]:
 
 
 def open_view(raw: "RawPy", image_size: int) -> Image.Image:
-    """The camera's preview if it has the pixels that the model reads, else the sensor's at half size.
+    """The camera's preview if it has enough pixels for the model, else the sensor image at half size.
 
-    Turned upright, or with an EXIF orientation that says how.
+    It is upright already, or has an EXIF orientation to make it so.
     """
     try:
         preview = _load_preview(raw, image_size)
-    except Exception:  # there is none, or one of a kind or content that cannot be read
+    except Exception:  # there is none, or its format or content cannot be read
         preview = None
     return preview or Image.fromarray(raw.postprocess(half_size=True, use_camera_wb=True))
 
 
 def _load_preview(raw: "RawPy", image_size: int) -> Image.Image | None:
-    """Decode the preview; None where it is too small to see, or larger than the photo it is to show."""
+    """Decode the preview; None if it is too small for the model, or larger than the photo itself."""
     import rawpy
 
     thumbnail, size = raw.extract_thumb(), measure_raw(raw)
-    if thumbnail.format == rawpy.ThumbFormat.JPEG:  # LibRaw gives it an EXIF orientation if it has none
+    if thumbnail.format == rawpy.ThumbFormat.JPEG:  # LibRaw adds an EXIF orientation if it has none
         preview: Image.Image = Image.open(BytesIO(bytes(thumbnail.data)), formats=("JPEG",))
     else:
         preview = Image.fromarray(np.asarray(thumbnail.data))

@@ -1,4 +1,4 @@
-"""The images below a URL that fsspec knows (s3://, gs://, memory:// ...), each read in one request."""
+"""The images below an fsspec URL (s3://, gs://, memory:// ...), each read in one request."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,20 +30,20 @@ from .images import (
 )
 from .paths import escape_path, unescape_path
 
-_Entry = Mapping[str, Any]  # of a listing
+_Entry = Mapping[str, Any]  # one entry of a listing
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-# What the file systems of fsspec call the time of the last write, and a mark that changes with the content.
+# Names in fsspec file systems for the time of the last write, and for a tag that changes with the content.
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 _MARKS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "checksum", "Last-Modified")
-_DEEPEST = 40  # folders in one another: a web server lists them without end where a link leads back up
-_REQUESTS = 16  # at a time, where a listing is of names alone
+_DEEPEST = 40  # nested folders; a web server lists them without end if a link leads back up
+_REQUESTS = 16  # at a time, where a listing has names only
 
 
 class UrlSource:
-    """The objects below a URL (see sources.py). Links do not exist.
+    """The objects below a URL (see sources.py). There are no links.
 
-    Archives among them are left alone: to list one would take a request for every few of its bytes.
+    Archives among them are not read: listing one would take a request for every few bytes of it.
     """
 
     def __init__(self, url: str) -> None:
@@ -59,7 +59,7 @@ class UrlSource:
             folder = folders.pop()
             try:
                 entries = self._list_folder(folder)
-            except Exception as error:  # each file system has its own
+            except Exception as error:  # each file system raises its own
                 reason = describe_error(error)
                 if not folder:
                     raise NothingToIndex(
@@ -90,7 +90,7 @@ class UrlSource:
             data = self._files.cat_file(self._locate(unescape_path(path)), start=0, end=MAX_FILE_BYTES + 1)
         except OSError:
             raise
-        except Exception as error:  # a server that does not answer is no fault of the bytes
+        except Exception as error:  # if a server does not answer, the file is not at fault
             raise OSError(describe_error(error)) from error
         if len(data) > MAX_FILE_BYTES:
             raise ValueError(describe_size(len(data)))
@@ -100,19 +100,19 @@ class UrlSource:
         return f"{self._root}/{path}" if path else self._root or "/"
 
     def _list_folder(self, folder: str) -> dict[str, _Entry]:
-        """What lies right in a folder, by its path below the root: a web page may link to anywhere."""
+        """The direct entries of a folder, by path below the root; other links of a web page are dropped."""
         if folder.count("/") == _DEEPEST:
             raise OSError(f"it lies below {_DEEPEST} folders, as if a link led back up")
         start, listed = f"{folder}/" if folder else "", dict[str, _Entry]()
         for entry in self._files.ls(self._locate(folder), detail=True):
             path = entry["name"].removeprefix(self._root).strip("/")
-            # Some stores keep a mark for the folder itself.
+            # Some stores list a marker object for the folder itself, which is dropped too.
             if path.startswith(start) and _is_name(path.removeprefix(start)):
                 listed[path] = entry
         return listed
 
     def _list_files(self, entries: dict[str, _Entry]) -> Iterator[ImageFile]:
-        """List files; those whose listing was of names alone, as HTTP's are, are asked for the rest."""
+        """List files; where a listing has names only, as over HTTP, request their sizes and times."""
         bare = [path for path, entry in entries.items() if entry["size"] is None]
         with ThreadPoolExecutor(_REQUESTS) as pool:
             asked = dict(zip(bare, pool.map(self._ask, (entries[path] for path in bare)), strict=True))
@@ -121,18 +121,18 @@ class UrlSource:
             yield make_image_file(path, size, read_stamp(entry))
 
     def _ask(self, entry: _Entry) -> _Entry:
-        with suppress(Exception):  # reading it will say why
+        with suppress(Exception):  # reading the file will say why
             entry = self._files.info(entry["name"])
         return entry
 
 
 def _is_name(path: str) -> bool:
-    """Whether this is a name as a file has one; HTTP's client takes `%2E%2E` for the folder above too."""
+    """Whether this is a valid file name; the HTTP client also takes `%2E%2E` for the parent folder."""
     return not {"/", "\0"}.intersection(path) and unquote(path) not in ("", ".", "..")
 
 
 def _refuse(paths: Sequence[str], reason: str, remedy: str) -> list[tuple[str, str]]:
-    """One line for all of these."""
+    """One (path, reason) pair for all of these paths."""
     if not paths:
         return []
     more = f", nor are {len(paths) - 1:,} more" if len(paths) > 1 else ""
@@ -140,10 +140,10 @@ def _refuse(paths: Sequence[str], reason: str, remedy: str) -> list[tuple[str, s
 
 
 def read_stamp(entry: _Entry) -> int:
-    """The time of an object's last write in nanoseconds since 1970, as a sign of whether it has changed.
+    """The time of an object's last write in nanoseconds since 1970, to tell whether it has changed.
 
-    Stores count in seconds. Where there is a mark of the content too (an ETag), it makes the digits below the
-    second, so that whatever changes either changes the stamp.
+    Stores count in seconds. If there is a content tag too (an ETag), its hash replaces the digits below the
+    second, so that a change of either changes the stamp.
     """
     moment = _read_time(next((entry[name] for name in _TIMES if entry.get(name)), 0))
     mark = next((str(entry[name]) for name in _MARKS if entry.get(name)), "")
@@ -153,7 +153,7 @@ def read_stamp(entry: _Entry) -> int:
 
 
 def _read_time(value: object) -> float:
-    """Seconds since 1970, 0 where the value is no time."""
+    """Seconds since 1970, 0 if the value is not a time."""
     try:
         if isinstance(value, str):
             value = datetime.fromisoformat(value)
@@ -164,10 +164,10 @@ def _read_time(value: object) -> float:
 
 
 def _open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL, and the root in it."""
+    """The file system of a URL, and the root path in it."""
     protocol = url.partition("://")[0]
     try:
-        # Without a cache of listings: a run lists each folder once, and a later run must see what is new.
+        # No cache of listings: a run lists each folder once, and a later run must see what is new.
         files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)

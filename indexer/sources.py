@@ -1,4 +1,4 @@
-"""Where images come from: a folder and the archives in it (folder.py), or a URL of fsspec (remote.py)."""
+"""Where images come from: a folder and the archives in it (folder.py), or an fsspec URL (remote.py)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,21 +12,21 @@ from .manifest import Root, parse_root
 
 
 class Source(Protocol):
-    """Where images come from. Paths are relative to it, in stored form."""
+    """Where images come from. Paths are relative to its root, in stored form."""
 
     def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
-        """List the image files, sorted by path; NothingToIndex where there is no such place.
+        """List the image files, sorted by path; NothingToIndex if there is no such folder or URL.
 
-        Names that begin with a dot are left out. `exclude` globs are tried on the path below the root and on
-        each name. Links that lead out of the root are refused unless `follow_links`.
+        Names that begin with a dot are left out. `exclude` globs are matched against the path below the root
+        and against each name. Links that lead out of the root are refused unless `follow_links`.
         """
 
     def open(self, path: str) -> BinaryIO:
-        """Open one file for reading, seekable; OSError where it cannot be read, anything if it is damaged."""
+        """Open one file as a seekable stream; OSError if it cannot be read, any exception if damaged."""
 
 
 def open_source(root: Root) -> Source:
-    """Turn a folder, or a URL with its `://`, into the source of its images; nothing is read yet."""
+    """The source for a folder, or for a URL with its `://`; nothing is read yet."""
     root = parse_root(root)
     if isinstance(root, Path):
         return FolderSource(root)
@@ -36,7 +36,7 @@ def open_source(root: Root) -> Source:
 
 
 def name_root(typed: Root) -> Root:
-    """The folder or URL that somebody named: an empty word, as an unset variable leaves it, names none."""
+    """Parse the folder or URL that the user gave; NothingToIndex if empty, as an unset variable is."""
     if isinstance(typed, str) and not typed.removeprefix("file://"):
         raise NothingToIndex("the name of the folder is empty: name one, or `.` for the current one")
     return parse_root(typed)
