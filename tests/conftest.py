@@ -1,4 +1,4 @@
-"""What the tests share: an encoder without weights that sees colours, a gallery drawn for it, its index."""
+"""Shared by the tests: an encoder without weights that sees colours, a gallery painted for it, its index."""
 
 import os
 import sys
@@ -23,8 +23,8 @@ from indexer.recorder import SilentObserver
 from indexer.table import EmbeddingTable
 from retrieval import cli
 
-# Before torch is imported: for models as small as the tests', threads cost more than they bring, and they
-# would add up the same numbers in another order every time.
+# Set before torch is imported: for models as small as these, threads cost more than they gain, and would sum
+# the same numbers in a different order every time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PALETTE = {
@@ -41,16 +41,16 @@ PALETTE = {
 
 @pytest.fixture(scope="session", autouse=True)
 def single_precision() -> Iterator[None]:
-    """Float32 on every CPU, for what is compared with stock classes to the last digits."""
+    """Use float32 on every CPU, for comparisons with stock classes to the last digits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("encoders.precision._HARDWARE", ())
         yield
 
 
 class FakeEncoder:
-    """Sees how near each quarter of an image is to each colour of the palette, and reads colour words.
+    """Measures how close each quarter of an image is to each palette colour, and understands colour words.
 
-    Four summary tokens of eight values, one a quarter; implements TalkingEncoder.
+    Four summary tokens of eight values, one per quarter; implements TalkingEncoder.
     """
 
     def __init__(self, name: str = "tiny", fingerprint: str = "fake-1", summaries: bool = True) -> None:
@@ -63,19 +63,19 @@ class FakeEncoder:
         self.batch_size = 4
 
     def prepare_image(self, image: Image.Image) -> PreparedImage:
-        """Nothing to do before the model is free."""
+        """Return the image: there is nothing to prepare."""
         return image
 
     def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-        """As `encode_images`, whatever a test put in its place."""
+        """Call `encode_images`, or whatever a test has replaced it with."""
         return self.encode_images([image for image in prepared if isinstance(image, Image.Image)])
 
     def lanes(self) -> AbstractContextManager[Sequence[Encoder]]:
-        """One batch at a time."""
+        """One lane: a batch at a time."""
         return nullcontext([self])
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
-        """Nearness to the palette, for each quarter of each image."""
+        """Closeness to each palette colour, for each quarter of each image."""
         assert all(image.mode == "RGB" for image in images)
         self.embedded += len(images)
         pixels = np.stack([np.asarray(image.resize((8, 8), Image.Resampling.BOX)) for image in images])
@@ -87,12 +87,12 @@ class FakeEncoder:
         return ImageEmbeddings(to_unit(summaries.mean(axis=1)), summaries if self.summary_shape else None)
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
-        """One for each colour named; all colours alike where none is."""
+        """A 1 for each colour named, or for all if none is, scaled to unit length."""
         rows = [[float(word in text.lower().split()) for word in PALETTE] for text in texts]
         return to_unit(np.array([row if any(row) else [1.0] * self.dim for row in rows], np.float32))
 
     def caption(self, summaries: FloatArray) -> list[str]:
-        """Name the colour nearest to each image."""
+        """Name the colour closest to each image."""
         return [f"something {list(PALETTE)[tokens.mean(axis=0).argmax()]}" for tokens in summaries]
 
     def answer(self, summaries: FloatArray, question: str) -> list[str]:
@@ -100,7 +100,7 @@ class FakeEncoder:
         return [f"{question} {caption.split()[-1]}" for caption in self.caption(summaries)]
 
     def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
-        """The log of how near the image is to the colours of the text."""
+        """The log of how close the image is to the colours of the text."""
         nearness = (to_unit(summaries.mean(axis=1)) * self.encode_texts(texts)).sum(axis=1)
         return np.log(np.clip(nearness, 1e-6, 1)).astype(np.float32)
 
@@ -126,7 +126,7 @@ def encoder() -> FakeEncoder:
 
 @pytest.fixture
 def gallery(tmp_path: Path) -> Path:
-    """A folder of eight images, one a colour of the palette, half of them in a folder below."""
+    """A folder of eight images, one per palette colour, half of them in a subfolder."""
     root = tmp_path / "gallery"
     for number, (name, colour) in enumerate(PALETTE.items()):
         folder = root / "below" if number % 2 else root
@@ -136,7 +136,7 @@ def gallery(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def installed_encoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeEncoder], None]:
-    """Put an encoder in the place of whatever `load_encoder` would load."""
+    """Replace whatever `load_encoder` would load with an encoder."""
 
     def install(encoder: FakeEncoder) -> None:
         module = types.ModuleType("encoders.load")
@@ -148,7 +148,7 @@ def installed_encoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeEncoder]
 
 
 class Witness(SilentObserver):
-    """Remembers what was skipped and how far the run got."""
+    """Records what was skipped and how far the run got."""
 
     def __init__(self) -> None:
         self.skipped: dict[str, str] = {}
@@ -173,7 +173,7 @@ def open_table(root: Path) -> EmbeddingTable:
 
 
 def write_rows(index: Path, rows: pa.Table) -> None:
-    """Replace the one part by these rows, written as the index does, and the manifest by one that agrees."""
+    """Replace the only part with these rows, written as the index does, and update the manifest to match."""
     manifest = read_manifest(index)
     part = write_part(index, manifest.parts[0].name, rows.schema, [rows])
     write_manifest(index, replace(manifest, parts=(part,)))
@@ -205,7 +205,7 @@ def run(*arguments: str) -> Result:
 def run_main(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command as its script runs it, errors of ours included."""
+    """Exit code, stdout and stderr of the command as its script runs it, with our own errors handled."""
     monkeypatch.setattr(sys, "argv", ["fwd2bot", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -215,13 +215,13 @@ def run_main(
 
 @pytest.fixture
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tokenizer need not know many words here."""
+    """Train the tokenizer on few scenes: it need not know many words here."""
     monkeypatch.setattr("training.initial_model._TOKENIZER_SCENES", 60)
 
 
 @pytest.fixture(scope="module", name="data")
 def colours_on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `write_colours` writes, for the runs of a file."""
+    """The data set that `write_colours` writes, shared by the tests of a module."""
     from tests.training_runs import write_colours
 
     return write_colours(tmp_path_factory.mktemp("data"))
@@ -229,7 +229,7 @@ def colours_on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", name="run")
 def short_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three steps on it: its model reads 16 pixels a side, two of the strides of its tower."""
+    """A training run of three steps on `data`: its model reads 16 pixels a side, two strides of its tower."""
     from tests.training_runs import make_settings
     from training.train import train
 

@@ -1,4 +1,4 @@
-"""Archives: their images are read in place, and nothing they say of themselves is trusted."""
+"""Archives: their images are read in place, and nothing they say about themselves is trusted."""
 
 import io
 import struct
@@ -142,7 +142,7 @@ def test_of_a_damaged_tar_what_comes_before_the_damage_is_read(tmp_path: Path) -
     path.write_bytes(content)
     found = open_source(tmp_path).find()
     assert [file.path for file in found.files] == ["a.tar/0.png", "a.tar/1.png"]
-    assert [path for path, _ in found.unreadable] == ["a.tar"]  # so that the others do not count as deleted
+    assert [path for path, _ in found.unreadable] == ["a.tar"]  # so that the others are not marked deleted
 
 
 def test_a_tar_cut_off_within_a_member_says_so(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_tar_that_sends_its_reader_round_in_circles_is_left(tmp_path: Path) ->
         pack_tar(tmp_path / "a.tar", dict.fromkeys(("a.png", "b.png", "c.png"), b"")).read_bytes()
     )
     header = memoryview(content)[1024:1536]
-    header[124:136] = b"\xff" * 10 + b"\xfc\x00"  # c.png has -1024 bytes, so that b.png comes next
+    header[124:136] = b"\xff" * 10 + b"\xfc\x00"  # c.png has size -1024, which leads back to b.png
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "a.tar").write_bytes(content)
@@ -168,7 +168,7 @@ def test_a_tar_that_sends_its_reader_round_in_circles_is_left(tmp_path: Path) ->
 
 
 def set_zip_sizes(content: bytearray, size: int) -> bytearray:
-    """Let local header and directory of the only entry tell this uncompressed size."""
+    """Set the uncompressed size of the only entry in its local header and in the directory."""
     struct.pack_into("<I", content, 22, size)
     struct.pack_into("<I", content, content.index(b"PK\1\2") + 24, size)
     return content

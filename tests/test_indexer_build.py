@@ -50,7 +50,7 @@ def test_a_run_embeds_only_what_changed(gallery: Path, encoder: FakeEncoder) -> 
     build(gallery, encoder)
     first = open_table(gallery)
     kept_id = first.ids[first.paths.index("white.png")]
-    paint(gallery / "new.png", "red")  # the bytes of red.png
+    paint(gallery / "new.png", "red")  # the same bytes as red.png
     paint(gallery / "red.png", "blue", size=(50, 50))
     (gallery / "blue.png").unlink()
     (gallery / "below/yellow.png").rename(gallery / "moved.png")

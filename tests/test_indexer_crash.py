@@ -1,4 +1,4 @@
-"""An index survives a death at any moment: at every write, flush, rename and removal, and by SIGKILL."""
+"""An index survives a crash at any moment: at every write, flush, rename and removal, and by SIGKILL."""
 
 import multiprocessing
 import os
@@ -32,7 +32,7 @@ SETTINGS = BuildSettings(batch_size=BATCH, workers=1)
 def small_commits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_COMMIT", BATCH)
     monkeypatch.setattr(writer, "MOST_SMALL_PARTS", 3)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of them would take minutes
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of calls would take minutes
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def draw_photos(root: Path, count: int) -> Path:
 
 
 def check_whole(index: Path, root: Path) -> None:
-    """Each image once, no file half-written or left over, nothing that `verify` would name."""
+    """Check that each image is there once and that `verify` would find no fault."""
     table = EmbeddingTable.open(index)
     expected = sorted(path.name for path in root.rglob("*.png"))
     assert sorted(Path(path).name for path in table.paths) == expected
@@ -56,7 +56,7 @@ def check_whole(index: Path, root: Path) -> None:
 
 
 def check_readable(index: Path) -> int:
-    """What a death left can be read as it is: returns how many images it has, each once."""
+    """Check that what a crash left can be read as it is, each image once; return the number of images."""
     try:
         table = EmbeddingTable.open(index)
     except IndexNotFound:
@@ -68,10 +68,10 @@ def check_readable(index: Path) -> int:
 def die_everywhere(
     prepare: Callable[[], Path], act: Callable[[Path], object], check: Callable[[Path], None]
 ) -> None:
-    """Do `act` over and over on a fresh index, dying one operation later each time; check what is left."""
+    """Repeat `act` on a fresh index, crashing one disk operation later each time; check what is left."""
     with install_disk(FaultyDisk()) as disk:
         act(prepare())
-    assert disk.count >= 8  # a part, a manifest: each written, flushed, renamed, and its folder flushed
+    assert disk.count >= 8  # a part and a manifest, each: write, flush, rename, flush of the folder
     for fatal in range(1, disk.count + 1):
         for mode in ("kill", "half") if fatal in disk.writes else ("kill",):
             index = prepare()
@@ -92,7 +92,7 @@ def test_a_build_may_die_at_any_operation(photos: Path, tmp_path: Path) -> None:
     def check(index: Path) -> None:
         known = check_readable(index)
         lost = encoder.embedded - known
-        assert 0 <= lost <= 3 * BATCH  # the batch being written, and two on their way through the model
+        assert 0 <= lost <= 3 * BATCH  # the batch being written, and two in the encoder's lane
         encoder.embedded = 0
         assert build_index(photos, index, encoder, SETTINGS).indexed == encoder.embedded == 7 - known
         check_whole(index, photos)
@@ -102,7 +102,7 @@ def test_a_build_may_die_at_any_operation(photos: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def worn(photos: Path, tmp_path: Path) -> Path:
-    """An index with dead rows in every part: files changed, moved and gone."""
+    """An index with dead rows in every part: of files changed, moved and deleted."""
     index = tmp_path / "worn"
     build_index(photos, index, FakeEncoder(), SETTINGS)
     paint(photos / "01.png", "red", size=(99, 9))
@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up_leaves_the_index_as_it_was(
 
 
 class SlowEncoder(FakeEncoder):
-    """Takes its time, and notes each image before it is done."""
+    """Encodes slowly, and logs each image before it is done."""
 
     def __init__(self, log: Path) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class SlowEncoder(FakeEncoder):
 
 
 def build_slowly(photos: Path, index: Path, log: Path) -> None:
-    """What the process to be killed does."""
+    """What the process that is killed runs."""
     writer.ROWS_PER_COMMIT = BATCH
     os.close(sys.stderr.fileno())
     build_index(photos, index, SlowEncoder(log), SETTINGS)
@@ -214,7 +214,7 @@ def build_slowly(photos: Path, index: Path, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def warm_processes() -> Iterator[multiprocessing.context.ForkServerContext]:
-    """Processes forked from one that has imported everything: each costs a few hundredths of a second."""
+    """Processes forked from one that has imported everything: each starts in a few hundredths of a second."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             patch.setenv(name, "1")
@@ -234,7 +234,7 @@ def test_fifty_kills_at_random_moments_lose_nothing_but_the_batches_in_hand(
         log.touch()
         process = warm_processes.Process(target=build_slowly, args=(photos, index, log))
         process.start()
-        while not index.exists():  # until it has begun
+        while not index.exists():  # until the run has begun
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.25))
         assert process.pid is not None

@@ -1,4 +1,4 @@
-"""Decoding: every kind of bad file becomes a reason, every good one upright RGB pixels."""
+"""Decoding: every kind of bad file yields a reason, every good one upright RGB pixels."""
 
 import os
 import struct
@@ -31,7 +31,7 @@ def test_every_exif_orientation_gives_the_upright_image(
         pytest.importorskip("pillow_heif").register_heif_opener()
     upright = draw_corner((240, 160))
     path = tmp_path / f"photo.{suffix}"
-    exif = make_exif(orientation).tobytes()  # of these bytes pillow_heif makes the HEIC way to say the same
+    exif = make_exif(orientation).tobytes()  # pillow_heif turns these bytes into their HEIC equivalent
     options: dict[str, object] = {"quality": 95} if suffix in ("jpg", "avif", "heic") else {}
     turn(upright, orientation).save(path, exif=exif, **options)
     photo = read(path)
@@ -149,7 +149,7 @@ def test_bad_bytes_become_one_line_of_reason(tmp_path: Path, content: bytes, rea
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that declares its size and ends there."""
+    """A PNG that ends after the header, which states its size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -237,7 +237,7 @@ def test_every_kind_of_file_shows_the_picture_that_was_saved(tmp_path: Path, nam
     assert (photo.width, photo.height) == draw_picture().size
     seen = np.asarray(photo.image.resize((SIZE, SIZE)).convert("L"), float)
     saved = np.asarray(draw_picture().resize((SIZE, SIZE)).convert("L"), float)
-    assert np.corrcoef(seen.ravel(), saved.ravel())[0, 1] > 0.8  # RAW has colours of its own
+    assert np.corrcoef(seen.ravel(), saved.ravel())[0, 1] > 0.8  # RAW development changes colours
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A file that was replaced stays so if the power goes: what is flushed to the disk, and in which order."""
+"""A replaced file survives a power failure: what is flushed to disk, and in which order."""
 
 import os
 from pathlib import Path

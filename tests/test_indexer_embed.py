@@ -1,4 +1,4 @@
-"""The pipeline between files and rows: order, bounds, deadlines, lanes, and what a thread may break."""
+"""The pipeline from files to rows: order, bounds, deadlines, lanes, and failures in threads."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ FILES = [ImageFile(f"{number:03d}.png", 1, 1) for number in range(50)]
 
 
 def draw(file: ImageFile) -> Photo:
-    """A photo of a colour that its number tells."""
+    """A photo whose number determines its colour."""
     colour = PALETTE[COLOURS[int(file.path[:3]) % len(COLOURS)]]
     return Photo(file, image=Image.new("RGB", (40, 40), colour))
 
@@ -44,7 +44,7 @@ def embed(
 
 
 class LanedEncoder(FakeEncoder):
-    """Several copies that know how often, and how many at a time, they were asked."""
+    """An encoder with several copies, each of which records the sizes of its batches."""
 
     def __init__(self, lanes: int = 1, delay: float = 0.0) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_devices_compute_at_the_same_time() -> None:
 
     class Sociable(LanedEncoder):
         def encode_prepared(self, prepared: Sequence[PreparedImage]) -> ImageEmbeddings:
-            meeting.wait()  # breaks unless all three are here at once
+            meeting.wait()  # raises unless all three wait at the same time
             return super().encode_prepared(prepared)
 
     encoder = Sociable()
@@ -168,7 +168,7 @@ def test_a_decoder_that_hangs_is_left_behind_and_its_thread_replaced(encoder: Fa
 
 def test_the_deadline_counts_from_when_a_file_is_begun(encoder: FakeEncoder) -> None:
     def read(file: ImageFile) -> Photo:
-        time.sleep(0.03)  # 50 of them in 3 threads take longer than any one may
+        time.sleep(0.03)  # 50 of these in 3 threads take longer than the deadline of one
         return draw(file)
 
     photos, _ = embed(encoder, read, seconds=0.4)
@@ -194,7 +194,7 @@ def test_the_end_of_the_process_does_not_wait_for_a_hanging_decoder() -> None:
 def test_what_a_reader_raises_reaches_the_caller() -> None:
     def read(item: int) -> int:
         if item == 3:
-            raise TimeoutError("of the network")  # and not of the deadline
+            raise TimeoutError("of the network")  # not the deadline's
         return item
 
     results: Iterator[int] = read_ahead(range(6), read, lambda item: -1, ahead=2, workers=2, seconds=5)

@@ -1,4 +1,4 @@
-"""Nearest neighbours: exact and approximate, built from a stream, changed in place, kept in a file."""
+"""Nearest neighbours: exact and approximate, built from a stream, updated in place, stored in a file."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def clustered_units(count: int, dim: int = 32) -> np.ndarray:
 
 
 def stream(vectors: np.ndarray, ids: np.ndarray) -> VectorBlocks:
-    """Blocks of 700 rows, the last one smaller."""
+    """Blocks of 700 rows; the last one may be smaller."""
 
     def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(ids), 700):
@@ -213,7 +213,7 @@ print(refused, opened)
 @pytest.mark.usefixtures("few_are_exact")
 @pytest.mark.parametrize("count", [50, 1100])
 def test_a_crafted_file_is_refused_or_searched_and_takes_no_memory(tmp_path: Path, count: int) -> None:
-    """With a manifest that fits it: in a process of its own, because what fails here is the process."""
+    """The manifest agrees with the file. Runs in its own process, because a failure would crash it."""
     index = build(random_units(count, 8), np.arange(count))
     record = save_faiss(index, tmp_path / "index-000001.faiss", next_id=count)
     arguments = [str(Path(__file__).parents[1]), str(tmp_path / record.name), str(count), str(record.trained)]
@@ -275,7 +275,7 @@ def test_the_gpu_finds_what_the_cpu_does(tmp_path: Path, monkeypatch: pytest.Mon
     for ours, theirs in zip(on_gpu, on_cpu, strict=True):
         assert np.allclose([score for _, score in ours], [score for _, score in theirs], atol=1e-4)
     same = [ours == theirs for ours, theirs in zip(list_ids(on_gpu), list_ids(on_cpu), strict=True)]
-    assert np.mean(same) > 0.98  # two scores nearer than the rounding of a sum may change places
+    assert np.mean(same) > 0.98  # scores that differ by less than rounding may swap places
 
 
 @pytest.mark.usefixtures("few_are_exact")

@@ -1,4 +1,4 @@
-"""A listing in columns is the list of its files."""
+"""A listing in columns behaves like a list of its files."""
 
 from random import Random
 
@@ -8,7 +8,7 @@ import pytest
 from indexer.file_list import FileCollector, FileList
 from indexer.images import ImageFile
 
-_COUNT = 9000  # more than are collected at once
+_COUNT = 9000  # more than are collected per batch
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Finding images in a folder: by name, once, in order, and not beyond it."""
+"""Finding images in a folder: by name, once each, in order, and not outside it."""
 
 import os
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_names_that_are_no_text_are_found_and_read(tmp_path: Path) -> None:
 def test_links_that_lead_out_are_named_once_and_followed_only_when_asked(tmp_path: Path) -> None:
     touch(tmp_path, "photos/a.jpg", "photos/below/b.jpg", "photos_too/c.jpg", "d.jpg")
     root = tmp_path / "photos"
-    (root / "below" / "folder").symlink_to(tmp_path / "photos_too")  # begins like the root
+    (root / "below" / "folder").symlink_to(tmp_path / "photos_too")  # a path that begins like the root's
     (root / "file.jpg").symlink_to(tmp_path / "d.jpg")
     (root / "notes.txt").symlink_to(tmp_path / "d.jpg")
     (root / "inside.jpg").symlink_to(Path("below", "b.jpg"))

@@ -1,4 +1,4 @@
-"""What an index writes as it grows and shrinks: its commits, its parts, its FAISS file."""
+"""What an index writes as it grows and shrinks: commits, parts and the FAISS file."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ def test_the_faiss_file_takes_what_is_new_and_is_not_built_anew(
 
 
 class Impatient(Witness):
-    """Breaks a run off at its first batch."""
+    """Interrupts a run at its first batch."""
 
     def advance(self, count: int) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What is known by its digest is copied: files that move, return, are duplicates, or only look new."""
+"""Files with a known digest are copied: those moved, restored, duplicated, or only seemingly new."""
 
 import os
 import shutil
@@ -86,7 +86,7 @@ def test_duplicates_of_a_bad_file_are_each_skipped(gallery: Path, encoder: FakeE
 def test_a_duplicate_of_what_has_failed_is_not_kept_waiting(
     gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("a.png", "z.png"):  # the one is done with long before the other is read
+    for name in ("a.png", "z.png"):  # a.png has failed long before z.png is read
         (gallery / name).write_bytes(b"no image")
     waited, take = list[str](), BatchRecorder.take_unsettled
 

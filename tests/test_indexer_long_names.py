@@ -1,4 +1,4 @@
-"""Names of any length, as archives and web servers have them: an index takes none that it could not read."""
+"""Names of any length, as in archives and on web servers: an index takes none that it could not read back."""
 
 from pathlib import Path
 from uuid import uuid4
@@ -44,7 +44,7 @@ def test_paths_longer_than_any_file_has_are_left_out_behind_a_url_in_one_line() 
 def test_an_index_reads_the_longest_names_that_it_takes(
     tmp_path: Path, encoder: FakeEncoder, count: int
 ) -> None:
-    deep = tmp_path.joinpath(*["\\" * 250] * 14)  # of which each letter takes four bytes
+    deep = tmp_path.joinpath(*["\\" * 250] * 14)  # each backslash is stored as four bytes
     deep.mkdir(parents=True)
     names = [f"{number:03}{LONGEST[3:]}" for number in range(count)]
     PACKERS["tar"](deep / "a.tar", {name: draw_bytes() for name in names})

@@ -1,4 +1,4 @@
-"""EXIF to columns: what cameras write is read, what they get wrong is neutral, and nothing raises."""
+"""EXIF to columns: what cameras write is read, invalid fields get their defaults, and nothing raises."""
 
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ def assert_near(seen: Metadata, expected: Metadata) -> None:
 
 
 def store(exif: Image.Exif) -> Image.Exif:
-    """The EXIF as it comes back from a file."""
+    """The EXIF as read back from a file."""
     loaded = Image.Exif()
     loaded.load(exif.tobytes())
     return loaded
@@ -37,7 +37,7 @@ def read_tags(
     camera: dict[int, object] | None = None,
     place: dict[int, object] | None = None,
 ) -> Metadata:
-    """Read EXIF of these tags, as Pillow would give them."""
+    """Read metadata from EXIF with these tags, with values as Pillow would return them."""
     exif = Image.Exif()
     exif.update(base or {})
     exif.get_ifd(0x8769).update(camera or {})
@@ -170,7 +170,7 @@ def test_no_mutation_of_exif_raises_or_leaves_its_range(tmp_path: Path) -> None:
         raw = b"Exif\0\0" + mutate(exif.removeprefix(b"Exif\0\0"), exif, random)
         try:
             loaded.load(raw)
-        except Exception:  # Pillow's own, which decoding an image wraps; seen below
+        except Exception:  # Pillow's own error, which decoding an image catches: tested below
             continue
         metadata = read_metadata(loaded)
         seen.add(metadata)

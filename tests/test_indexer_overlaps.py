@@ -1,4 +1,4 @@
-"""Zips whose entries lie over one another are refused, and no other zip is."""
+"""Zips with overlapping entries are refused, and no others."""
 
 import io
 import zipfile
@@ -39,7 +39,7 @@ def test_a_zip_whose_images_share_bytes_is_refused_in_one_line(
 
 
 class Pipe(io.RawIOBase):
-    """Takes bytes and cannot go back, so that a zip's sizes come behind its entries."""
+    """A sink that cannot seek, so that a zip's sizes are written after its entries."""
 
     def __init__(self) -> None:
         self.content = bytearray()
@@ -63,7 +63,7 @@ def test_images_side_by_side_are_read_however_they_are_packed(
             archive.writestr(name, content)
         with archive.open("e.png", "w", force_zip64=True) as stream:
             stream.write(draw_bytes())
-        archive.filelist.append(copy(archive.filelist[2]))  # named twice, and read once
+        archive.filelist.append(copy(archive.filelist[2]))  # listed twice, and read once
     (tmp_path / "a.zip").write_bytes(prefix + pipe.content)
     photos = read_all(tmp_path)
     assert [path for path, photo in photos.items() if not photo.error] == ["a.zip/b/c.png", "a.zip/e.png"]

@@ -1,4 +1,4 @@
-"""A part is believed in nothing: how much it holds is known before it is written out in memory."""
+"""Nothing in a part is trusted: its decoded size is known before it is decoded into memory."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def put(rows: pa.Table, name: str, values: list[Any]) -> pa.Table:
 
 
 def forge_part(index: Path, rows: pa.Table, **options: Any) -> None:
-    """Replace the one part by these rows, whoever wrote them, and the manifest by one that agrees."""
+    """Replace the only part with these rows, using any Parquet options, and update the manifest to match."""
     manifest = read_manifest(index)
     path = index / "parts" / manifest.parts[0].name
     pq.write_table(rows, path, compression="zstd", write_page_checksum=True, **options)
@@ -117,7 +117,7 @@ FORGERIES = [
 
 
 def forge_value(index: Path, name: str, value: object) -> None:
-    """Give the image of id 3 another value."""
+    """Give the image with id 3 another value."""
     rows = read_part(index)
     write_rows(index, put(rows, name, [*rows[name].to_pylist()[:3], value, *rows[name].to_pylist()[4:]]))
 
@@ -153,7 +153,7 @@ def test_tokens_that_are_none_are_said_to_be_damage(
 
 @pytest.fixture
 def above(index: Path, encoder: FakeEncoder) -> Path:
-    """An index of the folder above, of one image of its own."""
+    """An index of the parent folder, with one image of its own."""
     folder = paint(index.parent.parent / "one.png", "red").parent
     build(folder, encoder, exclude=(index.parent.name,))
     return folder / ".fwd2bot"
@@ -243,7 +243,7 @@ def test_ids_that_do_not_grow_from_row_to_row_and_group_to_group_are_damage(
     write_rows(index, put(rows, "id", ids))
     assert "its ids do not grow" in next(audit_index(index)).sentence
     write_rows(index, put(rows, "id", [*range(0, 512, 2)]))
-    assert "FAISS" in next(audit_index(index)).sentence  # and of the part nothing
+    assert "FAISS" in next(audit_index(index)).sentence  # and no fault of the part
 
 
 def test_a_part_of_absurd_size_is_refused(index: Path) -> None:

@@ -1,4 +1,4 @@
-"""Large images: what the model reads is what the whole image shrinks to, in no more memory than it takes."""
+"""Large images: reducing them in strips gives the same pixels as reducing the whole, in bounded memory."""
 
 import io
 
@@ -14,7 +14,7 @@ SIZES = [(20, 20), (40, 33), (97, 64), (64, 97), (323, 70), (70, 331), (1600, 16
 
 
 def draw_noise(mode: str, size: tuple[int, int]) -> Image.Image:
-    """Random pixels, transparent ones among them where the mode has them."""
+    """Random pixels, some of them transparent if the mode allows it."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), np.uint8)
     if mode in ("I;16", "I", "F"):
         kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
@@ -24,7 +24,7 @@ def draw_noise(mode: str, size: tuple[int, int]) -> Image.Image:
 
 
 def shrink_whole(image: Image.Image, image_size: int) -> Image.Image:
-    """The definition: first RGB on white, then the means of blocks."""
+    """The reference: the whole image to RGB on white, then the means of blocks."""
     if image.mode in ("I;16", "I", "F"):
         values = np.asarray(image).astype(np.float32)
         top = values.max() if values.max() > 65535 else 65535

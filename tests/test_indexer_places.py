@@ -73,7 +73,7 @@ def test_an_index_may_be_reached_by_a_link(gallery: Path, encoder: FakeEncoder, 
 
 
 @pytest.mark.parametrize("reason", [errno.EACCES, errno.EPERM, errno.EROFS])
-@pytest.mark.parametrize("step", ["mkdir", "open"])  # of the folder, of the note that says who writes
+@pytest.mark.parametrize("step", ["mkdir", "open"])  # of the folder, of the lock-holder note
 def test_a_place_that_cannot_be_written_is_refused_with_the_remedy(
     gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, step: str, reason: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""RAW files: their preview where it is large enough, else developed; upright either way."""
+"""RAW files: the preview if it is large enough, else a development; upright either way."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Roots that are URLs: the same images as in a folder, and the same files again count as unchanged."""
+"""Roots that are URLs: the same images as in a folder, and the same files count as unchanged next time."""
 
 import os
 import sys
@@ -46,7 +46,7 @@ def memory() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """A URL on an S3 server of this machine that holds FILES."""
+    """A URL on a local S3 server that holds FILES."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
     server.start()
@@ -110,7 +110,7 @@ def test_only_what_was_written_again_has_another_stamp(url: str) -> None:
     before = list(open_source(url).find().files)
     assert list(open_source(url).find().files) == before
     with fsspec.open(f"{url}/a.png", "wb") as stream:
-        stream.write(FILES["a.png"][:-1] + b"?")  # of the same size, and within the same second
+        stream.write(FILES["a.png"][:-1] + b"?")  # the same size, and within the same second
     after = list(open_source(url).find().files)
     assert [file.path for file, old in zip(after, before, strict=True) if file != old] == ["a.png"]
     with fsspec.open(f"{url}/a.png", "wb") as stream:
@@ -119,7 +119,7 @@ def test_only_what_was_written_again_has_another_stamp(url: str) -> None:
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
-    """A URL on a web server of this machine that holds two photos and an empty one."""
+    """A URL on a local web server that holds two photos and an empty file."""
     pytest.importorskip("aiohttp")
     for name in ("a.png", "below/b.JPG", "empty.png"):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def test_files_are_asked_about_side_by_side(memory: str, monkeypatch: pytest.Mon
             stream.write(FILES["a.png"])
 
     def ask(self: object, path: str, **options: object) -> object:
-        together.wait()  # for the other two
+        together.wait()  # for the other two requests
         return info(self, path, **options)
 
     monkeypatch.setattr(

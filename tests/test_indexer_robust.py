@@ -1,4 +1,4 @@
-"""What a run survives: other writers, kills, folders it may not read; and what others can read of it."""
+"""What a run survives: other writers, kills, unreadable folders; and what others can read meanwhile."""
 
 import errno
 import json
@@ -97,7 +97,7 @@ def test_an_unlisted_folder_is_reported_and_what_it_held_is_kept(
 
 
 class UnseenEntry:
-    """An entry of a folder that cannot be looked at."""
+    """A folder entry that cannot be examined."""
 
     def __init__(self, entry: os.DirEntry[str], reason: int) -> None:
         self.entry, self.reason = entry, reason

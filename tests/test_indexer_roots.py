@@ -1,4 +1,4 @@
-"""Where images come from besides a folder, and where an index cannot go."""
+"""Sources of images other than a folder, and places where an index cannot be."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ Install = Callable[[FakeEncoder], None]
 
 @pytest.fixture
 def bucket(gallery: Path) -> Iterator[str]:
-    """The gallery in the memory of fsspec."""
+    """The gallery in fsspec's memory file system."""
     memory = fsspec.filesystem("memory")
     for path in gallery.rglob("*.png"):
         memory.pipe(f"/photos/{path.relative_to(gallery).as_posix()}", path.read_bytes())
@@ -113,7 +113,7 @@ def test_an_index_follows_where_nothing_is_new_and_to_a_url_and_back(
     bucket: str, gallery: Path, tmp_path: Path, encoder: FakeEncoder
 ) -> None:
     build_index(gallery, tmp_path / "index", encoder)
-    new = shutil.copytree(gallery, tmp_path / "new")  # with their times
+    new = shutil.copytree(gallery, tmp_path / "new")  # keeps modification times
     for root, reused in ((new, 8), (bucket, 0), (gallery, 0), (gallery, 8)):
         report = build_index(root, tmp_path / "index", encoder, BuildSettings(moved=True))
         assert (report.reused, report.copied) == (reused, 8 - reused)
@@ -160,7 +160,7 @@ def test_links_that_leave_the_folder_are_followed_only_when_asked(here: Path, tm
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB, where the tests may mount one."""
+    """A disk of 64 KiB, if the tests are allowed to mount one."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = shutil.which("mount")

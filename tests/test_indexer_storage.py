@@ -1,4 +1,4 @@
-"""What lies on disk is never believed: damage of any file is noticed and its remedy said."""
+"""Nothing on disk is trusted: damage to any file is noticed, and the error names a remedy."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_a_folder_without_manifest_is_no_index(tmp_path: Path) -> None:
         read_manifest(tmp_path / "nowhere")
 
 
-PYTHON = re.compile("object|unpack|NoneType|subscript")  # what a reader without Python cannot make sense of
+PYTHON = re.compile("object|unpack|NoneType|subscript")  # meaningless to users who do not know Python
 SPOILERS: dict[str, Callable[[dict], object]] = {
     "another format": lambda data: data.update(format=1),
     "a root elsewhere": lambda data: data.update(root="../../../etc"),

@@ -1,4 +1,4 @@
-"""Merging, compacting and repairing an index, and what readers see meanwhile."""
+"""Merging, compacting and repairing an index, and what concurrent readers see."""
 
 import shutil
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Install = Callable[[FakeEncoder], None]
 
 
 def wear(root: Path, encoder: FakeEncoder) -> None:
-    """Index, then change, move and remove a file each, and index again."""
+    """Index, then change one file, move one and delete one, and index again."""
     build(root, encoder)
     paint(root / "red.png", "blue", size=(50, 50))
     (root / "blue.png").unlink()
@@ -37,7 +37,7 @@ def test_a_compaction_keeps_images_and_ids_and_drops_all_else(gallery: Path, enc
     wear(gallery, encoder)
     index = gallery / ".fwd2bot"
     before, faiss = open_table(gallery).to_arrow(), read_manifest(index).faiss
-    assert describe_index(index).dead == 5  # the old red, blue and yellow, and two notes that files are gone
+    assert describe_index(index).dead == 5  # the old red, blue and yellow, and two deletion rows
     report = compact_index(index)
     assert (report.dropped, report.parts) == (5, 1) and report.freed > 0
     assert open_table(gallery).to_arrow().equals(before)
@@ -88,7 +88,7 @@ def test_a_reader_is_told_of_a_rebuild(
     build(gallery, encoder)
     searcher = Searcher.open(gallery / ".fwd2bot")
     build(gallery, encoder, rebuild=True)
-    build(gallery, encoder)  # which removes the parts of before
+    build(gallery, encoder)  # which removes the old parts
     with pytest.raises(IndexFailure, match="rebuilt since"):
         searcher.search("red")
 
@@ -101,7 +101,7 @@ def test_a_run_that_ends_meanwhile_is_no_fault(
     index = gallery / ".fwd2bot"
     before = read_manifest(index)
     wear(gallery, encoder)
-    if compacted:  # and what the manifest of before names is gone
+    if compacted:  # then the files that the old manifest names are gone
         compact_index(index)
     manifests = iter([before])
     monkeypatch.setattr(
@@ -124,7 +124,7 @@ def test_ids_are_found_across_gaps(gallery: Path, encoder: FakeEncoder) -> None:
 
 @pytest.fixture
 def two(gallery: Path, encoder: FakeEncoder) -> tuple[Path, Path]:
-    """The index of a gallery without the folder below, and one of that folder."""
+    """The index of a gallery without its subfolder, and one of that subfolder."""
     build(gallery, encoder, exclude=("below",))
     build(gallery / "below", encoder)
     return gallery / ".fwd2bot", gallery / "below/.fwd2bot"
@@ -234,7 +234,7 @@ def test_a_path_that_leads_out_of_the_folder_is_a_fault_and_no_hit(
     manifest = read_manifest(index)
     path = index / "parts" / manifest.parts[0].name
     rows = pq.read_table(path)
-    nul = r"a.png\x00/etc/passwd.png"  # two names, to whom `search -0` tells it
+    nul = r"a.png\x00/etc/passwd.png"  # two paths in the output of `search -0`
     for evil in ("../outside.png", "/etc/passwd.png", r"a/\x2e./b.png", r"\x2fetc/passwd.png", nul, "a\0b/c"):
         paths = [evil, *rows["path"].to_pylist()[1:]]
         place = rows.column_names.index("path")

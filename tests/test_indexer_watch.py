@@ -1,4 +1,4 @@
-"""An index that is watched follows its folder."""
+"""A watched index follows its folder."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from tests.test_retrieval_process import start
 
 
 def test_a_watched_folder_is_followed_until_ctrl_c(here: Path) -> None:
-    (here / ".fwd2bot/x").parent.mkdir()  # a place that is watched too, and must not set off a run
+    (here / ".fwd2bot/x").parent.mkdir()  # is watched too, and must not trigger a run
     process = start(here, "index", ".", "--watch", "--json")
     assert isinstance(process.stdout, io.BufferedReader)
     reports = iter(json.loads(line) for line in process.stdout)
@@ -29,7 +29,7 @@ def test_a_watched_folder_is_followed_until_ctrl_c(here: Path) -> None:
     (here / "new").rename(here / "newer")
     (here / "blue.png").unlink()
     report = next(reports)
-    while report["reused"] < 7:  # a rename may come in two halves
+    while report["reused"] < 7:  # a rename may be reported in two halves
         report = next(reports)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
@@ -41,7 +41,7 @@ def test_a_watched_folder_is_followed_until_ctrl_c(here: Path) -> None:
 def watch_for(
     monkeypatch: pytest.MonkeyPatch, changes: int, gallery: Path, **patches: object
 ) -> list[BuildReport]:
-    """Watch through so many changes, then Ctrl-C."""
+    """Watch for this many changes, then press Ctrl-C."""
 
     def await_changes(*_: object):  # type: ignore[no-untyped-def]
         yield from [None] * changes
@@ -104,7 +104,7 @@ def test_a_folder_that_is_gone_or_another_is_watched_no_longer(
 def test_a_folder_removed_and_made_anew_at_once_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    happens = [set(), {(Change.deleted, str(tmp_path))}]  # and the disk gives it the same number again
+    happens = [set(), {(Change.deleted, str(tmp_path))}]  # and the new folder gets the same inode
     monkeypatch.setattr("watchfiles.watch", lambda *_, **__: iter(happens))
     changes = watch._await_changes(tmp_path, tmp_path / "index")
     next(changes)
