@@ -44,7 +44,7 @@ class _Workers(Generic[Item, Result]):
 
     def abandon(self, job: _Job[Item, Result], outcome: Result) -> None:
         """Settle a job whose thread is stuck, and start another thread in its place."""
-        if _settle(lambda: job.future.set_result(outcome)):  # otherwise it has finished just now
+        if _settle(lambda: job.future.set_result(outcome)):  # false if it has finished just now
             self._start_one()
 
     def stop(self) -> None:

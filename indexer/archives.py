@@ -23,7 +23,7 @@ from .images import LONGEST_SHOWN, MAX_FILE_BYTES, describe_error, describe_size
 
 ARCHIVE_EXTENSIONS = (".zip", ".tar")
 _ON_THE_WAY = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
-_LONGEST_READ = 32 << 20  # a zip's directory is read at once, and takes twenty times as much as objects
+_LONGEST_READ = 32 << 20  # bytes; a zip's directory is read at once, and takes twenty times as much memory
 _MOST_MEMBERS = 1_000_000
 _CHUNK = 1 << 20
 _ZIP_HEADER = struct.Struct("<4s22xHH")  # what precedes an entry: signature, lengths of name and extra field
@@ -104,10 +104,10 @@ def _list_archive(archive: Path, size: int, mtime_ns: int) -> Listing:
 
 
 class _CautiousFile(FileIO):
-    """A file that refuses large reads, which a header in it could otherwise cause."""
+    """A file that refuses large reads, such as a crafted header may cause."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to `size` bytes, all that is left by default; ValueError above the limit."""
+        """Read up to `size` bytes, by default all that are left; ValueError above _LONGEST_READ."""
         left = max(0, os.fstat(self.fileno()).st_size - self.tell())
         wanted = left if size is None or size < 0 else min(size, left)
         if wanted > _LONGEST_READ:
@@ -170,7 +170,7 @@ def _open_entry(stream: BinaryIO, entry: zipfile.ZipInfo) -> BinaryIO:
 
 
 def read_all(stream: BinaryIO, size: int) -> BytesIO:
-    """Read no more than `size` bytes into memory; ValueError above MAX_FILE_BYTES."""
+    """Read at most `size` bytes into memory; ValueError if `size` is above MAX_FILE_BYTES."""
     if size > MAX_FILE_BYTES:
         raise ValueError(describe_size(size))
     data = BytesIO()

@@ -78,7 +78,7 @@ class BuildReport(NamedTuple):
 
     indexed: embedded by the model. copied: moved, restored or duplicate files, whose bytes the index had
     already embedded. reused: unchanged files. removed: files that are gone. skipped: files that cannot be
-    read, in this or an earlier run, and folders, archives and links that are left out: one per `skip`.
+    read, in this or an earlier run, and folders, archives and links left out, one per `skip` call.
     """
 
     indexed: int
@@ -165,7 +165,7 @@ def _read_date(index: Path) -> str:
 
 
 def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) -> Manifest | None:
-    """The manifest to continue from, or None for a new index; refuses a run that does not fit the index."""
+    """The manifest to continue from, or None for a new index; IndexFailure if its folder or tokens differ."""
     if settings.rebuild:
         return None
     try:

@@ -1,6 +1,6 @@
 """Read one file: its digest, its metadata, and its pixels, scaled down towards what the model reads.
 
-Nothing here stops a run: a file that cannot be decoded becomes a Photo with the reason.
+Nothing here stops a run: a file that cannot be decoded becomes a Photo with the reason in `error`.
 """
 
 import math
@@ -30,7 +30,7 @@ from .pixels import decode_upright
 from .raw import measure_raw, open_raw, open_view
 from .sources import Source
 
-# Listed because Pillow, by default, goes by the bytes alone and would pass an EPS named .jpg to Ghostscript.
+# Given explicitly: by default Pillow goes by content alone and would pass an EPS named .jpg to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 DEFAULT_MAX_MEGAPIXELS = 200.0

@@ -86,7 +86,7 @@ def make_image_file(path: str, size: int, mtime_ns: int) -> ImageFile:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
+    """Whether a file of this name counts as an image."""
     return name.lower().endswith(EXTENSIONS)
 
 

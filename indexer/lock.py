@@ -55,7 +55,7 @@ def _explain_refusal(index_dir: Path, error: OSError) -> str:
 
 
 def _refuse_links(index_dir: Path) -> None:
-    """Refuse links in the index folder, which only one from elsewhere has; the folder itself may be one."""
+    """Refuse links in the index folder, which only a foreign index has; the folder itself may be a link."""
     for path in (index_dir / LOCK_NAME, index_dir / PARTS_FOLDER):
         if path.is_symlink():
             raise IndexFailure(

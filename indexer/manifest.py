@@ -1,4 +1,4 @@
-"""The manifest: the list of all that belongs to an index. A file that it does not name is not part of it.
+"""The manifest lists everything that belongs to an index; a file that it does not name is not part of it.
 
 It is replaced atomically and last, so a reader always sees complete parts, and a killed run loses only what
 no manifest names.
@@ -113,7 +113,7 @@ def locate_root(manifest: Manifest, index_dir: Path) -> Root:
 
 
 def resolve_root(folder: Root) -> Root:
-    """The absolute form of a folder or URL, as stored in manifests, whatever the current directory."""
+    """The absolute form of a folder or URL, the same from every current directory."""
     folder = parse_root(folder)
     if isinstance(folder, Path):
         return folder.resolve()

@@ -1,7 +1,7 @@
-"""Merge one index into another of the same model, without reading or embedding anything again.
+"""Merge one index into another of the same model, without reading or embedding any image again.
 
-Paths are relative to the folder of an index, so the folder of the source must lie in that of the target. For
-a path that both have, the target keeps its own row; merging twice has the same effect as merging once.
+Paths are relative to the folder that was indexed, so that of the source must lie in that of the target. For a
+path that both have, the target keeps its own row; merging twice has the same effect as merging once.
 """
 
 import os

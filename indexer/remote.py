@@ -140,7 +140,7 @@ def _refuse(paths: Sequence[str], reason: str, remedy: str) -> list[tuple[str, s
 
 
 def read_stamp(entry: _Entry) -> int:
-    """The time of an object's last write in nanoseconds since 1970, to tell whether it has changed.
+    """The time of an object's last write in nanoseconds since 1970, to show whether it has changed.
 
     Stores count in seconds. If there is a content tag too (an ETag), its hash replaces the digits below the
     second, so that a change of either changes the stamp.

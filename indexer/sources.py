@@ -12,7 +12,7 @@ from .manifest import Root, parse_root
 
 
 class Source(Protocol):
-    """Where images come from. Paths are relative to its root, in stored form."""
+    """A place that images come from. Paths are relative to its root, in stored form."""
 
     def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
         """List the image files, sorted by path; NothingToIndex if there is no such folder or URL.

@@ -23,7 +23,7 @@ def watch_folder(
     observer: BuildObserver,
     report: Callable[[BuildReport], None],
 ) -> None:
-    """Build the index now and after every batch of changes, until interrupted; `report` is called after each.
+    """Build the index now and after every batch of changes, until interrupted; `report` gets each result.
 
     What was read before the interruption is committed. If a later run finds the index locked or no images
     left, it is retried at the next change. NothingToIndex if the folder itself is removed or replaced:
