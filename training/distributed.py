@@ -1,13 +1,13 @@
-r"""Processes that train one model together, each on its share of every batch.
+r"""Data-parallel training: several processes train one model, each on its share of every batch.
 
     accelerate launch --config_file training/configs/accelerate_ddp.yaml \
         -m training.train CONFIG --data DIR --run DIR
 
-Each rank computes the loss of the whole batch from everybody's embeddings, and sends back through its model
-the gradient of its own rows; the sum of the ranks' gradients is then the gradient of the whole batch.
-Gradients are added once a step, by hand: `DistributedDataParallel` would add them after each chunk of
-`training.grad_cache`, and asks that every parameter is used in every forward, which a batch without images
-does not do.
+Each rank computes the loss of the whole batch from the embeddings of all ranks, and backpropagates only the
+gradient of its own rows; the sum of the ranks' gradients is then the gradient of the whole batch. Gradients
+are all-reduced explicitly, once per step: `DistributedDataParallel` would reduce them after each chunk of
+`training.grad_cache`, and requires every parameter to be used in every forward, which is not the case in a
+batch without images.
 """
 
 import os
@@ -24,14 +24,14 @@ from encoders.load import choose_device
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`, and the device it computes on."""
+    """The rank of this process among `count`, and its device."""
 
     rank: int
     count: int
     device: torch.device
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, in their order; gradients reach the own rows alone."""
+        """The rows of all ranks, in rank order; gradients only flow to this rank's own rows."""
         if self.count == 1:
             return rows
         length = torch.tensor([len(rows)], device=rows.device)
@@ -52,14 +52,14 @@ class Ranks:
         return total
 
     def most(self, value: Tensor) -> Tensor:
-        """The largest of all ranks, element by element."""
+        """The elementwise maximum of a tensor over all ranks."""
         largest = value.detach().clone()
         if self.count > 1:
             torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         return largest
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make each gradient the sum over all ranks; a parameter that no rank used keeps none."""
+        """Sum each gradient over all ranks; a parameter that no rank used keeps None."""
         if self.count == 1:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -84,7 +84,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def join_ranks() -> Ranks:
-    """Meet the processes that `accelerate launch` started; alone where there is but this one."""
+    """Join the process group that `accelerate launch` set up; a single process runs alone."""
     device = choose_device("auto")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks(0, 1, torch.device(device))

@@ -1,14 +1,14 @@
-"""The gradient of one large batch, from as many small ones as memory asks for (GradCache, arXiv 2101.06983).
+"""The gradient of one large batch, computed in chunks that fit in memory (GradCache, arXiv 2101.06983).
 
 A contrastive loss compares every row with every other, so the gradients of small batches do not add up to
-that of the large one, and accumulating them in the plain way would be another loss. Here they do add up:
+that of the large one: plain gradient accumulation would optimise a different loss. Here they do add up:
 
-1. embed all chunks without keeping anything for a backward;
-2. compute the loss of the whole batch on the embeddings alone, and its gradient with respect to each of them;
-3. embed each chunk again, and send the gradients of its embeddings back through the model.
+1. embed all chunks without keeping activations for a backward;
+2. compute the loss of the whole batch on the embeddings, and its gradient with respect to each embedding;
+3. embed each chunk again, and backpropagate its embeddings' gradients through the model.
 
-The answer loss is a mean over the tokens of the whole batch, so each chunk adds its share of it in 3. A
-batch of one chunk is embedded once. Over several ranks, see `training.distributed`.
+The answer loss is a mean over the tokens of the whole batch, so each chunk adds its share of it in step 3. A
+batch of one chunk is embedded only once. For several ranks, see `training.distributed`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +23,9 @@ from training.distributed import Ranks
 
 
 class Chunk(NamedTuple):
-    """What is in memory at once: a part of a step, or all of it. Answers are about its own sources.
+    """The part of a step that is in memory at once, or all of it. Its answers are about its own sources.
 
-    idle: no rows of the step are in it (see `training.sharding`).
+    idle: a dummy without rows of the step, run only to stay in step with other ranks (`training.sharding`).
     """
 
     sources: Sequence[BatchEncoding]
@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
 
 
 class Embeddings(NamedTuple):
-    """Of this rank's rows: sources, targets (rows, width) of unit length, and images (n, width), unscaled."""
+    """This rank's rows: sources, targets (rows, width) of unit length; images (n, width), not normalised."""
 
     sources: Tensor
     targets: Tensor
@@ -52,8 +52,8 @@ def accumulate_gradients(
 ) -> Tensor:
     """Add up the gradients of a step, and return the answer loss of all ranks (nats a token).
 
-    embedding_loss: the weighted losses of the whole batch from this rank's embeddings. seed: of what the
-    model draws (dropout), so that a chunk that is embedded twice draws the same.
+    embedding_loss: the weighted loss of the whole batch, given this rank's embeddings. seed: of dropout, so
+    that a chunk uses the same masks both times it is embedded.
     """
     tokens = ranks.add(torch.tensor(sum(map(count_tokens, chunks)), device=ranks.device)).clamp(min=1)
     at_once = len(chunks) == 1
@@ -98,10 +98,10 @@ def split_step(step: Chunk, size: int, image_token: int) -> list[Chunk]:
 
 
 def take_rows(inputs: BatchEncoding, rows: range, image_token: int) -> BatchEncoding:
-    """Some rows of what pass 1 reads.
+    """Select a range of rows from the inputs of pass 1.
 
-    Where a tensor has not one row for each prompt but some for each image (patches, tiles), it is cut in
-    proportion to the image tokens of the prompts.
+    A tensor with several rows per image (patches, tiles) instead of one per prompt is cut in proportion to
+    the image tokens of the prompts.
     """
     places = (inputs["input_ids"] == image_token).sum(dim=1).cumsum(dim=0)
     batch, before = len(places), int(places[rows.start - 1]) if rows.start else 0
@@ -116,13 +116,13 @@ def take_rows(inputs: BatchEncoding, rows: range, image_token: int) -> BatchEnco
 
 
 def take_answers(answers: Sequence[Answers], sources: range) -> list[Answers]:
-    """The answers about some sources, as one part, padded on the left; none where nothing is asked."""
+    """The answers about a range of sources, as one left-padded part; an empty list if there are none."""
     parts = [(part, (part.sources >= sources.start) & (part.sources < sources.stop)) for part in answers]
     parts = [(part, mine) for part, mine in parts if mine.any()]
     if not parts:
         return []
     length = max(part.labels.shape[1] for part, _ in parts)
-    # The id of padding is never looked at: 0 is no image token, and the mask hides it.
+    # Any padding id would do, since the mask hides it, as long as it is not the image token; 0 is not.
     inputs = {
         name: torch.cat([_pad_left(part.inputs[name][mine], length, 0) for part, mine in parts])
         for name in ("input_ids", "attention_mask")
@@ -133,7 +133,7 @@ def take_answers(answers: Sequence[Answers], sources: range) -> list[Answers]:
 
 
 def count_tokens(step: Chunk) -> int:
-    """The tokens that pass 2 is to say."""
+    """The number of answer tokens that pass 2 is trained on."""
     return sum(int((part.labels[:, 1:] != IGNORED).sum()) for part in step.answers)
 
 
@@ -163,7 +163,7 @@ def _split_gradient(rows: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor | 
 
 
 def _send_back(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Backward from all at once, but for what has no gradient or was made by nothing that is trained."""
+    """One backward from all tensors, except those without a gradient or without trained ancestors."""
     pairs = [
         (tensor, gradient)
         for tensor, gradient in zip(tensors, gradients, strict=True)

@@ -1,4 +1,4 @@
-"""Another vision tower for a checkpoint: one that learned in two towers, faster than behind an LLM."""
+"""Replace a checkpoint's vision tower with one trained in two towers, which is faster than behind an LLM."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +11,18 @@ from encoders.base import DatasetError
 from encoders.fwd2bot.model import Fwd2Bot
 from training.states import STATE_FILE, read_state
 
-_PREFIX = "image_tower."  # of its weights, in the state of a run of training.two_tower
+_PREFIX = "image_tower."  # of the tower's weight names, in the state of a training.two_tower run
 
 
 @torch.no_grad()
 def graft_tower(model: Fwd2Bot, run: Path, batches: Sequence[BatchEncoding]) -> None:
-    """Give the model the image tower of a run of `training.two_tower`, of the same architecture.
+    """Give the model the image tower of a `training.two_tower` run; both must have the same architecture.
 
-    The projector's first layer is fitted, by least squares over the pictures of `batches`, to make of the new
-    tower's features what it made of the old one's: the LLM sees nearly what it saw, and what else the tower
-    knows is there to be learned ("model stitching", Lenc and Vedaldi, arXiv 1411.5908, section 4). Raises
-    DatasetError where the run has no such tower, the model no such projector, or there are no pictures.
+    The projector's first layer is fitted by least squares over the pictures of `batches`, so that its outputs
+    on the new tower's features match those on the old tower's: the LLM's input hardly changes, and training
+    can then make use of whatever else the new tower has learned ("model stitching", Lenc and Vedaldi, arXiv
+    1411.5908, section 4). Raises DatasetError if the run has no such tower, the model has no such projector,
+    or there are no pictures.
     """
     layer = _find_first_layer(model)
     if not batches:
@@ -45,7 +46,7 @@ def graft_tower(model: Fwd2Bot, run: Path, batches: Sequence[BatchEncoding]) -> 
 
 
 def _read_features(model: Fwd2Bot, inputs: BatchEncoding) -> Tensor:
-    """What the projector is given: (image tokens of the batch, tower's width)."""
+    """The projector's inputs: (image tokens of the batch, tower width)."""
     kept: list[Tensor] = []
     with _find_first_layer(model).register_forward_pre_hook(lambda _, given: kept.append(given[0])):
         model.image_features(inputs.to(model.device))

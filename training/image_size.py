@@ -1,4 +1,4 @@
-"""Another image size for a model that was trained at one."""
+"""Run a trained model at a different image size."""
 
 import torch
 from PIL import Image
@@ -9,11 +9,11 @@ from training.validate import Compressor
 
 
 def set_image_size(model: Compressor, builder: InputBuilder, side: int) -> int:
-    """Show the model pictures of side x side pixels from now on; says how many image tokens each has.
+    """Feed the model pictures of side x side pixels from now on; returns the number of image tokens of each.
 
-    Crops in training show things larger than they are in whole pictures, so a model finds more in these at a
-    higher resolution than it learned at (FixRes, arXiv 1906.06423). Raises DatasetError where the tower reads
-    the size that it was made for and no other.
+    Crops in training show objects larger than whole pictures do, so a model retrieves better at a higher
+    resolution than it was trained at (FixRes, arXiv 1906.06423). Raises DatasetError if the tower only reads
+    the size that it was made for.
     """
     show_at(builder, side)
     try:
@@ -27,5 +27,5 @@ def set_image_size(model: Compressor, builder: InputBuilder, side: int) -> int:
 
 
 def show_at(builder: InputBuilder, side: int) -> None:
-    """Make pictures of side x side pixels from now on, which `set_image_size` found that the model reads."""
+    """Resize pictures to side x side pixels from now on; `set_image_size` must have accepted this side."""
     builder.processor.image_processor.size = {"height": side, "width": side}

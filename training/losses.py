@@ -1,6 +1,6 @@
-"""The contrastive half of L = a * L_AR + c * L_con (arXiv 2503.21757, section 3); L_AR is the model's own.
+"""The contrastive term of L = a * L_AR + c * L_con (arXiv 2503.21757, section 3); the model computes L_AR.
 
-And the loss by which a vision tower that starts from nothing learns to see: it names the words of captions.
+Also the distillation loss, and the word loss, by which a vision tower learns from scratch.
 """
 
 import math
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 HARD_NEGATIVE = -1  # the id of a target that matches no source, and of a source that matches no target
-_NEVER = -1e4  # the logit of a row with itself: no chance, and no infinity to multiply by it
-_LARGEST_SCALE = 100.0  # as CLIP (arXiv 2103.00020, section 2.5)
+_NEVER = -1e4  # the logit of a row with itself: probability 0, but finite, as 0 * inf would be nan
+_LARGEST_SCALE = 100.0  # as in CLIP (arXiv 2103.00020, section 2.5)
 
 
 class ContrastiveLoss(nn.Module):
-    """Symmetric InfoNCE with a learned temperature, where rows of equal ids are positives.
+    """Symmetric InfoNCE with a learned temperature; rows with equal ids are positives.
 
     A row with several positives spreads its target evenly over them (L_out of SupCon, arXiv 2004.11362).
     """
@@ -38,9 +38,9 @@ class ContrastiveLoss(nn.Module):
 
 
 class SigmoidLoss(nn.Module):
-    """Is this pair a match? Asked of every pair alone, with a learned temperature and bias.
+    """SigLIP's loss (arXiv 2303.15343, algorithm 1): match or no match, for each pair independently.
 
-    SigLIP (arXiv 2303.15343, algorithm 1); the sum over all pairs, divided by the number of sources.
+    Temperature and bias are learned; the loss is the sum over all pairs, divided by the number of sources.
     """
 
     def __init__(self, temperature: float = 0.1, bias: float = -10.0) -> None:
@@ -62,21 +62,22 @@ class SigmoidLoss(nn.Module):
 
 @torch.no_grad()
 def bound_scale(loss: ContrastiveLoss | SigmoidLoss) -> None:
-    """Keep the learned scale of similarities at 100 or below, as CLIP does after each update.
+    """Clamp the learned scale of similarities to at most 100 after each update, as CLIP does.
 
-    Bounded in the loss instead, it would have no gradient there, and stay for good.
+    If the loss clamped it instead, it would have no gradient beyond the bound, and stay there for good.
     """
     loss.log_scale.clamp_(max=math.log(_LARGEST_SCALE))
 
 
 def compare_affinities(rows: Tensor, guides: Tensor, pictured: Tensor, temperature: float) -> Tensor:
-    """How far the batch is from being as alike to itself as teachers find it: mean relative entropy, nats.
+    """Distil the teachers' similarities within a batch: mean KL divergence from theirs to ours, in nats.
 
-    Each row is a softmax over the cosines with all other pictures, and one over those with all other texts
-    (affinity mimicking, TinyCLIP, arXiv 2309.12314, section 3.1; theirs of picture to text and back alone).
+    Each row gives one softmax over its cosines with all other pictures, and one over those with all other
+    texts (affinity mimicking, TinyCLIP, arXiv 2309.12314, section 3.1, which only uses picture to text and
+    text to picture).
 
-    rows: of unit length (n, width). guides: the teachers' (n, dim), 0 for a row that they did not see, which
-    takes no part. pictured: bool (n,), which rows are pictures and not texts.
+    rows: (n, width), of unit length. guides: the teachers' embeddings (n, dim); rows of zeros, which no
+    teacher saw, take no part. pictured: bool (n,), True for pictures, False for texts.
     """
     known = guides.any(dim=1)
     rows, guides, pictured = rows[known], guides[known], pictured[known]
@@ -99,20 +100,20 @@ def compare_affinities(rows: Tensor, guides: Tensor, pictured: Tensor, temperatu
 
 
 def match_ids(source_ids: Tensor, target_ids: Tensor) -> Tensor:
-    """Which targets belong to which sources: bool (sources, targets)."""
+    """Which targets match which sources: bool (sources, targets)."""
     return (source_ids[:, None] == target_ids[None, :]) & (target_ids != HARD_NEGATIVE)
 
 
 class WordLoss(nn.Module):
-    """Which words do the captions of an image hold? A linear guess from the mean of its features.
+    """Predict the words of an image's captions from the mean of its features, with a linear head.
 
-    Words that few texts hold count more (SuperClass, arXiv 2411.03313, sections 3.1 and 3.2).
+    Rare words are weighted more (SuperClass, arXiv 2411.03313, sections 3.1 and 3.2).
     """
 
     frequencies: Tensor
 
     def __init__(self, width: int, frequencies: Tensor) -> None:
-        """frequencies: float32 (vocabulary,), the share of texts that hold each word."""
+        """frequencies: float32 (vocabulary,), the fraction of texts that contain each word."""
         super().__init__()
         self.head = nn.Linear(width, len(frequencies))
         self.register_buffer("frequencies", frequencies)

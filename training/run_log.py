@@ -1,4 +1,4 @@
-"""How a run goes on: a JSON line for each step, a line on stderr every few seconds, and TensorBoard."""
+"""Progress of a run: a JSON line for each step, a line on stderr every few seconds, and TensorBoard."""
 
 import json
 import sys
@@ -15,27 +15,27 @@ _SECONDS = 10
 
 
 class Scalars(Protocol):
-    """The part of TensorBoard's writer that is used."""
+    """The part of TensorBoard's SummaryWriter that is used here."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Plot one value."""
+        """Add one point to a plot."""
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write buffered points."""
 
 
 class RunLog:
-    """The log of one run, of which a resumed run drops what came after its state."""
+    """The log of one run; a resumed run drops the lines written after its saved state."""
 
     def __init__(self, run: Path, step: int, total: int) -> None:
-        """step: the last one that counts. total: of the whole run."""
+        """step: the last one to keep, that of the saved state. total: steps of the whole run."""
         self.path, self.total = run / LOG_FILE, total
         _drop_lines_after(self.path, step)
         self.scalars = _open_tensorboard(run, step)
         self._start()
 
     def add(self, step: int, report: StepReport) -> None:
-        """Write one step; shows the mean of some seconds of steps."""
+        """Log one step; every few seconds, show the mean over the steps since the last such line."""
         values = {**report.losses, "temperature": report.temperature, "rate": report.rate}
         self._write(step, {**values, "images": report.images, "tokens": report.tokens})
         self._reports.append(report)
@@ -45,10 +45,10 @@ class RunLog:
             self._start()
 
     def note(self, step: int, measures: dict[str, float]) -> None:
-        """Write what a validation found."""
+        """Log and show the results of a validation."""
         self._write(step, measures)
         tell(_phrase({"step": step, **measures}))
-        self._start()  # its time is not that of steps
+        self._start()  # validation time must not count as step time
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -80,16 +80,16 @@ class RunLog:
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command of this folder and return its exit code: a failure of ours is one line and a 1.
+    """Run a command of this folder and return its exit code: a foreseen error prints one line and returns 1.
 
-    Ctrl-C is a line too, and the 130 of shells.
+    Ctrl-C also prints one line, and returns 130 as shells do.
     """
     try:
         command()
     except Fwd2BotError as error:
         tell(f"error: {error}")
         return 1
-    except OSError as error:  # a full disk, above all: logs, tables and results are written everywhere
+    except OSError as error:  # mostly a full disk: logs, tables and results are written in many places
         tell(f"error: {first_line(error)}: mend this and start again, what was written before is whole")
         return 1
     except KeyboardInterrupt:
@@ -99,7 +99,7 @@ def run_command(command: Callable[[], None]) -> int:
 
 
 def tell(line: str) -> None:
-    """One line on stderr, now."""
+    """Print one line to stderr and flush it."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -112,7 +112,7 @@ def _phrase(values: dict[str, float]) -> str:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """A killed run may have logged steps that its state does not know, and half a line; a disk, anything."""
+    """Drop steps logged after the saved state, half-written lines, and any other damage to the log."""
     if not path.exists():
         return
     kept = [line for line in path.read_bytes().splitlines(keepends=True) if _is_step_up_to(step, line)]
@@ -124,14 +124,14 @@ def _drop_lines_after(path: Path, step: int) -> None:
 def _is_step_up_to(step: int, line: bytes) -> bool:
     try:
         return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
-    except (KeyError, RecursionError, TypeError, ValueError):  # no line that was written here
+    except (KeyError, RecursionError, TypeError, ValueError):  # not a line that RunLog wrote
         return False
 
 
 def _open_tensorboard(run: Path, step: int) -> Scalars | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # an extra: [train]
+    except ImportError:  # optional: part of the [train] extra
         return None
     writer: Scalars = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
     return writer

@@ -45,7 +45,7 @@ class LvlmSettings:
 
 @dataclass(frozen=True)
 class BaseSettings:
-    """A pretrained LVLM, of which only adapters and summary tokens are trained.
+    """A frozen pretrained LVLM; only adapters and summary tokens are trained.
 
     base: its folder or hub name. quantize: "4bit" keeps the frozen weights in NF4 (QLoRA), which needs a GPU.
     """
@@ -58,11 +58,11 @@ class BaseSettings:
 class CheckpointSettings:
     """A Fwd2Bot checkpoint that is trained further.
 
-    checkpoint: a folder, a hub name, or "tiny". image_size: side in pixels of the pictures that it is shown
-    from now on, or 0 for what it had; only a convolutional tower reads another. trained: every weight, or
-    "generate", the adapter of pass 2 alone: embeddings and summary tokens stay as they are, to the last bit.
-    tower: a run of training.two_tower whose image tower takes the place of the checkpoint's (see
-    `training.graft`), or "" for none.
+    checkpoint: a folder, a hub name, or "tiny". image_size: side in pixels of its input pictures from now on,
+    or 0 to keep the checkpoint's; only a convolutional tower can change it. trained: "all" weights, or
+    "generate" for the adapter of pass 2 only, which leaves embeddings and summary tokens bit-identical.
+    tower: a training.two_tower run whose image tower replaces the checkpoint's (see `training.graft`), or ""
+    for none.
     """
 
     checkpoint: str
@@ -73,10 +73,10 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class DistillationSettings:
-    """Learn from embeddings that teachers made beforehand.
+    """Learn from embeddings that teachers computed beforehand.
 
-    teachers: the folder that `training.teach` wrote. weight: of the loss (`losses.compare_affinities`), and
-    temperature: what both sides' cosines are divided by.
+    teachers: the folder that `training.teach` wrote. weight: of the loss (`losses.compare_affinities`).
+    temperature: divides the cosines of both the model and the teachers.
     """
 
     teachers: str
@@ -86,7 +86,7 @@ class DistillationSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW; the rate rises over `warmup_steps`, stays, and falls to zero over the last `cooldown_steps`."""
+    """AdamW; linear warm-up over `warmup_steps`, constant, linear cooldown over the last `cooldown_steps`."""
 
     learning_rate: Positive
     weight_decay: PositiveOrZero
@@ -99,16 +99,16 @@ class OptimizerSettings:
 class TrainingSettings:
     """One run. contrastive_weight and answer_weight are c and a of the joint loss.
 
-    feature_weight, word_weight: of a contrastive loss on the mean image features, and of telling a caption's
-    words from them: short ways for gradients to a vision tower that starts from nothing (deep supervision).
-    Both are 0 for a pretrained tower, and in the paper.
+    feature_weight, word_weight: of a contrastive loss on the mean image features, and of predicting a
+    caption's words from them. They give a vision tower trained from scratch a short gradient path (deep
+    supervision). Both are 0 for a pretrained tower, and in the paper.
     contrastive_loss: symmetric InfoNCE (a softmax over the batch), or SigLIP's sigmoid of each pair.
     chunk_size: how many sources or targets are in memory at once; 0 for all. The gradient is the same (see
-    `training.grad_cache`), the time is a forward more.
-    gradient_checkpointing: keep one activation a layer, and compute the others again in the backward.
-    compiled: have torch.compile fuse each layer of the LLM, which asks for a C++ compiler.
-    workers: processes that make steps ready.
-    longest_answer: tokens of an answer that are learned; of a longer one the first, without an end.
+    `training.grad_cache`), at the cost of one more forward.
+    gradient_checkpointing: keep one activation per layer, and recompute the others in the backward.
+    compiled: have torch.compile fuse each layer of the LLM, which needs a C++ compiler.
+    workers: processes that prepare steps.
+    longest_answer: the most tokens of an answer to train on; a longer one is cut, and has no end token.
     augmentation: None leaves pictures to the LVLM's own processor.
     """
 
@@ -145,28 +145,28 @@ class TrainingSettings:
 
     @property
     def affinity_weight(self) -> float:
-        """Of the loss on what teachers made of the rows."""
+        """Weight of the distillation loss; 0 without teachers."""
         return self.distillation.weight if self.distillation else 0.0
 
     @property
     def total_steps(self) -> int:
-        """Steps of all batches."""
+        """Steps of the whole run, summed over all batches."""
         return sum(batch.steps for batch in self.batches)
 
 
 def read_settings(path: Path, overrides: Sequence[str] = (), until: int | None = None) -> TrainingSettings:
-    """Read a TOML file, with `dotted.name=value` put over it; raises DatasetError with what is wrong.
+    """Read a TOML file with `dotted.name=value` overrides; raises DatasetError saying what is wrong.
 
-    until: the step that the run ends at, sooner than the file says.
+    until: the step to end the run at, earlier than the file says.
     """
     settings = read_toml(path, TrainingSettings, overrides)
     return settings if until is None else end_run_at(settings, until)
 
 
 def end_run_at(settings: TrainingSettings, step: int) -> TrainingSettings:
-    """The same run with so many steps in all: the last are left out, and the rate falls so much sooner.
+    """Shorten a run to `step` steps; the learning-rate cooldown moves forward with the end.
 
-    Raises DatasetError where it has not so many.
+    Raises DatasetError if the run has fewer steps.
     """
     if not 0 < step <= settings.total_steps:
         raise DatasetError(
@@ -180,7 +180,7 @@ def end_run_at(settings: TrainingSettings, step: int) -> TrainingSettings:
 
 
 def require_losses(settings: TrainingSettings) -> None:
-    """Raise DatasetError where a batch has rows that no loss with a weight learns from."""
+    """Raise DatasetError if a batch has rows that no loss with a nonzero weight learns from."""
     batches = [batch for batch in settings.batches if batch.steps]
     if any(batch.tower_only for batch in batches) and not settings.word_weight:
         raise DatasetError(
@@ -193,7 +193,7 @@ def require_losses(settings: TrainingSettings) -> None:
     for name in {name for batch in batches for name, count in batch.counts.items() if count}:
         source = settings.sources.get(name)
         wanting = _find_losses(settings, source) if source else {}
-        # One that is not there, and one that no loss may read, are told of by `require_batches`.
+        # `require_batches` reports sources that do not exist, and those that no loss may read.
         if wanting and not any(wanting.values()):
             raise DatasetError(
                 f"Source {name} would train nothing: give a weight to a loss that learns from its rows "
@@ -202,7 +202,7 @@ def require_losses(settings: TrainingSettings) -> None:
 
 
 def _find_losses(settings: TrainingSettings, source: SourceSettings) -> dict[str, float]:
-    """The losses that may read a source, by the setting to raise, and what those of each weigh."""
+    """The total weight of the losses that may read a source, by the setting that would raise it."""
     described = not isinstance(source, CaptionGroupSettings | UnlabelledSettings)  # pictures with captions
     features, words = (settings.feature_weight, settings.word_weight) if described else (0.0, 0.0)
     reading = {
@@ -214,10 +214,10 @@ def _find_losses(settings: TrainingSettings, source: SourceSettings) -> dict[str
 
 
 def restore_settings(values: dict[str, Any], where: str) -> TrainingSettings:
-    """What `write_settings` gave; raises DatasetError, naming `where` it was found, for anything else."""
+    """Invert `write_settings`; raises DatasetError, naming `where` the values are from, if any is invalid."""
     return build_settings(TrainingSettings, values, where)
 
 
 def write_settings(settings: TrainingSettings) -> dict[str, Any]:
-    """Plain values, to be stored in a checkpoint."""
+    """Convert settings to plain values, to be stored in a checkpoint."""
     return asdict(settings)

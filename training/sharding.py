@@ -1,12 +1,12 @@
-r"""The frozen weights of the LLM's layers in shares, one on each rank, for an LLM too large for a GPU (FSDP).
+r"""Shard the frozen weights of the LLM's layers over the ranks, for an LLM too large for one GPU (FSDP).
 
     accelerate launch --config_file training/configs/accelerate_fsdp.yaml \
         -m training.train training/configs/llava-1.5-7b-k16.toml --data DIR --run runs/llava
 
-A layer is gathered when it runs and let go after. Adapters, small beside it, stay whole on every rank, so
-gradients, optimizer, states and checkpoints are those of a run without shares. The two adapted trees are
-sharded apart, which costs each rank its share twice. Ranks gather together or wait for ever, so all must run
-the same layers in the same order: `align_chunks` sees to that.
+A layer is gathered when it runs and freed afterwards. Adapters are small, and stay whole on every rank, so
+gradients, optimizer, states and checkpoints are the same as without sharding. The two adapted trees
+(compressor and generator) are sharded separately, so each rank holds its shard twice. A gather blocks until
+every rank joins it, so all ranks must run the same layers in the same order: `align_chunks` ensures that.
 """
 
 import os
@@ -32,7 +32,7 @@ def wants_shards(ranks: Ranks) -> bool:
 
 
 def require_shards_fit(settings: TrainingSettings) -> None:
-    """Raise DatasetError where there is nothing frozen to shard, or ranks could not keep step."""
+    """Raise DatasetError if there are no frozen weights to shard, or the ranks could not stay in step."""
     lvlm = settings.lvlm
     frozen = isinstance(lvlm, BaseSettings) and settings.adapters.mode != NONE
     if not frozen or (isinstance(lvlm, BaseSettings) and lvlm.quantize != "none"):
@@ -45,23 +45,23 @@ def require_shards_fit(settings: TrainingSettings) -> None:
 
 
 def shard_frozen_weights(model: Fwd2Bot, ranks: Ranks) -> None:
-    """Put on this rank's device its share of each layer's frozen weights, of which one at a time is whole."""
-    # The layers of the tree without adapters never run, and would keep the whole weights alive.
+    """Put this rank's shard of each layer's frozen weights on its device, one layer at a time."""
+    # The layers of the tree without adapters never run, and would keep the unsharded weights alive.
     model.lvlm.get_decoder().layers = nn.ModuleList()
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
     trees = [model.compressor, *([model.generator] if model.generator is not model.compressor else [])]
-    # The trees side by side: what both hold of a layer is let go once the last of them has its share.
+    # Go through the trees in parallel: a layer they share is freed once the last of them has been sharded.
     for twins in zip(*(find_base_model(tree).get_decoder().layers for tree in trees), strict=True):
         for layer in twins:
             trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
-            # Said, as a layer that is wrapped alone would by default stay gathered.
+            # Explicit, because by default a layer wrapped on its own (a root module) stays gathered.
             fully_shard(layer, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
 
 
 def align_chunks(chunks: Sequence[Chunk], placeholders: int, image_token: int, ranks: Ranks) -> list[Chunk]:
-    """The same kinds of chunks in the same order on every rank; what is added for that teaches nothing.
+    """Pad chunks so that every rank runs the same kinds in the same order; the padding adds no gradient.
 
-    placeholders: k, the places of summary tokens in a question.
+    placeholders: k, the number of summary-token positions in a question.
     """
     first = (chunks[0].sources or chunks[0].targets)[0]
     row = [take_rows(first, range(1), image_token)]
@@ -77,9 +77,9 @@ def align_chunks(chunks: Sequence[Chunk], placeholders: int, image_token: int, r
 
 
 def _say_nothing(placeholders: int, image_token: int, device: torch.device) -> Answers:
-    """A question about the first source, to which no answer is learned."""
+    """A dummy question about the first source, with every label ignored."""
     ids = torch.full((1, placeholders + 1), image_token, device=device)
-    ids[:, -1] = 0  # the id of any word
+    ids[:, -1] = 0  # any token but the image token
     inputs = BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     first = torch.zeros(1, dtype=torch.long, device=device)
     return Answers(first, inputs, torch.full_like(ids, IGNORED))

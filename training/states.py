@@ -1,13 +1,13 @@
-"""What a run leaves on disk: the state it goes on from, and the model in checkpoints of its own.
+"""What a run leaves on disk: the state it resumes from, and checkpoints of its model.
 
     RUN/state.pt    step, trained weights, optimizer, settings: all that a resumed run needs
     RUN/model/      the newest model, a checkpoint for `fwd2bot index --model RUN/model`
-    RUN/best/       the one that found most in a validation
+    RUN/best/       the model with the best validation score
 
-In each checkpoint training/settings.json holds all settings of the run.
+In each checkpoint, training/settings.json holds all settings of the run.
 
-Each is put in the place of the one before once it is whole: a state in one move, a checkpoint in two, and
-`put_back_model` makes good what a kill between the two leaves.
+A new state or checkpoint replaces the old one only once it is completely written: a state in one rename, a
+checkpoint in two; `put_back_model` repairs the folder after a kill between the two.
 """
 
 import json
@@ -31,15 +31,15 @@ from training.settings import BaseSettings, TrainingSettings, write_settings
 from training.trainer import Trainer
 
 STATE_FILE = "state.pt"
-_CHANGING = ("image_size", "tower")  # of [lvlm], while a run goes on
-_PARTS = ("step", "model", "contrastive", "words", "optimizer", "settings")  # of a state; older have no best
-_PLACES = ("base", "checkpoint")  # of [lvlm], which may be moved, or have a name on the hub
+_CHANGING = ("image_size", "tower")  # settings of [lvlm] that may change when a run is resumed
+_PARTS = ("step", "model", "contrastive", "words", "optimizer", "settings")  # old states have no "best"
+_PLACES = ("base", "checkpoint")  # settings of [lvlm] that hold a path or hub name: the folder may move
 
 
 def save_state(trainer: Trainer, path: Path) -> None:
-    """Write all that a resumed run needs; a kill or a full disk in the middle leaves the state before.
+    """Write everything a resumed run needs; a kill or a full disk midway leaves the previous state intact.
 
-    Nothing random is in it: what is drawn depends on seed, step and rank alone.
+    No random state is saved: random draws depend on seed, step and rank alone.
     """
     state = {
         "step": trainer.step,
@@ -59,9 +59,9 @@ def save_state(trainer: Trainer, path: Path) -> None:
 
 
 def load_state(trainer: Trainer, path: Path) -> list[str]:
-    """Go on from a written state; returns the names of settings that changed since.
+    """Restore a trainer from a saved state; returns the names of the settings that have changed since.
 
-    Raises DatasetError where the state is of another model.
+    Raises DatasetError if the state belongs to a different model.
     """
     state = read_state(path, trainer.ranks.device, _PARTS)
     now = write_settings(trainer.settings)
@@ -84,7 +84,7 @@ def load_state(trainer: Trainer, path: Path) -> list[str]:
 
 
 def save_model(folder: Path, checkpoint: Checkpoint, settings: TrainingSettings) -> None:
-    """Write a checkpoint in the place of the one before; a pretrained base by its name."""
+    """Write a checkpoint, replacing the previous one; a pretrained base is stored by name only."""
     base = _name_base(settings.lvlm.base) if isinstance(settings.lvlm, BaseSettings) else OWN_BASE
     temporary, before = folder.with_name(f"{folder.name}.new"), _place_before(folder)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -99,7 +99,7 @@ def save_model(folder: Path, checkpoint: Checkpoint, settings: TrainingSettings)
 
 
 def put_back_model(folder: Path) -> None:
-    """Where `save_model` was killed between its two moves, put the checkpoint before back in its place."""
+    """Restore the previous checkpoint if `save_model` was killed between its two renames."""
     before = _place_before(folder)
     if before.exists() and not folder.exists():
         before.rename(folder)
@@ -107,7 +107,7 @@ def put_back_model(folder: Path) -> None:
 
 
 def read_state(path: Path, device: torch.device, parts: Sequence[str] = ()) -> dict[str, Any]:
-    """What `save_state` wrote; raises DatasetError where the file holds something else, or lacks `parts`."""
+    """Read what `save_state` wrote; raises DatasetError if the file holds anything else or lacks `parts`."""
     if not path.exists():
         raise DatasetError(f"{path.parent} is no run of a training: it holds no {path.name}")
     try:
@@ -120,10 +120,10 @@ def read_state(path: Path, device: torch.device, parts: Sequence[str] = ()) -> d
 
 
 def _require_same_model(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ValueError where weights would fit that were trained for something else.
+    """Raise ValueError if the state is from a different model, even one whose weights would fit.
 
-    Other pixels a side are no other model, nor is one of the same name elsewhere; a tower is put in before
-    the first step.
+    A different image size is still the same model, and so is a base or checkpoint whose folder has moved; so
+    is a different `tower`, which is only read before the first step.
     """
     for name in ("summary_tokens", "adapters", "prompts"):
         if before[name] != now[name]:
@@ -138,7 +138,7 @@ def _describe_start(lvlm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_trained(trainer: Trainer) -> dict[str, Tensor]:
-    """What training changes: trained weights, each once, and running statistics."""
+    """The part of the state dict that training changes: trained weights, each once, and all buffers."""
     model = trainer.model
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     changing = trained | {name for name, _ in model.named_buffers()}
@@ -146,20 +146,20 @@ def _find_trained(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _load_trained(trainer: Trainer, values: dict[str, Tensor]) -> None:
-    """Older states hold shared weights under all their names: here each is read under its first."""
+    """Load trained weights; old states hold shared weights under every name, and only the first is read."""
     wanted = _find_trained(trainer)
     trainer.model.load_state_dict({name: values[name] for name in wanted}, strict=False)
 
 
 @contextmanager
 def _keep_whole(path: Path, temporary: Path) -> Iterator[None]:
-    """Turn a failed write into one sentence, and remove what was written."""
+    """Report a failed write as a one-sentence Fwd2BotError, and remove the partial file or folder."""
     try:
         yield
     except Fwd2BotError:
         _remove(temporary)
         raise
-    except Exception as error:  # tokenizers know no other class for a full disk
+    except Exception as error:  # tokenizers raises a bare Exception on a full disk
         _remove(temporary)
         reason = first_line(error)
         raise Fwd2BotError(

@@ -1,13 +1,13 @@
-r"""Train Fwd2Bot with the joint loss: a small model from nothing, or adapters on a pretrained LVLM.
+r"""Train Fwd2Bot with the joint loss: a small model from scratch, or adapters on a pretrained LVLM.
 
     python -m training.train training/configs/tiny.toml --data DIR --run runs/tiny
     accelerate launch --config_file training/configs/accelerate_ddp.yaml \
         -m training.train training/configs/llava-1.5-7b-k16.toml --data DIR --run runs/llava
 
-Read this first: `train` is a run from top to bottom. Stopped at any moment and started again with the same
-words, it goes on from its last state. The run's folder holds `model/`, a checkpoint for
-`fwd2bot index --model runs/tiny/model`, and what `training.states` and `training.run_log` say. See
-docs/training.md.
+Read this first: `train` is a run from top to bottom. A run may be stopped at any moment; started again with
+the same command line, it resumes from its last state. The run's folder holds `model/`, a checkpoint for
+`fwd2bot index --model runs/tiny/model`, and the files described in `training.states` and `training.run_log`.
+See docs/training.md.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from training.validate import Validation, read_held_out, score_measures
 
 DIVERGED_FILE = "diverged.txt"
 _ROWS_NAMED = 12
-_STEPS_AHEAD = 4  # that each worker makes ready
-_FITTED_STEPS = 12  # whose pictures a projector is fitted to
+_STEPS_AHEAD = 4  # prefetched by each worker
+_FITTED_STEPS = 12  # a new tower's projector is fitted to the pictures of so many steps
 
 
 def train(settings: TrainingSettings, data: Path, run: Path) -> None:
-    """Run, or go on with, the training that `settings` describe, in the folder `run`."""
+    """Run or resume the training that `settings` describe, in the folder `run`."""
     ranks = join_ranks()
     run.mkdir(parents=True, exist_ok=True)
     if ranks.rank == 0:
@@ -63,9 +63,10 @@ def train(settings: TrainingSettings, data: Path, run: Path) -> None:
 def run_steps(
     trainer: Trainer, dataset: StepDataset, run: Path, judge: Callable[[RunLog | None], None]
 ) -> None:
-    """Take all steps, from the last state on; every rank computes the same, the first alone writes.
+    """Take all remaining steps, starting from the last saved state; only rank 0 writes files.
 
-    judge: called every so many steps and after the last, with the log of the first rank.
+    judge: called on every rank every `validate_every` steps and after the last; it gets the log on rank 0,
+    None elsewhere. Raises TrainingDiverged, naming the rows of the step, if a loss or gradient is not finite.
     """
     settings, total = trainer.settings, trainer.settings.total_steps
     if (run / STATE_FILE).exists():
@@ -104,7 +105,7 @@ def run_steps(
 def _judge(
     trainer: Trainer, validation: Validation, checkpoint: Checkpoint, log: RunLog | None, run: Path
 ) -> None:
-    """Measure the model on held-out photos, and keep it: as the newest and, where it is, as the best."""
+    """Validate the model on held-out photos and save it: as the newest and, if it is, as the best."""
     measures = validation.measure(trainer.model)
     if log is None:
         return
@@ -118,13 +119,13 @@ def _judge(
 
 
 def _read_pictures(dataset: StepDataset) -> list[BatchEncoding]:
-    """Those of the first steps, to fit a projector to."""
+    """The picture inputs of the first steps, for fitting a new tower's projector."""
     steps = (dataset[step] for step in range(min(_FITTED_STEPS, len(dataset))))
     return [inputs for step in steps for inputs in step.sources if "pixel_values" in inputs]
 
 
 class _CarefulSteps(Dataset[Step | Fwd2BotError]):
-    """Steps, or why one cannot be made: what a worker raises would reach the user as its traceback."""
+    """Steps, or the error that prevented one: if a worker raised it, the user would get a traceback."""
 
     def __init__(self, dataset: StepDataset) -> None:
         self._dataset = dataset

@@ -1,4 +1,4 @@
-"""The step that moves a model: all its losses over the batch of all ranks, and one update."""
+"""The training step: all losses over the global batch of all ranks, and one optimizer update."""
 
 import math
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ _LOSSES = {"infonce": ContrastiveLoss, "sigmoid": SigmoidLoss}
 
 
 class StepReport(NamedTuple):
-    """What a step did: its losses, by name; how many images and LLM tokens it read, on all ranks."""
+    """The results of a step: losses by name, and the number of images and LLM tokens read on all ranks."""
 
     losses: dict[str, float]
     temperature: float
@@ -34,15 +34,15 @@ class StepReport(NamedTuple):
 
 
 class Trainer:
-    """Model, losses and optimizer of one run, and how far it got.
+    """Model, losses, optimizer and progress of one run.
 
-    best: the highest score that a validation has given (`training.validate.score_measures`).
+    best: the best validation score so far (`training.validate.score_measures`).
     """
 
     def __init__(
         self, settings: TrainingSettings, model: Fwd2Bot, words: WordLoss | None, ranks: Ranks
     ) -> None:
-        """words: None where no loss asks for the words of captions."""
+        """words: None for a model without a word loss."""
         self.settings, self.ranks = settings, ranks
         self.model = model
         self.contrastive = _LOSSES[settings.contrastive_loss]().to(ranks.device)
@@ -56,14 +56,17 @@ class Trainer:
         if self.sharded:
             require_shards_fit(settings)
             shard_frozen_weights(model, ranks)
-        model.to(ranks.device)  # what is shared out is there already, and whole it might not fit
+        model.to(ranks.device)  # shards are there already; the whole model might not fit
         losses = [self.contrastive, *([self.words] if self.words else [])]
         parameters = [each for module in [model, *losses] for each in module.parameters()]
         self.optimizer = make_optimizer(parameters, settings.optimizer)
         self.step, self.best = 0, -math.inf
 
     def train_step(self, batch: Step) -> StepReport:
-        """Forward, backward and update; a loss or a gradient that is not finite stops the run before it."""
+        """Forward, backward and update.
+
+        Raises TrainingDiverged, before the update, if a loss or the gradient is not finite.
+        """
         rate = schedule_rate(self.settings.optimizer, self.step, self.settings.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -71,7 +74,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         batch = batch.to(self.ranks.device)
         losses = self._run_tower(batch) if batch.tower_only else self._run_both_passes(batch)
-        # The losses' own parameters have the gradient of the whole batch already, on every rank.
+        # The losses' own parameters already have the gradient of the global batch on every rank.
         self.ranks.add_gradients(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.gradient_norm)
         self._require_finite("length of the gradient", norm, batch)
@@ -83,7 +86,7 @@ class Trainer:
         return StepReport(shown, self.contrastive.temperature, rate, images, tokens)
 
     def _run_both_passes(self, batch: Step) -> dict[str, Tensor]:
-        """Both losses of the paper and, where they have a weight, those of the tower's own."""
+        """The two losses of the paper and the auxiliary ones, each where its weight is not 0."""
         settings, losses = self.settings, dict[str, Tensor]()
 
         def measure(rows: Embeddings) -> Tensor:
@@ -115,7 +118,7 @@ class Trainer:
         return output
 
     def _compare(self, rows: Embeddings, batch: Step) -> dict[str, Tensor]:
-        """The losses on embeddings, over the rows of all ranks."""
+        """The losses on embeddings, over the rows of all ranks, by name."""
         settings, gather = self.settings, self.ranks.gather
         ids, paired, losses = batch.source_ids, batch.paired, dict[str, Tensor]()
         targets, target_ids = gather(rows.targets), gather(batch.target_ids[: len(rows.targets)])
@@ -126,7 +129,7 @@ class Trainer:
         if settings.feature_weight and len(targets):
             features = gather(normalize(rows.images[shown], dim=-1))
             image_ids = gather(ids[: len(rows.images)][shown])
-            if len(features):  # none, where texts alone are paired
+            if len(features):  # empty if only texts are paired
                 losses["feature"] = self.contrastive(features, targets, image_ids, target_ids)
         if settings.word_weight and self.words and len(images):
             losses["word"] = self.words(images, gather(batch.words))
@@ -146,8 +149,8 @@ class Trainer:
         return compare_affinities(ours, theirs, pictured, settings.temperature)
 
     def _run_tower(self, batch: Step) -> dict[str, Tensor]:
-        """The LLM is not run at all."""
-        assert self.words is not None  # made for every run with such a batch
+        """The word loss and its backward, without running the LLM."""
+        assert self.words is not None  # `require_losses` and `make_initial_model` ensure it
         (inputs,) = batch.sources
         with autocast(self.ranks.device):
             images = self.model.average_features(self.model.image_features(inputs), inputs)
@@ -156,7 +159,7 @@ class Trainer:
         return losses
 
     def _weigh(self, losses: dict[str, Tensor], batch: Step) -> Tensor:
-        """The weighted sum; raises TrainingDiverged where it is not finite."""
+        """The weighted sum of the losses; raises TrainingDiverged if it is not finite."""
         weighted = [getattr(self.settings, f"{name}_weight") * value for name, value in losses.items()]
         loss = torch.stack(weighted or [torch.zeros(())]).sum()
         self._require_finite("loss", loss, batch)
@@ -170,7 +173,7 @@ class Trainer:
             )
 
     def _count(self, batch: Step) -> Tensor:
-        """Images and LLM tokens of a step, summary tokens too."""
+        """Images and LLM tokens of a step, including summary tokens: int64 (2,)."""
         passes = [*batch.sources, *batch.targets, *(part.inputs for part in batch.answers)]
         tokens = 0 if batch.tower_only else sum(int(inputs["attention_mask"].sum()) for inputs in passes)
         summaries = 0 if batch.tower_only else len(batch.source_ids) + len(batch.target_ids)
@@ -179,7 +182,7 @@ class Trainer:
         return torch.tensor([images, read], device=self.ranks.device)
 
     def _start_training(self) -> None:
-        """Training mode, but for what has running statistics and is frozen."""
+        """Training mode, except for frozen batch norms, whose running statistics must not change."""
         self.model.train()
         for module in _find_batch_norms(self.model):
             module.train(any(parameter.requires_grad for parameter in module.parameters()))
@@ -199,7 +202,7 @@ class Trainer:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW on what is trained of some weights; its rate is set before every step (`schedule_rate`)."""
+    """AdamW on the trainable parameters; its learning rate is set before every step (`schedule_rate`)."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     others = [parameter for parameter in trained if parameter.ndim < 2]
@@ -211,7 +214,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettin
 
 
 def schedule_rate(settings: OptimizerSettings, step: int, total: int) -> float:
-    """Warm up, stay, cool down: the learning rate at a step."""
+    """The learning rate at a step: linear warm-up, constant, linear cooldown."""
     rising = (step + 1) / max(settings.warmup_steps, 1)
     falling = (total - step) / max(settings.cooldown_steps, 1)
     return settings.learning_rate * min(1.0, rising, falling)

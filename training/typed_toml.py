@@ -1,4 +1,4 @@
-"""A TOML file into frozen dataclasses: every value has the type its field says, or the error names it."""
+"""Parse a TOML file into frozen dataclasses; a value of the wrong type raises an error that names it."""
 
 import math
 import tomllib
@@ -14,24 +14,24 @@ Settings = TypeVar("Settings")
 
 
 class AtLeast(NamedTuple):
-    """The smallest value that a number may have."""
+    """An inclusive lower bound."""
 
     least: float
 
 
 class AtMost(NamedTuple):
-    """The largest value that it may have."""
+    """An inclusive upper bound."""
 
     most: float
 
 
 class Above(NamedTuple):
-    """What a number must be larger than, and have an end."""
+    """An exclusive lower bound; the number must also be finite."""
 
     limit: float
 
 
-Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]  # that torch takes
+Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]  # the range torch accepts
 Share = Annotated[float, Above(0), AtMost(1)]
 Count = Annotated[int, AtLeast(1)]
 CountOrZero = Annotated[int, AtLeast(0)]
@@ -40,9 +40,9 @@ Positive = Annotated[float, Above(0)]
 
 
 def read_toml(path: Path, kind: type[Settings], overrides: Sequence[str] = ()) -> Settings:
-    """Read a dataclass from a TOML file; a missing, unknown or ill-typed setting raises DatasetError by name.
+    """Read a dataclass from a TOML file; raises DatasetError naming a missing, unknown or ill-typed setting.
 
-    overrides: `dotted.name=value` each, the value as TOML writes it (a plain word is a string), set before
+    overrides: `dotted.name=value` strings, the value in TOML syntax (a bare word is a string), applied before
     anything is checked. Fields that have a default may be left out.
     """
     try:
@@ -55,7 +55,7 @@ def read_toml(path: Path, kind: type[Settings], overrides: Sequence[str] = ()) -
 
 
 def build_settings(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
-    """A dataclass from plain values, checked as those of a file; `where` they stand is told in errors."""
+    """Build a dataclass from plain values, checked like those of a file; errors name `where` they stand."""
     built: Settings = _build(kind, values, where)
     return built
 
@@ -89,7 +89,7 @@ def _build(kind: Any, values: Any, where: str) -> Any:
 
 
 def _fits(known: tuple[Field[Any], ...], values: Any) -> bool:
-    """Whether there is a value for every field without a default, and none for anything else."""
+    """Whether every field without a default has a value, and there are no unknown names."""
     needed = {field.name for field in known if field.default is MISSING and field.default_factory is MISSING}
     return isinstance(values, dict) and needed <= set(values) <= {field.name for field in known}
 
@@ -124,14 +124,14 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise DatasetError(f"{where} must be a list, and is {value!r}")
         return tuple(_convert(get_args(kind)[0], item, where) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(str(value))  # inf, and no error, for one beyond all floats
+        return float(str(value))  # an int too large for a float becomes inf, not an error
     if type(value) is not kind:
         raise DatasetError(f"{where} must be {kind.__name__}, and is {value!r:.100}")
     return value
 
 
 def _require_bound(bound: AtLeast | AtMost | Above, value: float, where: str) -> None:
-    # Written so that what is no number at all (nan) is refused too.
+    # Written so that nan is rejected too.
     if isinstance(bound, AtLeast) and not value >= bound.least:
         raise DatasetError(f"{where} must be at least {bound.least:g}, and is {value}")
     if isinstance(bound, AtMost) and not value <= bound.most:
@@ -141,7 +141,7 @@ def _require_bound(bound: AtLeast | AtMost | Above, value: float, where: str) ->
 
 
 def _choose(kinds: tuple[Any, ...], value: Any) -> Any:
-    """Of several tables the one of that `kind`, or whose settings these are; else the first, to complain."""
+    """Pick the table type by its `kind`, or else by its settings; if none fits, the first, for its error."""
     tables = [kind for kind in kinds if is_dataclass(kind)]
     if isinstance(value, dict) and "kind" in value:
         named = (kind for kind in tables if value["kind"] in get_args(get_type_hints(kind).get("kind")))

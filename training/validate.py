@@ -1,4 +1,4 @@
-"""What a run is judged by while it goes on: recall and caption cross-entropy on held-out photos."""
+"""Validation during a run: recall and caption cross-entropy on held-out photos."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from training.data_settings import ValidationSettings
 from training.settings import CheckpointSettings, TrainingSettings
 
 _BATCH = 32
-_SIDE_CHECKED = 64  # pixels: enough to find a file damaged
+_SIDE_CHECKED = 64  # pixels: enough to detect a damaged file
 
 
 class Compressor(Protocol):
@@ -28,26 +28,26 @@ class Compressor(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs belong."""
+        """The device that inputs must be on."""
 
     @property
     def summary_shape(self) -> tuple[int, int]:
         """(k, width)."""
 
     def compress(self, inputs: BatchEncoding) -> Tensor:
-        """Images or texts to (batch, k, width), whose mean is what is compared."""
+        """Compress images or texts to (batch, k, width); retrieval compares the means over k."""
 
 
 class Validation:
-    """Held-out photos with the first caption of each: quick, and not the benchmark's figure."""
+    """Held-out photos with the first caption of each: quick, but not comparable with benchmark recall."""
 
     def __init__(self, images: Sequence[CaptionedImage], builder: InputBuilder) -> None:
         self.images, self.builder = images, builder
         self.captions = [image.captions[0] for image in images]
 
-    @torch.no_grad()  # inference tensors could not be trained on, where weights are gathered for a while
+    @torch.no_grad()  # not inference_mode: gathered shards would become inference tensors, unfit for training
     def measure(self, model: Fwd2Bot) -> dict[str, float]:
-        """Recall in per cent and nats a token, by name."""
+        """Recall (per cent) and caption cross-entropy (nats per token), by name."""
         model.eval()
         summaries = compress_images(model, self.builder, self.images)
         hits = self._measure_hits(model, summaries)
@@ -55,7 +55,7 @@ class Validation:
 
     @torch.no_grad()
     def measure_recall(self, model: Compressor) -> dict[str, float]:
-        """Recall alone, of a model in evaluation mode."""
+        """Recall only (per cent, by name), of a model in evaluation mode."""
         return self._measure_hits(model, compress_images(model, self.builder, self.images))
 
     def _measure_hits(self, model: Compressor, summaries: Tensor) -> dict[str, float]:
@@ -80,7 +80,7 @@ class Validation:
 
 @torch.no_grad()
 def report_recall(model: Compressor, builder: InputBuilder, images: Sequence[CaptionedImage]) -> PairReport:
-    """Rank photos and all their captions for each other, as the benchmark does."""
+    """Rank photos and all their captions against each other, as the benchmark does."""
     return report_pairs(
         pool(compress_images(model, builder, images)).cpu().numpy(),
         embed_texts(model, builder, [text for image in images for text in image.captions]).cpu().numpy(),
@@ -89,7 +89,7 @@ def report_recall(model: Compressor, builder: InputBuilder, images: Sequence[Cap
 
 
 def compress_images(model: Compressor, builder: InputBuilder, images: Sequence[CaptionedImage]) -> Tensor:
-    """Photos to (images, k, width); raises DatasetError where one cannot be decoded."""
+    """Compress photos to (images, k, width); raises DatasetError if one cannot be decoded."""
     summaries = []
     for start in range(0, len(images), _BATCH):
         paths = [image.path for image in images[start : start + _BATCH]]
@@ -100,7 +100,7 @@ def compress_images(model: Compressor, builder: InputBuilder, images: Sequence[C
 
 
 def embed_texts(model: Compressor, builder: InputBuilder, texts: Sequence[str]) -> Tensor:
-    """Texts to rows of unit length, float32 (texts, width)."""
+    """Embed texts as rows of unit length: float32 (texts, width)."""
     rows = []
     for start in range(0, len(texts), _BATCH):
         with autocast(model.device):
@@ -109,7 +109,7 @@ def embed_texts(model: Compressor, builder: InputBuilder, texts: Sequence[str]) 
 
 
 def score_measures(measures: dict[str, float], settings: TrainingSettings) -> float:
-    """What the best model is chosen by: recall@10 or, if answers alone are learned, captions' likelihood."""
+    """The score that selects the best model: recall@10, or the captions' likelihood if only answers train."""
     lvlm = settings.lvlm
     if isinstance(lvlm, CheckpointSettings) and lvlm.trained == "generate":
         return -measures["caption_cross_entropy"]
@@ -117,9 +117,9 @@ def score_measures(measures: dict[str, float], settings: TrainingSettings) -> fl
 
 
 def read_held_out(settings: ValidationSettings, data: Path, split: str) -> list[CaptionedImage]:
-    """The photos of a split of the validation file; raises DatasetError where one cannot be decoded.
+    """The photos of a split of the validation file; raises DatasetError if one cannot be decoded.
 
-    All are looked at now, as a run would come to them after hours.
+    All are decoded once now, because otherwise a run would find a bad one only after hours.
     """
     images = read_karpathy(data / settings.annotations, data / settings.images, {split})
     paths = tqdm([image.path for image in images], desc=split, unit="photo", disable=None)
