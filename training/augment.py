@@ -1,4 +1,4 @@
-"""Random views of a batch of pictures, as tensors: crop and resize, mirror, colours, a blanked patch."""
+"""Random views of a batch of pictures, as tensors: crop and resize, mirror, colour jitter, erased patch."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ _LUMINANCE = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 
 @dataclass(frozen=True)
 class Chance:
-    """Random numbers for the `rows` of a global batch, of which a rank sees those of its own rows.
+    """Random numbers for the `rows` of a global batch; each rank gets those of its own rows.
 
-    first: which of them is the rank's first; each `ranks`-th after it is its own too.
+    first: index of the rank's first row; every `ranks`-th row after it is also its own.
     """
 
     generator: Generator
@@ -21,7 +21,7 @@ class Chance:
     ranks: int = 1
 
     def draw(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """One number in [low, high) for each own row."""
+        """One number in [low, high) for each of the rank's own rows: float32 (own rows,)."""
         drawn = low + (high - low) * torch.rand(self.rows, generator=self.generator)
         return drawn[self.first :: self.ranks]
 
@@ -29,7 +29,7 @@ class Chance:
 def crop_randomly(pictures: Tensor, size: int, smallest: float, mirror: Tensor, chance: Chance) -> Tensor:
     """Crop a random box and resize it to size x size: float32 (n, 3, height, width) to (n, 3, size, size).
 
-    smallest: least share of the area that is kept. mirror: bool (n,), which ones are flipped left to right.
+    smallest: the smallest fraction of the area to keep. mirror: bool (n,), which pictures to flip left-right.
     """
     count = pictures.shape[0]
     area = chance.draw(smallest, 1.0)
@@ -37,7 +37,7 @@ def crop_randomly(pictures: Tensor, size: int, smallest: float, mirror: Tensor, 
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     middle_x = chance.draw(-1, 1) * (1 - width)
     middle_y = chance.draw(-1, 1) * (1 - height)
-    if not count:  # of which PyTorch makes no grid to sample by
+    if not count:  # affine_grid rejects an empty batch
         return pictures.new_empty(0, 3, size, size)
     zero = torch.zeros(count)
     rows = [
@@ -61,7 +61,7 @@ def jitter_colours(pictures: Tensor, strength: float, chance: Chance) -> Tensor:
 
 
 def erase_patches(pictures: Tensor, share: float, chance: Chance) -> Tensor:
-    """Blank a square of random place and size in a `share` of the pictures (Cutout, arXiv 1708.04552)."""
+    """Fill a random square with the mean colour in a `share` of the pictures (Cutout, arXiv 1708.04552)."""
     _, _, height, width = pictures.shape
     half = chance.draw(0.1, 0.25) * min(height, width)
     half = half * (chance.draw() < share)

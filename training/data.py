@@ -1,8 +1,8 @@
 """What one training step reads: rows of several sources, mixed by count.
 
-Every step is a function of (seed, step) alone, so that a run which resumes sees what it would have seen. Of
-several ranks each builds its own rows of the global step: all read what is said of every row, so that all
-draw the same random numbers, and each decodes its own pictures.
+Every step is a function of (seed, step) alone, so a resumed run sees the same data as an uninterrupted one.
+With several ranks, each builds its own rows of the global step: every rank reads the texts of all rows, so
+that all draw the same random numbers, but decodes only its own pictures.
 """
 
 import re
@@ -37,18 +37,19 @@ from training.sources.open import Sources, require_batches
 from training.views import SquareViews
 
 _SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-_ID_SPACE = 10**9  # ids for each source; none has so many rows
-_SCENES_A_STEP = 100_000  # more than any step has
+_ID_SPACE = 10**9  # ids reserved for each source; more than any has rows
+_SCENES_A_STEP = 100_000  # scene numbers reserved for each step; more than any draws
 
 
 class Step(NamedTuple):
-    """One rank's rows of a global batch; equal ids, as rows of one picture have, are positives.
+    """One rank's rows of a global batch; a source and a target with equal ids are positives.
 
-    sources: parts that pass 1 reads, those with pictures first. targets: parts of texts to be matched with
-    them. source_ids, paired: int64 and bool (sources,), where only those that are paired have targets and
-    take part in the contrastive loss. words: bool (images, vocabulary), those in the captions of each image;
-    (0, vocabulary) where pictures go through the LVLM's own processor. guides: None without teachers.
-    tower_only: as the batch's settings say, on every rank alike: nothing to match and nothing to answer.
+    Rows that show the same picture share one id. sources: parts that pass 1 reads, those with pictures first.
+    targets: parts of texts to match with them, and hard negatives. source_ids, paired: int64 and bool
+    (sources,); only paired sources have targets and take part in the contrastive loss. words: bool (images,
+    vocabulary), the tokens in each image's captions; (0, vocabulary) if pictures go through the LVLM's own
+    processor. guides: None without teachers. tower_only: from the batch's settings, the same on every rank;
+    such a step has no targets and no answers.
     """
 
     sources: list[BatchEncoding]
@@ -85,10 +86,10 @@ class _Plan(NamedTuple):
 
 
 class StepDataset(Dataset[Step]):
-    """Step number to step. The rows of a source come in epochs; drawn scenes are new at every step.
+    """Maps a step number to a Step. The rows of a source come in epochs; drawn scenes are new at every step.
 
-    augmentation: None leaves pictures to the LVLM's own processor. ranks: whose share of a step is built.
-    teachers: the folder of what they made of the rows (see `training.guides`).
+    augmentation: None leaves pictures to the LVLM's own processor. ranks: builds the share of this rank.
+    teachers: the folder with their embeddings of the rows (see `training.guides`).
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class StepDataset(Dataset[Step]):
         random = Random(f"{self.seed} {step}")
         generator = torch.Generator().manual_seed(random.getrandbits(60))
         plan = self._plan(batch.counts, before, step * _SCENES_A_STEP, random)
-        # Dealt out to the ranks in turn, one kind of row after the other, so that none goes without.
+        # Rows go to the ranks round-robin, continuing from one kind of row to the next, so no rank has none.
         counts, ranks = (len(plan.photos), len(plan.scenes)), self.ranks.count
         firsts = [(self.ranks.rank - start) % ranks for start in accumulate(counts, initial=0)]
         twins = self._find_twins(plan.photos)
@@ -139,7 +140,7 @@ class StepDataset(Dataset[Step]):
         return self._assemble(sources, [*seen, *texts], words, batch.tower_only)
 
     def describe_rows(self, ids: Sequence[int]) -> list[str]:
-        """What a person finds the rows of a step by, which have these ids."""
+        """Human-readable names of the rows with these ids, for finding them in the data."""
         names = {first: name for name, first in self._first_ids.items()}
         described = list[str]()
         for known in ids:
@@ -171,7 +172,7 @@ class StepDataset(Dataset[Step]):
         return Row(self._first_ids[name] + number, sample, settings.contrastive, settings.answer)
 
     def _find_twins(self, photos: list[tuple[str, DealtRow]]) -> dict[Path, int]:
-        """The id of the first row of a step that shows each picture: what is said of one is true of all."""
+        """The id of the first row in the step that shows each picture: captions of all its rows match it."""
         twins: dict[Path, int] = {}
         for name, dealt in photos:
             if dealt.sample.picture:
@@ -209,7 +210,7 @@ class StepDataset(Dataset[Step]):
         return Step(sources, targets.parts, answers, ids, targets.ids, words, paired, guides, tower_only)
 
     def _guide(self, rows: list[Row], targets: list[str]) -> Guides:
-        """What teachers made of the sources, those with pictures first, and of the targets."""
+        """Teachers' embeddings of the sources, those with pictures first, and of the targets."""
         assert self.guides is not None
         seen, read = ([row for row in rows if bool(row.sample.text) is text] for text in (False, True))
         pictures = self.guides.find_pictures([row.id for row in seen])
@@ -238,9 +239,9 @@ class StepDataset(Dataset[Step]):
 def open_dataset(
     settings: TrainingSettings, sources: Sources, builder: InputBuilder, ranks: Ranks = ALONE
 ) -> StepDataset:
-    """The steps of a run, with what its teachers wrote where it has any.
+    """The steps of a run, with the teachers' embeddings if it has teachers.
 
-    Raises DatasetError where a batch cannot be made, or would train nothing.
+    Raises DatasetError if a batch cannot be made, or would train nothing.
     """
     require_losses(settings)
     teachers = Path(settings.distillation.teachers) if settings.distillation else None
@@ -250,7 +251,7 @@ def open_dataset(
 
 
 def _space_ids(sources: Sources) -> dict[str, int]:
-    """The first id of each source; all that is drawn is counted in one."""
+    """The first id of each source; all drawn sources share one id range."""
     spaces: dict[object, int] = {}
     keys = {
         name: DrawnSource if isinstance(source, DrawnSource) else name for name, source in sources.items()
@@ -259,6 +260,6 @@ def _space_ids(sources: Sources) -> dict[str, int]:
 
 
 def _is_sided(sample: Sample) -> bool:
-    """Whether a mirrored picture would make what is said of it false."""
+    """Whether a text says left or right, so that mirroring the picture would make it false."""
     said = [sample.target, *(text for turn in sample.turns for text in turn)]
     return any(_SIDED.search(text) for text in said)

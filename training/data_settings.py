@@ -1,4 +1,4 @@
-"""What a run reads, as its settings file says it: sources by name, and how many rows of each a batch holds.
+"""The data settings of a run: sources by name, and how many rows of each a batch holds.
 
     [sources.photos]
     kind = "karpathy"
@@ -7,9 +7,9 @@
     steps = 1000
     counts = { photos = 96, scenes = 32 }
 
-Paths start at the data folder that the command is given. Of every source, `contrastive` says whether its rows
-take part in the contrastive loss and `answer` whether pass 2 learns to say what it holds: that short captions
-are for the one and long ones for the other is a rule of the data, and stands here.
+Paths are relative to the data folder that the command is given. For every source, `contrastive` says whether
+its rows take part in the contrastive loss, and `answer` whether pass 2 learns to generate its texts: using
+short captions for the one and long ones for the other is a choice about the data, so it is made here.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from training.typed_toml import Count, CountOrZero, PositiveOrZero, Share
 class KarpathySettings:
     """Photos and captions in Karpathy's JSON (Flickr8k, Flickr30k, COCO); `images` is the photos' folder.
 
-    in_memory: decode all photos once, at the start, for a set of small ones that is read many times.
+    in_memory: decode all photos once, at the start; for a small set of small photos that is read many times.
     """
 
     kind: Literal["karpathy"]
@@ -36,7 +36,7 @@ class KarpathySettings:
 
 @dataclass(frozen=True)
 class ConversationSettings:
-    """Instructions in the form of llava_v1_5_mix665k.json, or one such record a line in a .jsonl."""
+    """Instructions in the format of llava_v1_5_mix665k.json, or one such record per line in a .jsonl."""
 
     kind: Literal["conversations"]
     annotations: str
@@ -47,10 +47,10 @@ class ConversationSettings:
 
 @dataclass(frozen=True)
 class CaptionTableSettings:
-    """A row for each picture, in a .parquet or a .jsonl: its file below `images`, and columns of captions.
+    """A .parquet or .jsonl with one row per picture: its path below `images`, and columns of captions.
 
-    A caption column holds one text or a list of texts. negative_columns: such columns too, of captions that
-    are not true of the picture: hard negatives of the contrastive loss. A row may have none.
+    A caption column holds one text or a list of texts. negative_columns: columns of the same form, with
+    captions that are false of the picture, as hard negatives of the contrastive loss. A row may have none.
     """
 
     kind: Literal["captions"]
@@ -65,7 +65,7 @@ class CaptionTableSettings:
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """WebDataset shards, as img2dataset writes them; the last part of `shards` may hold `*`."""
+    """WebDataset shards, as img2dataset writes them; the last component of `shards` may contain `*`."""
 
     kind: Literal["webdataset"]
     shards: str
@@ -75,7 +75,7 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class CaptionGroupSettings:
-    """Lines of {"captions": [...]} about one picture each, not at hand: its captions match each other."""
+    """Lines of {"captions": [...]}, each about one picture that is not available; its captions match."""
 
     kind: Literal["caption_groups"]
     captions: str
@@ -85,9 +85,9 @@ class CaptionGroupSettings:
 
 @dataclass(frozen=True)
 class UnlabelledSettings:
-    """Pictures of which nothing is said: every image file below a folder.
+    """Pictures without captions: every image file below a folder.
 
-    They teach what teachers see in them (see `training.guides`), and nothing without.
+    They are trained on only through teachers' embeddings (see `training.guides`).
     """
 
     kind: Literal["unlabelled"]
@@ -99,11 +99,11 @@ class UnlabelledSettings:
 
 @dataclass(frozen=True)
 class DrawnSettings:
-    """Scenes drawn for one step, or families of four that differ in one thing (`training.families`).
+    """Scenes drawn for one step, or families of four that differ in one property (`training.families`).
 
-    most_things: how many things a scene holds at most, of 3: shapes are learned soonest from things alone.
-    questions: how many are asked about each scene, beside its caption; 0 for one or the other, by chance.
-    Families are never asked.
+    most_things: the most objects in a scene, up to 3; shapes are learned fastest from single objects.
+    questions: how many are asked about each scene in addition to its caption; 0 picks either one question or
+    the caption at random. No questions are asked about families.
     """
 
     kind: Literal["scenes", "families"]
@@ -135,9 +135,9 @@ class ValidationSettings:
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """For so many steps: how many rows of each source, by name, the global batch holds.
+    """The composition of the global batch for a number of steps: rows of each source, by name.
 
-    tower_only: train nothing but the way from pixels to image features, by the words of the captions.
+    tower_only: train only the path from pixels to image features, with the word loss on the captions.
     """
 
     steps: CountOrZero

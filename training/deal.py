@@ -1,7 +1,7 @@
-"""The order in which the rows of a source come: an endless deal, in which every epoch is a new permutation.
+"""The order in which the rows of a source are dealt: endless, with a new permutation in every epoch.
 
-What comes to a place depends on seed, source and place alone. Where a row is broken, the row that would come
-to the same place of the next step takes it: no other place changes, whichever process looks at it.
+The row at a position depends on seed, source and position alone. A broken row is replaced by the row at the
+same position of the next step: no other position changes, whichever process reads it.
 """
 
 import logging
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class DealtRow(NamedTuple):
-    """The row that came to a place of a batch, and those that would come there in its place."""
+    """The row dealt to a position of a batch, and an iterator over its replacements should it be broken."""
 
     row: int
     sample: Sample
@@ -30,16 +30,16 @@ class DealtRow(NamedTuple):
 
 
 class Deal:
-    """The rows of one source, dealt out; each broken one is told of once."""
+    """Deals the rows of one source; each broken row is reported once."""
 
     def __init__(self, name: str, source: Source, seed: int) -> None:
         self.name, self.source, self.seed = name, source, seed
         self._orders: dict[int, NDArray[np.int64]] = {}
-        self._told = torch.zeros(len(source), dtype=torch.bool).share_memory_()  # by any worker of the loader
-        self._reason = ""  # of the last that was passed over
+        self._told = torch.zeros(len(source), dtype=torch.bool).share_memory_()  # shared by the workers
+        self._reason = ""  # why the last skipped row was skipped
 
     def row_at(self, position: int) -> int:
-        """The row at a position of the endless deal."""
+        """The row number at a position of the endless deal."""
         epoch, place = divmod(position, len(self.source))
         if epoch not in self._orders:
             if len(self._orders) > 1:
@@ -49,7 +49,7 @@ class Deal:
         return int(self._orders[epoch][place])
 
     def deal_rows(self, start: int, count: int, random: Random) -> list[DealtRow]:
-        """The rows at positions start .. start + count, with what is said of them this time."""
+        """The rows at positions start to start + count (exclusive), each with a freshly drawn sample."""
         dealt = []
         for position in range(start, start + count):
             candidates = self._find_candidates(position, count, random)
@@ -57,7 +57,7 @@ class Deal:
         return dealt
 
     def load_picture(self, dealt: DealtRow, side: int) -> tuple[DealtRow, Image.Image]:
-        """The picture of a dealt row, or of the first in its place that has one."""
+        """The picture of a dealt row, or of its first replacement with a readable picture."""
         while True:
             try:
                 return dealt, self.source.load_picture(dealt.row, side)
@@ -73,7 +73,7 @@ class Deal:
                 yield row, self.source.draw_sample(row, random)
             except DatasetError as error:
                 self._pass_over(row, error)
-            # What a replacement draws must not move what the rows after it draw.
+            # A replacement must not advance the generator that later rows draw from.
             random = Random(f"{self.seed} {self.name} {position} {attempt}")
         raise DatasetError(
             f"{_ATTEMPTS} rows of source {self.name} one after the other cannot be used, as {self._reason}: "

@@ -1,7 +1,7 @@
 """Families of rendered scenes: one scene, and others that differ from it by a single change.
 
-In a batch, the members of a family are each other's hard negatives, picture and caption alike, so that
-colours alone no longer tell which caption belongs to which scene.
+In a batch, the pictures and captions of a family are hard negatives of each other, so that colours alone no
+longer tell which caption belongs to which scene.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,15 @@ from benchmarks.scenes import (
 )
 
 Things = tuple[Thing, ...]
-_TRIES = 12  # a change may find no room, or say nothing new
+_TRIES = 12  # a change may not fit into the scene, or may make no difference
 
 
 def make_family(seed: int, index: int, size: int, most_things: int = 3) -> list[Scene]:
-    """Family `index` of the series `seed`: `size` scenes, no two of which fit one description."""
+    """Family `index` of the series `seed`: `size` scenes.
+
+    A changed scene is kept only if neither its full description nor that of any other member fits both; a
+    new scene stands in where no change is found.
+    """
     random = Random(f"family {index} of series {seed}")
     family = [make_scene(seed, index, most_things)]
     while len(family) < size:
@@ -86,7 +90,7 @@ _CHANGES: tuple[Callable[[Things, Random], Things], ...] = (
 
 
 def _exchange(things: Things, random: Random, *names: str) -> Things:
-    """Two things trade some of their properties; a thing alone keeps its own."""
+    """Swap some properties of two things; a single thing is left unchanged."""
     if len(things) == 1:
         return things
     first, second = random.sample(range(len(things)), 2)

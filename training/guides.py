@@ -1,10 +1,10 @@
-"""Embeddings that teachers gave the pictures and texts of a training set: what `training.teach` writes.
+"""Teachers' embeddings of the pictures and texts of a training set, as `training.teach` writes them.
 
     DIR/pictures.parquet    source, row, embedding
     DIR/texts.parquet       text, embedding
 
-Embeddings are float16 and of unit length; of several teachers they stand side by side, each divided by the
-root of their number, so that a product of two rows is the mean of the teachers' cosines.
+Embeddings are float16 and of unit length. Those of several teachers are concatenated, each divided by the
+square root of the number of teachers, so that the dot product of two rows is the mean of their cosines.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ TEXT_COLUMNS = pa.schema([("text", pa.string())])
 
 
 class Guides(NamedTuple):
-    """What teachers made of one rank's rows: float32 (sources, dim), (targets, dim), 0 where nothing."""
+    """Teachers' embeddings of one rank's rows: float32 (sources, dim), (targets, dim), 0 where missing."""
 
     sources: Tensor
     targets: Tensor
@@ -41,7 +41,7 @@ class GuideTable:
     """Every embedding of a folder that `training.teach` wrote, held in memory."""
 
     def __init__(self, folder: Path, first_ids: Mapping[str, int]) -> None:
-        """first_ids: of the rows of each source, by name. Raises DatasetError where a file cannot be used."""
+        """first_ids: id of each source's first row, by name. Raises DatasetError if a file cannot be used."""
         pictures, self._pictures = _read_table(folder / PICTURES_FILE, PICTURE_COLUMNS)
         texts, self._texts = _read_table(folder / TEXTS_FILE, TEXT_COLUMNS)
         widths = self._pictures.shape[1], self._texts.shape[1]
@@ -59,20 +59,20 @@ class GuideTable:
         self._text_places = {text: place for place, text in enumerate(texts["text"].to_pylist())}
 
     def find_pictures(self, ids: Sequence[int]) -> Tensor:
-        """By the ids of rows: float32 (ids, dim), 0 where no teacher saw one."""
+        """Look up pictures by row id: float32 (ids, dim), zeros for those that no teacher saw."""
         return _take_rows(self._pictures, [self._places.get(each) for each in ids])
 
     def find_texts(self, texts: Sequence[str]) -> Tensor:
-        """By the texts themselves: float32 (texts, dim), 0 where no teacher read one."""
+        """Look up texts by their wording: float32 (texts, dim), zeros for those that no teacher read."""
         return _take_rows(self._texts, [self._text_places.get(text) for text in texts])
 
 
 @contextmanager
 def write_table(path: Path, columns: pa.Schema, dim: int) -> Iterator[pq.ParquetWriter]:
-    """A table with a column of embeddings after `columns`, in its place once it is whole."""
+    """A writer for a table of `columns` plus embeddings; the file appears at `path` only once complete."""
     schema = columns.append(pa.field("embedding", pa.list_(pa.float16(), dim)))
     temporary = path.with_suffix(".tmp")
-    with pq.ParquetWriter(temporary, schema, use_dictionary=False) as writer:  # numbers hardly repeat
+    with pq.ParquetWriter(temporary, schema, use_dictionary=False) as writer:  # embeddings hardly repeat
         yield writer
     temporary.replace(path)
 
@@ -80,7 +80,7 @@ def write_table(path: Path, columns: pa.Schema, dim: int) -> Iterator[pq.Parquet
 def make_batch(
     writer: pq.ParquetWriter, values: Sequence[Sequence[object]], embeddings: NDArray[np.float32]
 ) -> pa.RecordBatch:
-    """Rows for a table: a sequence for each of its columns, and the embeddings (rows, dim)."""
+    """Rows of a table, from one sequence per column and the embeddings (rows, dim)."""
     vectors = pa.FixedSizeListArray.from_arrays(
         pa.array(embeddings.astype(np.float16).ravel()), embeddings.shape[1]
     )

@@ -1,4 +1,4 @@
-"""The model that a run starts with: a small one from nothing, or adapters on a pretrained one."""
+"""The model that a run starts with: small and from scratch, pretrained with adapters, or a checkpoint."""
 
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -29,7 +29,7 @@ _COUNTED_CAPTIONS = 10_000
 
 
 class InitialModel(NamedTuple):
-    """A model, what writes its inputs, and the loss on the words of captions where one is asked for."""
+    """A model, the builder of its inputs, and the word loss, which only a model from scratch has."""
 
     model: Fwd2Bot
     builder: InputBuilder
@@ -44,8 +44,8 @@ class InitialModel(NamedTuple):
 def make_initial_model(settings: TrainingSettings, sources: Sources, device: torch.device) -> InitialModel:
     """Build the model of step 0, in main memory; the same settings and sources give the same weights.
 
-    device: what it is to be trained on, and 4 bits are made on. Another tower for a checkpoint is not put in
-    here: it is fitted to the run's pictures (`training.graft`).
+    device: where it will be trained; a 4-bit model is loaded there at once. A checkpoint's new tower is not
+    put in here, because it has to be fitted to the run's pictures (`training.graft`).
     """
     if isinstance(settings.lvlm, BaseSettings):
         return _adapt_pretrained(settings, settings.lvlm, device)
@@ -66,7 +66,7 @@ def _start_from_nothing(settings: TrainingSettings, shape: LvlmSettings, caption
 
 
 def _adapt_pretrained(settings: TrainingSettings, base: BaseSettings, device: torch.device) -> InitialModel:
-    """Frozen weights are held in bfloat16 for a GPU; what is trained, in float32."""
+    """Put adapters on a pretrained LVLM: frozen weights are bfloat16 on a GPU, trained ones float32."""
     _require_sight(settings, base.base)
     frozen = device.type == "cuda" and settings.adapters.mode != NONE
     dtype = torch.bfloat16 if frozen else torch.float32
@@ -78,7 +78,7 @@ def _adapt_pretrained(settings: TrainingSettings, base: BaseSettings, device: to
 
 
 def _go_on(settings: TrainingSettings, start: CheckpointSettings) -> InitialModel:
-    """A checkpoint to be trained further in float32: all of it, or how it answers."""
+    """Load a checkpoint to train further in float32: all of it, or only the adapter of pass 2."""
     _require_sight(settings, start.checkpoint)
     model, processor, prompts, *_ = load_checkpoint(find_checkpoint(start.checkpoint), "cpu")
     found = model.summary_shape[0], model.adapters, prompts
@@ -127,13 +127,13 @@ def _train_answers_alone(settings: TrainingSettings, model: Fwd2Bot, start: Chec
 
 
 def _require_sight(settings: TrainingSettings, name: str) -> None:
-    """What only a tower that starts from nothing has use for is refused."""
+    """Raise DatasetError for settings that only make sense for a tower trained from scratch."""
     if settings.word_weight or any(batch.tower_only for batch in settings.batches):
         raise DatasetError(f"{name} sees already: set word_weight = 0, and leave out batches with tower_only")
 
 
 def _tokenizer_texts(captions: Sequence[str], settings: TrainingSettings) -> Iterator[str]:
-    """Captions, with the prompts and the scenes' own words often enough to become tokens of their own."""
+    """Captions, plus prompts and scene texts, repeated so that their words become single tokens."""
     yield from captions
     prompts = settings.prompts
     for index in range(_TOKENIZER_SCENES):
@@ -144,7 +144,7 @@ def _tokenizer_texts(captions: Sequence[str], settings: TrainingSettings) -> Ite
 
 
 def _count_words(builder: InputBuilder, captions: Sequence[str], seed: int) -> Tensor:
-    """The share of texts that hold each word, over captions and drawn scenes."""
+    """The fraction of texts that hold each token, over captions and drawn scenes: float32 (vocabulary,)."""
     scenes = [unique_caption(make_scene(seed, index)) for index in range(_TOKENIZER_SCENES)]
     texts = [*captions[-_COUNTED_CAPTIONS:], *scenes]
     return mark_words(builder, texts).float().mean(dim=0)

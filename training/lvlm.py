@@ -1,4 +1,4 @@
-"""A small LVLM from nothing: its tokenizer, its processor and its random weights, all of stock classes."""
+"""A small LVLM from scratch: tokenizer, processor and random weights, all in stock transformers classes."""
 
 from collections.abc import Iterable
 
@@ -23,7 +23,7 @@ _LONGEST_SEQUENCE = 1024
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over lower-cased texts: any string can be written, common words are one token."""
+    """Byte-level BPE over lower-cased texts: any string can be encoded, and common words are one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast, settings: LvlmSettings) -> LlavaProcessor:
-    """Pictures of any shape are squeezed to a square, as the photos it learns from are."""
+    """A LLaVA processor that squeezes pictures of any shape to a square, as is done in training."""
     size = {"height": settings.image_size, "width": settings.image_size}
     return LlavaProcessor(
         image_processor=SiglipImageProcessorPil(size=size),
@@ -78,7 +78,7 @@ def make_lvlm(tokenizer: PreTrainedTokenizerFast, settings: LvlmSettings) -> Fas
         hidden_sizes=list(settings.tower_widths),
         depths=list(settings.tower_depths),
         layer_type="basic",
-        hidden_size=settings.tower_widths[-1],  # type: ignore[call-arg]  # the projector asks for it
+        hidden_size=settings.tower_widths[-1],  # type: ignore[call-arg]  # the projector reads it
     )
     image_token = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     config = FastVlmConfig(
@@ -94,7 +94,7 @@ def make_lvlm(tokenizer: PreTrainedTokenizerFast, settings: LvlmSettings) -> Fas
 
 
 def use_fast_layout(lvlm: PreTrainedModel) -> None:
-    """What trains fastest on a CPU: channels last, and attention in bf16 products, not a fused kernel."""
+    """Use what trains fastest on a CPU: channels last, and eager attention in bf16, not a fused kernel."""
     put_channels_last(lvlm)
     lvlm.set_attn_implementation("eager")
 

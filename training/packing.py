@@ -1,4 +1,4 @@
-"""Texts of a step to padded parts. Ids say what belongs together, so texts may come in any order."""
+"""Pack the texts of a step into padded parts. Ids say what belongs together, so the order is free."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -17,7 +17,7 @@ _Text = TypeVar("_Text")
 
 
 class Row(NamedTuple):
-    """One source of a step: its id, what is said of it, and which of the two losses learns from that."""
+    """One source of a step: its id, its texts, and which of the two losses learns from them."""
 
     id: int
     sample: Sample
@@ -26,9 +26,9 @@ class Row(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Texts to be matched, and those to be told from them: as pass 1 reads them, and as they stand.
+    """Matching texts and hard negatives, both tokenized for pass 1 (parts) and as plain strings (texts).
 
-    ids: int64 (texts,), of the source that each belongs to.
+    ids: int64 (texts,), the source that each text belongs to, or HARD_NEGATIVE.
     """
 
     parts: list[BatchEncoding]
@@ -37,7 +37,7 @@ class Targets(NamedTuple):
 
 
 def pack_targets(builder: InputBuilder, rows: Sequence[Row]) -> Targets:
-    """The targets of the rows that have one, and their hard negatives."""
+    """Pack the targets and hard negatives of the rows that take part in the contrastive loss."""
     paired = [row for row in rows if row.contrastive]
     targets = [(row.sample.target, row.id) for row in paired]
     targets += [(negative, HARD_NEGATIVE) for row in paired for negative in row.sample.negatives]
@@ -48,7 +48,7 @@ def pack_targets(builder: InputBuilder, rows: Sequence[Row]) -> Targets:
 
 
 def pack_answers(builder: InputBuilder, rows: Sequence[Row]) -> list[Answers]:
-    """What pass 2 is to say; all turns of a row point at the one source."""
+    """Pack the answers that pass 2 learns; all turns of a row refer to the same source."""
     turns = [
         (index, turn.question or builder.prompts.caption, turn.answer)
         for index, row in enumerate(rows)
@@ -65,7 +65,7 @@ def pack_answers(builder: InputBuilder, rows: Sequence[Row]) -> list[Answers]:
 
 
 def mark_words(builder: InputBuilder, texts: Sequence[str]) -> Tensor:
-    """Which tokens of the vocabulary each text holds: bool (texts, vocabulary)."""
+    """Which tokens of the vocabulary each text contains: bool (texts, vocabulary)."""
     words = torch.zeros(len(texts), len(builder.tokenizer), dtype=torch.bool)
     for row, text in enumerate(texts):
         words[row, builder.tokenizer(text, add_special_tokens=False)["input_ids"]] = True
@@ -73,6 +73,6 @@ def mark_words(builder: InputBuilder, texts: Sequence[str]) -> Tensor:
 
 
 def _pack_by_length(texts: list[_Text], length: Callable[[_Text], int]) -> list[list[_Text]]:
-    """Texts in order of length, in parts of about `PART_ROWS`: padding to the longest costs little."""
+    """Sort texts by length and cut them into parts of up to `PART_ROWS`, so that padding costs little."""
     ordered = sorted(texts, key=length)
     return [ordered[start : start + PART_ROWS] for start in range(0, len(ordered), PART_ROWS)]

@@ -1,4 +1,4 @@
-"""Pictures to what a vision tower of one square size reads: random views, made of whole batches."""
+"""Turn batches of pictures into the input of a vision tower of one square size, as random views."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ from training.augment import Chance, crop_randomly, erase_patches, jitter_colour
 from training.data_settings import AugmentationSettings
 from training.sources.pictures import square_picture
 
-_SCENE_COLOUR_JITTER = 0.08  # colours are named, so they may not change much
+_SCENE_COLOUR_JITTER = 0.08  # small, because scene captions name colours
 
 
 class SquareViews:
-    """The fast path of a model trained from nothing; any other reads pictures by its own processor."""
+    """The fast image path for models of one square size; without it, the model's own processor is used."""
 
     def __init__(self, builder: InputBuilder, settings: AugmentationSettings) -> None:
         self.builder, self.settings = builder, settings
@@ -42,12 +42,12 @@ class SquareViews:
         photo_chance: Chance,
         scene_chance: Chance,
     ) -> BatchEncoding:
-        """Pass 1 over photos and drawn scenes, in this order. plain: bool (photos,), may it be mirrored?"""
+        """Inputs of pass 1 for photos, then drawn scenes. plain: bool (photos,), which may be mirrored."""
         seen = [self._view_photos(photos, plain, photo_chance), self._view_scenes(scenes, scene_chance)]
         return self.builder.pixels((torch.cat(seen) - self.mean) / self.deviation)
 
     def _view_photos(self, photos: Sequence[Image.Image], plain: Tensor, chance: Chance) -> Tensor:
-        # Drawn for no photos too: what is drawn for scenes after them is so the same on every rank.
+        # Draws random numbers even without photos, so that the scenes' draws are the same on every rank.
         pictures = _stack(photos, self.side)
         mirror = (chance.draw() < 0.5) & plain
         views = crop_randomly(pictures, self.size, self.settings.smallest_crop, mirror, chance)
@@ -55,12 +55,12 @@ class SquareViews:
         return erase_patches(views, self.settings.erased, chance)
 
     def _view_scenes(self, scenes: Sequence[Image.Image], chance: Chance) -> Tensor:
-        # Drawn as the scenes' files are, then resized as the image processor does it.
+        # Rendered like the scenes' files, then resized as the image processor does.
         return jitter_colours(_stack(scenes, self.size), _SCENE_COLOUR_JITTER, chance)
 
 
 def _stack(pictures: Sequence[Image.Image], side: int) -> Tensor:
-    """Squares: float32 (n, 3, side, side) in [0, 1]."""
+    """Squeeze pictures to squares and stack them: float32 (n, 3, side, side) in [0, 1]."""
     if not pictures:
         return torch.empty((0, 3, side, side))
     stacked = torch.from_numpy(np.stack([square_picture(picture, side) for picture in pictures]))

@@ -1,4 +1,4 @@
-"""What a source of training rows is, and what one row says."""
+"""The interface of a source of training rows, and the texts of one row."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +11,18 @@ from training.data_settings import SourceSettings
 
 
 class Turn(NamedTuple):
-    """What pass 2 is asked, and must say; without a question it is asked for a caption."""
+    """A question to pass 2 and the answer to learn; an empty question asks for a caption."""
 
     question: str
     answer: str
 
 
 class Sample(NamedTuple):
-    """What is said of one row.
+    """The texts of one row, as drawn for one step.
 
-    captions: everything. target: what matches it. turns: answered one by one from the same summary tokens.
-    negatives: what is not true of it. text: what pass 1 reads where there is no picture, else empty.
-    picture: the file that shows it, which other rows may show too; None where none can.
+    captions: all texts about it. target: the text to match with it. turns: each answered on its own from the
+    same summary tokens. negatives: false texts, used as hard negatives. text: what pass 1 reads if there is
+    no picture, else "". picture: the row's image file, which other rows may share; None if it has none.
     """
 
     captions: Sequence[str]
@@ -34,33 +34,33 @@ class Sample(NamedTuple):
 
 
 class Source(Protocol):
-    """Rows that are dealt out, each found by its number alone; DatasetError says why one cannot be used."""
+    """Rows addressed by number, to be dealt; methods raise DatasetError if a row cannot be used."""
 
     @property
     def settings(self) -> SourceSettings:
-        """What the settings file says of it."""
+        """The source's settings."""
 
     @property
     def pictured(self) -> bool:
         """Whether every row is a picture with captions."""
 
     def __len__(self) -> int:
-        """How many rows there are, broken ones too."""
+        """How many rows there are, including broken ones."""
 
     def read_captions(self, row: int) -> Sequence[str]:
-        """Everything that is said of a row."""
+        """All texts of a row."""
 
     def draw_sample(self, row: int, random: Random) -> Sample:
-        """What is said of a row, this time."""
+        """Draw the texts of a row to use this time."""
 
     def load_picture(self, row: int, side: int) -> Image.Image:
         """The RGB picture of a row; one much larger than `side` pixels may be shrunk, unless `side` is 0."""
 
     def describe_row(self, row: int) -> str:
-        """What a person finds the row by."""
+        """A human-readable name, for finding the row in the data."""
 
 
 def draw_captions(captions: Sequence[str], random: Random) -> Sample:
-    """One caption to be matched and one to be said, of several of one picture."""
+    """Draw, from one picture's captions, one to match and one to generate."""
     target, answer = random.choice(captions), random.choice(captions)
     return Sample(captions, target, [Turn("", answer)])

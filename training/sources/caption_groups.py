@@ -1,4 +1,4 @@
-"""Captions in groups, each about one picture that is not at hand: they train the text side."""
+"""Groups of captions, each about one picture that is not available: they train the text side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from training.sources.records import RecordFile
 
 
 class CaptionGroupSource:
-    """One row a line of {"captions": [...]}, of which two at least have words. See Source."""
+    """One row per line of {"captions": [...]}, at least two of them non-blank. See Source."""
 
     pictured = False
 
@@ -32,7 +32,7 @@ class CaptionGroupSource:
         return [caption.strip() for caption in captions if caption.strip()]
 
     def draw_sample(self, row: int, random: Random) -> Sample:
-        """See Source; pass 1 reads one caption, which another one matches."""
+        """See Source; pass 1 reads one caption, and another is its target and its answer."""
         captions = self.read_captions(row)
         if len(captions) < 2:
             raise DatasetError("it has fewer than two captions with words in them")

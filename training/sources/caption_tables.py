@@ -1,7 +1,7 @@
-"""Captions in a table, Parquet or JSON lines: a row for each picture, which lies in a folder.
+"""Captions in a Parquet or JSON lines table, with one row per picture; pictures are in a folder.
 
-Of a Parquet table the columns that are needed are held as Arrow, outside Python's objects: about the bytes of
-the texts. Of JSON lines an index is held.
+The needed columns of a Parquet table are held in memory as Arrow, not as Python objects, and take about as
+many bytes as their texts. For JSON lines only an index is held.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from training.sources.records import RecordFile
 
 
 class CaptionTableSource:
-    """One row of the table is one row. See Source."""
+    """One source row per table row. See Source."""
 
     pictured = True
 
@@ -107,7 +107,7 @@ def _list_all_texts(record: Mapping[str, Any], names: Sequence[str]) -> list[str
 
 
 def _list_texts(record: Mapping[str, Any], name: str) -> list[str]:
-    """The texts of a column that have words in them; there may be none."""
+    """The non-blank texts of a column; may be empty."""
     value = record.get(name)
     texts = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(text, str) for text in texts):

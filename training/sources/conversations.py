@@ -1,7 +1,7 @@
 """Instructions in LLaVA's JSON: {id, image?, conversations: [{from: human | gpt, value}, ...]}.
 
-Every turn of a conversation is a question of its own, answered from the same summary tokens: what came before
-it is not repeated. Where there is no image, pass 1 reads the first question.
+Every turn of a conversation is a separate question, answered from the same summary tokens: earlier turns are
+not repeated. If there is no image, pass 1 reads the first question.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from training.sources.records import RecordFile
 
 
 class ConversationSource:
-    """One row a conversation; records and pictures are read when they are asked for. See Source."""
+    """One row per conversation; records and pictures are read on demand. See Source."""
 
-    pictured = False  # some rows are texts alone
+    pictured = False  # some rows are text only
 
     def __init__(self, settings: ConversationSettings, folder: Path) -> None:
         self.settings = settings
@@ -38,7 +38,7 @@ class ConversationSource:
         return [text for turn in turns for text in turn if text]
 
     def draw_sample(self, row: int, random: Random) -> Sample:
-        """See Source; nothing is left to chance."""
+        """See Source; `random` is not used."""
         record = self._records.read(row)
         turns = read_turns(record)
         sample = Sample([turn.answer for turn in turns], turns[0].answer, turns)
@@ -61,12 +61,12 @@ class ConversationSource:
 
 
 def read_turns(record: dict[str, Any]) -> list[Turn]:
-    """Questions and answers in turn; raises DatasetError where it is no conversation of this form."""
+    """Read a record's questions and answers; raises DatasetError if it is not in the format above."""
     messages = record.get("conversations")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise DatasetError('it has no list of "conversations"')
     if messages and messages[0].get("from") == "gpt":
-        messages = messages[1:]  # an answer to nobody
+        messages = messages[1:]  # an answer without a question
     speakers = [message.get("from") for message in messages]
     if not messages or speakers != ["human", "gpt"] * (len(messages) // 2):
         raise DatasetError(f"in its conversation human and gpt do not speak in turn: {speakers!r:.100}")

@@ -1,4 +1,4 @@
-"""Scenes that are drawn for a step and never again, with what is said of them."""
+"""Scenes that are drawn for one step only, with their texts."""
 
 from random import Random
 
@@ -16,11 +16,11 @@ from training.families import make_family
 from training.sources.base import Sample, Turn
 
 FAMILY_SIZE = 4
-_FULL_CAPTIONS = 0.6  # the share of scenes matched by the caption that says everything
+_FULL_CAPTIONS = 0.6  # the fraction of scenes whose target is the caption that says everything
 
 
 class DrawnSource:
-    """No rows to deal out: scene `index` of the series `seed` is made when it is asked for."""
+    """Has no rows to deal: scene `index` of the series `seed` is made on demand."""
 
     def __init__(self, settings: DrawnSettings) -> None:
         self.settings = settings
@@ -28,7 +28,7 @@ class DrawnSource:
     def draw_samples(
         self, seed: int, first: int, count: int, random: Random
     ) -> tuple[list[Scene], list[Sample]]:
-        """Make `count` scenes, from index `first` on."""
+        """Make `count` scenes, starting at index `first`, and draw their texts."""
         most_things = self.settings.most_things
         if self.settings.kind == "scenes":
             scenes = [make_scene(seed, index, most_things) for index in range(first, first + count)]
@@ -50,7 +50,7 @@ def _ask_about_scene(scene: Scene, random: Random, asked: int) -> Sample:
 
 
 def _ask_about_relative(scene: Scene, random: Random) -> Sample:
-    """Say everything: anything less may be as true of the rest of the family."""
+    """Texts of a family member, which say everything: anything less may also be true of other members."""
     full = unique_caption(scene)
     target = full if random.random() < _FULL_CAPTIONS else retell_scene(scene, random)
     return Sample([full], target, [Turn("", full)])

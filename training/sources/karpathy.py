@@ -17,7 +17,7 @@ from training.sources.pictures import open_picture, square_picture
 
 
 class KarpathySource:
-    """One row a photo; the captions are held, the photos where that is asked for. See Source."""
+    """One row per photo; captions are held in memory, photos only after `hold_pictures`. See Source."""
 
     pictured = True
 
@@ -29,12 +29,12 @@ class KarpathySource:
         self._pixels: dict[int, NDArray[np.uint8]] = {}  # (side, side, 3)
 
     def hold_pictures(self, side: int) -> None:
-        """Decode all photos now, squared to `side` pixels; raises DatasetError where none can be."""
+        """Decode all photos now, squeezed to `side` x `side` pixels; raises DatasetError if none can be."""
         reason = None
         for row in tqdm(range(len(self)), desc="photos", unit="photo", disable=None):
             try:
                 self._pixels[row] = square_picture(self.load_picture(row, side), side)
-            except DatasetError as error:  # told of when the row is dealt
+            except DatasetError as error:  # reported when the row is dealt
                 reason = error
         if not self._pixels:
             raise DatasetError(f"No photo in {self.settings.images} can be read, and the last: {reason}.")

@@ -1,4 +1,4 @@
-"""Settings to open sources: the one place that knows every kind."""
+"""Open sources from their settings: the one place that knows every kind."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,29 +27,29 @@ Sources = Mapping[str, Source | DrawnSource]
 
 
 def open_sources(settings: Mapping[str, SourceSettings], folder: Path) -> Sources:
-    """Open all sources, whose paths start at `folder`; raises DatasetError where one cannot be used."""
+    """Open all sources, with paths relative to `folder`; raises DatasetError if one cannot be used."""
     if not folder.is_dir():
         raise DatasetError(f"There is no folder {folder}: --data names where the settings' paths start")
     return {name: _open_source(source, folder) for name, source in settings.items()}
 
 
 def read_all_captions(sources: Sources) -> Iterator[str]:
-    """Every caption there is to read, those of texts alone first; rows that are broken have none."""
+    """Every caption of the sources that are not drawn, text-only sources first; broken rows are skipped."""
     readable = [source for source in sources.values() if not isinstance(source, DrawnSource)]
     for source in sorted(readable, key=lambda source: source.pictured):
         for row in range(len(source)):
             try:
                 yield from source.read_captions(row)
-            except DatasetError:  # told of when the row is dealt
+            except DatasetError:  # reported when the row is dealt
                 continue
 
 
 def require_batches(
     sources: Sources, batches: Sequence[BatchSettings], ranks: int, guided: bool = False
 ) -> None:
-    """Raise DatasetError where a batch asks for what there is not, or would train nothing.
+    """Raise DatasetError if a batch asks for something that does not exist, or would train nothing.
 
-    guided: whether teachers have looked at the sources, so that those without captions train too.
+    guided: whether there are teachers' embeddings, so that sources without captions train too.
     """
     if not sum(batch.steps for batch in batches):
         raise DatasetError("This run would train on nothing: its [[batches]] have no steps")

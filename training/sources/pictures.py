@@ -1,4 +1,4 @@
-"""One picture of a training set, from a file or from bytes: RGB and upright, or a DatasetError why not."""
+"""Read one picture of a training set from a file or bytes: RGB and upright, or a DatasetError."""
 
 import warnings
 from collections.abc import Mapping
@@ -20,22 +20,23 @@ _WHOLE = 1 << 20  # pixels a side, more than any picture has
 def open_picture(place: Path | BytesIO, side: int) -> Image.Image:
     """Decode a picture as the index does; one much larger than `side` pixels is shrunk, unless `side` is 0.
 
-    Pictures of more pixels than Pillow thinks safe (about 90 million) are refused.
+    Raises DatasetError if it cannot be decoded, or has more pixels than Pillow considers safe (about 90
+    million).
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata, mostly
+            warnings.simplefilter("ignore")  # mostly about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with place.open("rb") if isinstance(place, Path) else place as stream:
                 return decode_stream(stream, side or _WHOLE)
     except FileNotFoundError:
         raise DatasetError("there is no such picture") from None
-    except Exception as error:  # decoders raise anything on bad bytes: struct.error, SyntaxError ...
+    except Exception as error:  # decoders raise any class on bad bytes: struct.error, SyntaxError ...
         raise DatasetError(f"the picture cannot be decoded: {error}") from error
 
 
 def locate_picture(folder: Path, record: Mapping[str, Any], field: str) -> Path:
-    """The file below a folder that a record names; raises DatasetError where it names none, or another."""
+    """The file below `folder` that a record names; raises DatasetError if it names none or one outside."""
     name = record.get(field)
     if not isinstance(name, str):
         raise DatasetError(f'its "{field}" should be one path and is {name!r:.100}')

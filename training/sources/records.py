@@ -1,6 +1,6 @@
-"""Records of a large JSON file, read one by one: an index of byte offsets is all that is held of it.
+"""Records of a large JSON file, read one at a time: only an index of byte offsets is held in memory.
 
-A .jsonl holds a record on each line, any other file one list of records.
+A .jsonl file holds one record per line, any other file one list of records.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from encoders.base import DatasetError
 
 _LARGEST_RECORD = 16 * 2**20  # bytes
-# All up to the next bracket that is not in a string, without ever going back.
+# Everything up to the next bracket outside a string; possessive, so that it never backtracks.
 _NEXT_BRACKET = re.compile(rb'(?:"(?:[^"\\]++|\\.)*+"|[^"\[\]{}]++)*+([\[\]{}])', re.DOTALL)
 
 
@@ -22,9 +22,9 @@ class RecordFile:
     """The records of one file, by number."""
 
     def __init__(self, path: Path) -> None:
-        """Raises DatasetError where there is no such file, or no record in it."""
+        """Raises DatasetError if there is no such file, or no record in it."""
         self.path = path
-        self._spans = array("q")  # where each record starts and ends
+        self._spans = array("q")  # byte offsets: start and end of each record
         for span in _find_spans(path):
             self._spans.extend(span)
         if not self._spans:
@@ -36,7 +36,7 @@ class RecordFile:
         return len(self._spans) // 2
 
     def read(self, row: int) -> dict[str, Any]:
-        """One record; raises DatasetError where it is none."""
+        """Read one record; raises DatasetError if it is too large, unreadable or not an object."""
         start, end = self._spans[2 * row : 2 * row + 2]
         if end - start > _LARGEST_RECORD:
             raise DatasetError(f"its record of {end - start} bytes is over the limit of {_LARGEST_RECORD}")
@@ -75,7 +75,7 @@ def _find_lines(text: mmap.mmap) -> Iterator[tuple[int, int]]:
 
 
 def _find_items(text: mmap.mmap, path: Path) -> Iterator[tuple[int, int]]:
-    """The objects in the outermost list."""
+    """Byte spans of the objects in the outermost list."""
     if text[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
         raise DatasetError(
             f"{path} is not a list of records, as LLaVA's form wants: [{{...}}, ...] is expected"

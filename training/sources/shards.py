@@ -1,6 +1,6 @@
 """WebDataset shards: .tar files of KEY.jpg beside KEY.txt or KEY.json, as img2dataset writes them (CC3M).
 
-An index of where each picture and its caption lie is made once, from the headers; the members are read in
+The positions of each picture and its caption are indexed once, from the tar headers; members are read in
 place.
 """
 
@@ -24,13 +24,13 @@ from training.sources.base import Sample, draw_captions
 from training.sources.pictures import open_picture
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")
-_CAPTIONS = ("txt", "json")  # the first that is there
+_CAPTIONS = ("txt", "json")  # in order of preference
 _LARGEST_PICTURE, _LARGEST_CAPTION = 64 * 2**20, 2**20  # bytes
 _log = logging.getLogger(__name__)
 
 
 class ShardSource:
-    """One row a picture with its caption; 48 bytes are held of each. See Source."""
+    """One row per picture with its caption; the index takes 48 bytes per row. See Source."""
 
     pictured = True
 
@@ -44,7 +44,7 @@ class ShardSource:
             np.array([(number, *place) for place in _index_shard(shard)], np.int64).reshape(-1, 6)
             for number, shard in enumerate(tqdm(self._shards, desc="shards", unit="shard", disable=None))
         ]
-        # Columns: shard; start and size of the picture; start and size of the caption; is that JSON?
+        # Columns: shard; start and size of the picture; start and size of the caption; whether that is JSON.
         self._rows = np.concatenate(places)
         if not len(self._rows):
             raise DatasetError(
@@ -92,7 +92,7 @@ class _Member(NamedTuple):
 
 
 def _index_shard(shard: Path) -> Iterator[tuple[int, int, int, int, int]]:
-    """Picture and caption of each key, whose members are neighbours; a shard ends where it is broken."""
+    """Picture and caption of each key, whose members must be adjacent; stops at the first broken header."""
     try:
         with tarfile.open(shard, "r:") as archive:
             for _, members in groupby(_list_members(archive), key=lambda member: member.key):
@@ -103,10 +103,10 @@ def _index_shard(shard: Path) -> Iterator[tuple[int, int, int, int, int]]:
 
 def _list_members(archive: tarfile.TarFile) -> Iterator[_Member]:
     while (member := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]  # which it would keep for ever
+        archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
         folder, slash, name = member.name.rpartition("/")
         stem, _, kind = name.partition(".")
-        if member.isreg() and not member.issparse():  # neither links nor devices, and all its bytes in a row
+        if member.isreg() and not member.issparse():  # not a link or device, and stored contiguously
             yield _Member(folder + slash + stem, kind.lower(), member.offset_data, member.size)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of which nothing is said: the image files below a folder."""
+"""Pictures without captions: the image files below a folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 class UnlabelledSource:
-    """One row a file, in order of their paths. See Source."""
+    """One row per file, in order of their paths. See Source."""
 
-    pictured = False  # a row has no captions, whose words would train a tower alone
+    pictured = False  # rows have no captions, which tower-only batches learn from
 
     def __init__(self, settings: UnlabelledSettings, folder: Path) -> None:
         self.settings = settings
