@@ -1,20 +1,20 @@
-r"""What does each part of Fwd2Bot give? One thing changed at a time, at the scale of the embedded model.
+r"""What does each part of Fwd2Bot contribute? One change at a time, at the scale of the embedded model.
 
     python -m training.ablate training/configs/ablations.toml --data DIR --run runs/ablations \
         --report docs/experiments.md
 
-The protocol follows the paper (arXiv 2503.21757), which adapts a stock LVLM that already captions:
+The protocol follows the paper (arXiv 2503.21757), which adapts a stock LVLM that can already caption:
 
-0. The stock LVLM: from the weights of the embedded model's base, LLM and tower are trained as a plain
-   captioner over uncompressed image tokens. Then both are frozen, and what the tower makes of each training
-   photo, in some random views, is kept, so that no variant runs it again.
-1. Each variant: fresh summary tokens and adapters over that LLM, on the same batches in the same order, for
-   as many steps. `training.ablations.variants` lists them; `joint` is what all others are compared with.
-2. Each is measured on the test photos (`training.ablations.measures`), `joint` with three seeds, which tell
-   how far seeds lie apart. Of a variant within two standard errors of `joint`, two more seeds are run.
+0. The stock LVLM: starting from the weights of the embedded model's base, the LLM and tower are trained as a
+   plain captioner over uncompressed image tokens. Then both are frozen, and the tower's features of several
+   random views of each training photo are stored, so that no variant has to run it again.
+1. Each variant trains fresh summary tokens and adapters over that LLM, on the same batches in the same order,
+   for the same number of steps. `training.ablations.variants` lists them; `joint` is the baseline.
+2. Each variant is measured on the test photos (`training.ablations.measures`), `joint` with three seeds, to
+   estimate the variance between seeds. A variant within two standard errors of `joint` gets two more seeds.
 
-A trial that is done is a JSON in RUN/trials, and is not run again: a command that was stopped goes on, and
-one that has nothing left to do makes the report alone.
+A finished trial is a JSON file in RUN/trials, and is not run again: an interrupted command resumes, and one
+with nothing left to run only writes the report.
 """
 
 import argparse
@@ -42,10 +42,10 @@ _SETTINGS_FILE, _TRIALS = "settings.json", "trials"
 
 
 class Ablation:
-    """The trials of one run's folder: those that are done, and the means to do more."""
+    """The trials in one run folder: reads those that are finished and runs those that are not."""
 
     def __init__(self, settings: AblationSettings, data: Path, run: Path) -> None:
-        """Raises DatasetError where the folder is of other settings."""
+        """Raises DatasetError if the folder was made with different settings."""
         self.settings, self.run = settings, run
         self.source = KarpathySource(settings.photos, data)
         photos = settings.photos
@@ -54,7 +54,7 @@ class Ablation:
         self._stock: Stock | None = None
 
     def find_trial(self, name: str, seed: int) -> Trial:
-        """The trial of a variant with a seed, run where it has not been."""
+        """The trial of a variant with a seed; runs it if that has not been done yet."""
         path = self.run / _TRIALS / f"{name}-{seed}.json"
         if not path.exists():
             stock = self._find_stock()
@@ -74,7 +74,7 @@ class Ablation:
 
 
 def run_ablations(ablation: Ablation, names: Sequence[str], seeds: int) -> None:
-    """Run some variants once, and `seeds` trials each of `joint` and of those that are near to it."""
+    """Run the named variants once; `joint` and the variants close to it get `seeds` trials each."""
     first = ablation.settings.seed
     trials = {name: [ablation.find_trial(name, first)] for name in names}
     if JOINT not in names:
@@ -87,13 +87,13 @@ def run_ablations(ablation: Ablation, names: Sequence[str], seeds: int) -> None:
 
 
 def list_trials(run: Path) -> dict[str, list[Trial]]:
-    """All trials that a run's folder holds, by the name of the variant."""
+    """All finished trials in a run folder, by variant name."""
     found = {name: sorted((run / _TRIALS).glob(f"{name}-*.json")) for name in VARIANTS}
     return {name: [read_trial(path) for path in paths] for name, paths in found.items() if paths}
 
 
 def _claim_folder(run: Path, settings: AblationSettings) -> None:
-    """Write down the settings, or refuse a folder of others."""
+    """Record the settings in the folder; raises DatasetError if it already holds different ones."""
     path, now = run / _SETTINGS_FILE, json.loads(json.dumps(asdict(settings)))
     if not path.exists():
         run.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ difference is two standard errors or more, and is undecided below."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train and measure the variants of Fwd2Bot, and compare what comes of it with the paper's findings."""
+    """Train and measure the variants of Fwd2Bot, and compare the results with the paper's findings."""
     parser = argparse.ArgumentParser(prog="python -m training.ablate", description=main.__doc__)
     parser.add_argument("settings", type=Path, help="a TOML file, such as training/configs/ablations.toml")
     parser.add_argument("--data", type=Path, required=True, help="the folder that the photos' paths start at")

@@ -1,12 +1,12 @@
-r"""How fast a recipe trains on this machine, and in how much memory: random weights, random inputs, no data.
+r"""Measure a recipe's training speed and memory on this machine, with random weights and inputs: no data.
 
     python -m training.measure training/configs/llava-1.5-7b-k16.toml --steps 10 --rows 64 \
         --set lvlm.base=training/shapes/llava-1.5-7b
 
-`lvlm.base` may be a folder that holds nothing but a config.json. A row is an image with one caption to match
-and one answer to say. Model FLOPs are those of a step without chunks and checkpointing, counted operator by
-operator from their shapes, so that work done twice does not count as done; the share is of what a large
-matrix product in the same numbers (bfloat16 on a GPU) reaches on the same device, measured beside it.
+`lvlm.base` may be a folder that holds only a config.json. A row is an image with one caption to match and one
+answer to generate. Model FLOPs are those of a step without chunks and checkpointing, counted from the shapes
+of each operator, so recomputation does not count. They are reported as a percentage of the rate that a large
+matrix product in the same dtype (bfloat16 on a GPU) reaches on the same device, measured in the same run.
 """
 
 import argparse
@@ -35,16 +35,16 @@ from training.run_log import run_command
 from training.settings import BaseSettings, TrainingSettings, read_settings
 from training.trainer import Trainer
 
-# Tokens of an instruction, a caption and an answer: those of short captions and long descriptions.
+# Tokens of an instruction, a caption and an answer: typical of short captions and long descriptions.
 _INSTRUCTION, _CAPTION, _ANSWER = 20, 30, 100
 _WARM_UP = 2
 _COUNTED_ROWS = 2
 
 
 class Measurement(NamedTuple):
-    """Of one process. memory_gib: the most that was allocated on a GPU, or resident without one.
+    """Results of one process. memory_gib: peak allocated on the GPU, or peak resident memory without one.
 
-    flops_share: model FLOPs a second over those of a large matrix product, in per cent.
+    flops_share: model FLOP/s as a percentage of the FLOP/s of a large matrix product.
     """
 
     device: str
@@ -58,7 +58,7 @@ class Measurement(NamedTuple):
 
 
 def measure_training(settings: TrainingSettings, rows: int, steps: int) -> Measurement:
-    """Train on `rows` random rows a step; the first steps are not counted."""
+    """Train on `rows` random rows per step; the warm-up steps are not counted."""
     if min(rows, steps) < 1:
         raise DatasetError(
             f"There is nothing to measure in {steps} steps of {rows} rows: take 1 or more of each"
@@ -87,7 +87,7 @@ def measure_training(settings: TrainingSettings, rows: int, steps: int) -> Measu
 
 
 def make_step(model: Fwd2Bot, rows: int) -> Step:
-    """Random pictures, captions and answers, of the lengths above."""
+    """A step of random pictures, captions and answers, of the lengths above."""
     config, count = model.lvlm.config, model.summary_shape[0]
     side, tokens = _read_image_shape(config)
     image = [config.image_token_id] * tokens
@@ -110,7 +110,7 @@ def make_step(model: Fwd2Bot, rows: int) -> Step:
 
 
 def measure_matrix_rate(device: torch.device) -> float:
-    """FLOPs a second of a large matrix product in the numbers that training computes in: the best of some."""
+    """FLOP/s of a large matrix product in the dtype of training: the best of 10 runs."""
     side = 8192 if device.type == "cuda" else 1024
     matrix = torch.randn(side, side, device=device, dtype=choose_dtype(device.type))
     seconds = []
@@ -137,7 +137,7 @@ def _make_random_model(settings: TrainingSettings, device: torch.device) -> Fwd2
 
 
 def _count_flops(settings: TrainingSettings, model: Fwd2Bot, ranks: Ranks) -> int:
-    """FLOPs of a step of `_COUNTED_ROWS` rows in which nothing is computed twice."""
+    """FLOPs of a step of `_COUNTED_ROWS` rows without recomputation."""
     plain = replace(settings, chunk_size=0, gradient_checkpointing=False, compiled=False)
     trainer = Trainer(plain, model, None, ranks)
     with FlopCounterMode(display=False) as counter:
@@ -147,7 +147,7 @@ def _count_flops(settings: TrainingSettings, model: Fwd2Bot, ranks: Ranks) -> in
 
 
 def _read_image_shape(config: PreTrainedConfig) -> tuple[int, int]:
-    """Side in pixels and tokens of an image, of families in which all images have as many."""
+    """An image's side in pixels and number of tokens; only for model types in which the number is fixed."""
     tokens = getattr(config, "image_seq_length", None)
     side = getattr(config.vision_config, "image_size", None)
     if config.model_type not in ("llava", "fast_vlm") or tokens is None:
@@ -158,7 +158,7 @@ def _read_image_shape(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def _find_stride(config: PreTrainedConfig) -> int:
-    """Of a tower of stages, each of which halves the picture after a stem that quarters it."""
+    """Stride of a staged tower: the stem divides the side by 4, every further stage by 2."""
     return int(2 ** (len(config.vision_config.hidden_sizes) + 1))
 
 
@@ -181,7 +181,7 @@ def _read_peak_memory(device: torch.device) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure images/s, tokens/s, memory and the share of the matrix rate of a recipe."""
+    """Measure a recipe's images/s, tokens/s, memory and percentage of the matrix rate."""
     parser = argparse.ArgumentParser(prog="python -m training.measure", description=main.__doc__)
     parser.add_argument("settings", type=Path, help="a TOML file of training/configs")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed")

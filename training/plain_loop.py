@@ -1,13 +1,13 @@
-"""How much faster is a training step than the same step in a plain eager loop? Both are timed in one run.
+"""How much faster is a training step than the same step in a plain eager loop? Times both in one run.
 
     python -m training.plain_loop training/configs/tiny.toml --data DIR --steps 10
 
-Two copies of one model take the same steps of the last batch of the recipe, a few in turn, so that whatever
-else the machine does slows both. The plain one computes as a loop that nobody tuned: float32, nothing
-compiled, layouts and attention as PyTorch and transformers have them, all texts of a step padded to the
-longest, the LLM's head run at every position of the answers, and memory given back to the system as the C
-library does of itself. Losses, optimizer and rows are the same; the first losses are shown, and differ by
-rounding alone.
+Two copies of one model take the same steps of the recipe's last `[[batches]]` entry that runs the LLM, a few
+steps at a time in alternation, so that other load on the machine slows both. The plain copy is an untuned
+loop: float32, no compilation, the default layouts and attention of PyTorch and transformers, all texts of a
+step padded to the longest, the LLM's head run at every position of the answers, and memory returned to the
+system whenever the C library does so by default. Losses, optimizer and rows are the same; the losses of the
+first step are reported, and differ only by rounding.
 """
 
 import argparse
@@ -38,12 +38,12 @@ from training.settings import TrainingSettings, read_settings
 from training.sources.open import open_sources
 from training.trainer import Trainer
 
-_WARM_UP = 3  # steps, of which none counts
-_TURN = 3  # steps of each that count, after one in which memory settles
+_WARM_UP = 3  # steps, none of them counted
+_TURN = 3  # counted steps of each loop per turn, after one uncounted step in which memory settles
 
 
 class Comparison(NamedTuple):
-    """Rates in images a second, over the timed steps. losses: of the first step, by name."""
+    """Throughput over the timed steps, in images per second. losses: of the first step, by name."""
 
     threads: int
     steps: int
@@ -56,7 +56,7 @@ class Comparison(NamedTuple):
 
 
 class PlainTrainer(Trainer):
-    """The same losses, computed in the plain way (see above)."""
+    """The same losses, computed as in a plain loop (see above)."""
 
     def _forward(self, chunk: Chunk) -> JointOutput:
         joint: JointOutput = self.model(chunk.sources, _join_texts(chunk.targets), [])
@@ -73,7 +73,7 @@ class PlainTrainer(Trainer):
 
 
 class _Loop:
-    """One of the two, and what its counted steps took."""
+    """One of the two loops, with the totals of its counted steps."""
 
     def __init__(self, name: str, trainer: Trainer) -> None:
         self.name, self.trainer = name, trainer
@@ -81,10 +81,10 @@ class _Loop:
         self.steps, self.images, self.seconds = 0, 0, 0.0
 
     def take_turn(self, turn: Sequence[Step], uncounted: int) -> None:
-        """Take some steps, the first of which count for nothing."""
+        """Take some steps; the first `uncounted` are not timed."""
         for number, step in enumerate(turn):
             start = time.perf_counter()
-            report = self.trainer.train_step(step)  # ends by reading its losses
+            report = self.trainer.train_step(step)  # ends by reading its losses, which waits for the device
             seconds = time.perf_counter() - start
             self.first_losses = self.first_losses or report.losses
             tell(f"{self.name}  step {self.trainer.step}  {seconds:.3f} s")
@@ -94,7 +94,7 @@ class _Loop:
 
 
 def compare_loops(settings: TrainingSettings, data: Path, steps: int) -> Comparison:
-    """Time `steps` steps of both, after some that are not counted."""
+    """Time `steps` steps of both loops, after a warm-up that is not counted."""
     lengths = [_WARM_UP, *(1 + min(_TURN, steps - done) for done in range(0, steps, _TURN))]
     settings = _take_last_batch(settings, steps, sum(lengths))
     sources, ranks = open_sources(settings.sources, data), join_ranks()
@@ -134,7 +134,7 @@ def _untune(model: Fwd2Bot) -> Fwd2Bot:
 
 
 def _join_texts(parts: Sequence[BatchEncoding]) -> list[BatchEncoding]:
-    """All texts as one part, padded on the left to the longest."""
+    """Join all texts into one batch, left-padded to the longest."""
     if not parts:
         return []
     longest = max(part["input_ids"].shape[1] for part in parts)
@@ -146,7 +146,7 @@ def _join_texts(parts: Sequence[BatchEncoding]) -> list[BatchEncoding]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Time the training step of a recipe beside the same step in a plain eager loop."""
+    """Time the training step of a recipe against the same step in a plain eager loop."""
     parser = argparse.ArgumentParser(prog="python -m training.plain_loop", description=main.__doc__)
     parser.add_argument("settings", type=Path, help="a TOML file of training/configs")
     parser.add_argument("--data", type=Path, required=True, help="as for training.train")

@@ -1,10 +1,11 @@
-r"""Write down what teachers make of the pictures and texts of a training set, for [distillation].
+r"""Write teachers' embeddings of the pictures and texts of a training set, for [distillation].
 
     python -m training.teach training/configs/tiny-distilled.toml --data DIR \
         --teachers tiny --two-towers runs/two_tower --out runs/teachers
 
-Each picture and each caption of the settings' sources is embedded once by each teacher, pictures in the mean
-with their mirror image; `training.guides` says what is written. Scenes are new at every step, and left out.
+Each teacher embeds each picture and each caption of the settings' sources once; a picture's embedding is the
+mean with that of its mirror image. `training.guides` describes the files. Scenes are new at every step, so
+they are left out.
 """
 
 import argparse
@@ -41,7 +42,7 @@ _BATCH = 32
 
 
 class Teacher(Protocol):
-    """The part of an encoder that is asked. Embeddings are of unit length."""
+    """The part of an encoder that teaching needs. Embeddings are of unit length."""
 
     @property
     def dim(self) -> int:
@@ -55,7 +56,7 @@ class Teacher(Protocol):
 
 
 class ModelTeacher:
-    """A model as it stands in training, as an encoder."""
+    """A model with its training input builder, used as an encoder."""
 
     def __init__(self, model: Compressor, builder: InputBuilder) -> None:
         self.model, self.builder = model, builder
@@ -76,10 +77,10 @@ class ModelTeacher:
 
 
 class WideEyedTeacher:
-    """A model that looks at each picture at several sizes, and takes the mean of what it finds."""
+    """A model that embeds each picture at several sizes, and averages the embeddings."""
 
     def __init__(self, model: Compressor, builder: InputBuilder, sides: Sequence[int]) -> None:
-        """sides: of pictures to be shown, in pixels; raises DatasetError where it cannot read one."""
+        """sides: of the input pictures, in pixels; raises DatasetError if the model cannot read one."""
         for side in sides:
             set_image_size(model, builder, side)
         self.teacher, self.sides = ModelTeacher(model, builder), sides
@@ -95,7 +96,7 @@ class WideEyedTeacher:
 
 
 def teach(teachers: Sequence[Teacher], sources: Sources, out: Path) -> None:
-    """Write what the teachers make of the sources, in the folder `out`; raises DatasetError without any."""
+    """Write the teachers' embeddings of the sources to `out`; raises DatasetError if `teachers` is empty."""
     if not teachers:
         raise DatasetError("Nobody teaches: name --teachers, --two-towers, or both")
     out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,7 @@ def teach(teachers: Sequence[Teacher], sources: Sources, out: Path) -> None:
         for name, row_numbers, pictures in _load_pictures(sources):
             embeddings = _join([_embed_mirrored(teacher, pictures) for teacher in teachers])
             writer.write_batch(make_batch(writer, [[name] * len(pictures), row_numbers], embeddings))
-    # Texts of one length in a batch need no padding, and each is read once, however often it is said.
+    # Texts sorted by length need little padding, and each is embedded once, however often it occurs.
     texts = sorted(set(read_all_captions(sources)), key=lambda text: (len(text), text))
     starts = range(0, len(texts), _BATCH)
     with write_table(out / TEXTS_FILE, TEXT_COLUMNS, dim) as writer:
@@ -115,7 +116,7 @@ def teach(teachers: Sequence[Teacher], sources: Sources, out: Path) -> None:
 
 
 def _load_pictures(sources: Sources) -> Iterator[tuple[str, list[int], list[Image.Image]]]:
-    """Batches of the pictures of each source, with their rows; any that cannot be read is told of."""
+    """Batches of the pictures of each source, with their row numbers; unreadable ones are reported."""
     for name, source in sources.items():
         if isinstance(source, DrawnSource | CaptionGroupSource):
             continue
@@ -128,33 +129,33 @@ def _load_pictures(sources: Sources) -> Iterator[tuple[str, list[int], list[Imag
 def _load_each(name: str, source: Source, rows: range) -> Iterator[tuple[int, Image.Image]]:
     for row in rows:
         try:
-            if not source.draw_sample(row, Random(0)).text:  # which is read in the place of a picture
+            if not source.draw_sample(row, Random(0)).text:  # a row with a text has no picture
                 yield row, source.load_picture(row, 0)
         except DatasetError as error:
             tell(f"source {name} passes over {source.describe_row(row)}: {error}")
 
 
 def _embed_mirrored(teacher: Teacher, pictures: Sequence[Image.Image]) -> FloatArray:
-    """The mean of picture and mirror image, of unit length: a teacher that looks twice knows more."""
+    """The mean embedding of picture and mirror image, of unit length: two views are better than one."""
     plain = teacher.encode_images(pictures).vectors
     mirrored = teacher.encode_images([ImageOps.mirror(picture) for picture in pictures]).vectors
     return _average([plain, mirrored])
 
 
 def _average(looks: Sequence[FloatArray]) -> FloatArray:
-    """The mean of what was found, of unit length."""
+    """The mean of several embeddings of the same pictures, scaled to unit length."""
     mean: FloatArray = normalize(torch.from_numpy(np.sum(looks, axis=0)), dim=1).numpy()
     return mean
 
 
 def _join(embeddings: Sequence[FloatArray]) -> FloatArray:
-    """Side by side, still of unit length."""
+    """Concatenate the teachers' embeddings, scaled so that rows keep unit length."""
     joined: FloatArray = np.concatenate(embeddings, axis=1) / np.sqrt(len(embeddings))
     return joined
 
 
 def _widen_eyes(teacher: Teacher, sides: Sequence[int]) -> Teacher:
-    """The teacher, shown pictures of these sides; raises DatasetError where it is none of ours."""
+    """The teacher at these image sizes; raises DatasetError if it is not a model trained here."""
     if not sides:
         return teacher
     if not isinstance(teacher, Fwd2BotEncoder | ModelTeacher):
@@ -163,7 +164,7 @@ def _widen_eyes(teacher: Teacher, sides: Sequence[int]) -> Teacher:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write down what teachers make of a training set."""
+    """Write teachers' embeddings of a training set."""
     parser = argparse.ArgumentParser(prog="python -m training.teach", description=main.__doc__)
     parser.add_argument("settings", type=Path, help="the settings of the run that is to learn from them")
     parser.add_argument("--data", type=Path, required=True, help="as for training.train")

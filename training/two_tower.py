@@ -1,15 +1,15 @@
-r"""Train a CLIP-like model of two towers on the very batches that Fwd2Bot is trained on, to compare the two.
+r"""Train a CLIP-like two-tower model on the same batches as Fwd2Bot, to compare the two.
 
     python -m training.two_tower training/configs/tiny.toml --data DIR --run runs/two_tower
 
-The image tower is the one of the settings file, with the weights it starts from; the text tower is CLIP's
-transformer, with as many layers as the file's LLM, as wide, and with inner layers of such a width that both
-models have the same number of weights. Rows, their order, views, captions, optimizer and schedule are of
-`training.train`, and so are log, states and resuming. The loss is symmetric InfoNCE, with the same positives
-and hard negatives; pairs of texts alone train the text tower. Two towers cannot answer, so there is no answer
-loss, and nor are there losses on words: batches that train Fwd2Bot's tower alone by the words of captions
-are contrastive here, on the same pictures and their captions. With [distillation] in the file it is no
-comparison: the towers learn from teachers too, and become one.
+The image tower is that of the settings file, with the same initial weights. The text tower is CLIP's
+transformer, with the depth and width of the file's LLM, and an MLP width chosen so that both models have the
+same number of weights. Rows, their order, views, captions, optimizer and schedule are those of
+`training.train`, and so are logging, states and resuming. The loss is symmetric InfoNCE, with the same
+positives and hard negatives; text-only pairs train the text tower. Two towers cannot answer, so there is no
+answer loss, and there is no word loss either: the tower_only batches, in which Fwd2Bot's tower learns the
+words of captions, are contrastive here, on the same pictures and captions. With [distillation] in the file
+the run is not a comparison: the towers then learn from teachers too, in order to become one.
 
     RUN/result.json   weights of both models, steps, and recall of all captions of the val and test splits
 """
@@ -48,9 +48,9 @@ _TEST_SPLIT = "test"
 
 
 class TwoTowers(nn.Module):
-    """An image tower and a text tower, each with a projection to one space.
+    """An image tower and a text tower, each projected to a common space.
 
-    It does what a Trainer asks of a Fwd2Bot, as one with a single summary token a row and no answers.
+    It has the interface that Trainer uses of Fwd2Bot: one summary token per row, and no answers.
     """
 
     def __init__(
@@ -60,21 +60,21 @@ class TwoTowers(nn.Module):
         self.image_token = image_token
         self.image_tower = image_tower
         self.image_projection = nn.Linear(image_width, text.hidden_size, bias=False)
-        # Eager, as the LLM's: see `training.lvlm`.
+        # Eager attention, as in the LLM: see `training.lvlm`.
         self.text_tower: Any = CLIPTextModelWithProjection._from_config(text, attn_implementation="eager")
 
     @property
     def summary_shape(self) -> tuple[int, int]:
-        """One vector a row, and its length."""
+        """(1, dim): one vector per row."""
         return 1, self.image_projection.out_features
 
     @property
     def device(self) -> torch.device:
-        """Where inputs belong."""
+        """The device that inputs must be on."""
         return self.image_projection.weight.device
 
     def compress(self, inputs: BatchEncoding) -> Tensor:
-        """Embed images or left-padded texts: (batch, 1, dim), not yet of unit length."""
+        """Embed images or left-padded texts: (batch, 1, dim), not normalised."""
         if "pixel_values" in inputs:
             pixels = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
             rows = self.image_projection(self.image_tower(pixels).pooler_output.flatten(1))
@@ -88,7 +88,7 @@ class TwoTowers(nn.Module):
     def forward(
         self, sources: Sequence[BatchEncoding], targets: Sequence[BatchEncoding], answers: Sequence[Answers]
     ) -> JointOutput:
-        """Embed a step, whose images come first. answers: none."""
+        """Embed a step; sources with images must come first. answers: must be empty, and are ignored."""
         none = self.image_projection.weight.new_empty(0, *self.summary_shape)
         embedded_sources, embedded_targets = (
             torch.cat([self.compress(inputs) for inputs in side] or [none]) for side in (sources, targets)
@@ -103,7 +103,7 @@ class TwoTowers(nn.Module):
 
 
 def make_two_towers(model: Fwd2Bot, shape: LvlmSettings, builder: InputBuilder) -> TwoTowers:
-    """Two towers with as many weights as `model` (to 2 %), which gives its image tower away."""
+    """Two towers with as many weights as `model` (within 2 %); they take over its image tower."""
 
     def make_text_config(intermediate: int) -> CLIPTextConfig:
         return CLIPTextConfig(
@@ -129,14 +129,15 @@ def make_two_towers(model: Fwd2Bot, shape: LvlmSettings, builder: InputBuilder) 
 
 
 def count_weights(model: nn.Module) -> int:
-    """Weights of a model, each once."""
+    """The number of weights of a model, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings:
-    """What of a settings file concerns two towers: InfoNCE on every row, for a share of the steps.
+    """Adapt a run's settings to two towers: InfoNCE on every row, for `share` times the steps.
 
-    Teachers stay, where the file has any, and with them the pictures that nobody described.
+    Distillation is kept if the file has it, and with it the unlabelled pictures. Raises DatasetError if
+    `share` is not positive and finite.
     """
     if not 0 < share < math.inf:
         raise DatasetError(f"A share of {share} is none of a run's steps: give --share a number above 0")
@@ -146,7 +147,7 @@ def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings
         contrastive_weight=1.0,
         contrastive_loss="infonce",
         answer_weight=0.0,
-        gradient_checkpointing=False,  # of an LLM, and there is none
+        gradient_checkpointing=False,  # there is no LLM to checkpoint
         feature_weight=0.0,
         word_weight=0.0,
         sources={
@@ -167,7 +168,7 @@ def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings
 
 
 def train_two_towers(settings: TrainingSettings, data: Path, run: Path, share: float = 1.0) -> dict[str, Any]:
-    """Run, or go on with, the training in the folder `run`; returns what result.json says."""
+    """Run or resume the training in the folder `run`; returns the contents of result.json."""
     _require_shape(settings)
     run.mkdir(parents=True, exist_ok=True)
     settings = adapt_settings(settings, share)
@@ -191,7 +192,7 @@ def train_two_towers(settings: TrainingSettings, data: Path, run: Path, share: f
 def start_two_towers(
     settings: TrainingSettings, sources: Sources
 ) -> tuple[TwoTowers, InputBuilder, dict[str, int]]:
-    """The towers of step 0, what writes their inputs, and the weights of Fwd2Bot and of them."""
+    """The towers of step 0, the builder of their inputs, and the weight counts of Fwd2Bot and the towers."""
     shape = _require_shape(settings)
     initial = make_initial_model(settings, sources, torch.device("cpu"))
     builder = write_plainly(initial.builder)
@@ -201,9 +202,9 @@ def start_two_towers(
 
 
 def load_two_towers(run: Path, data: Path) -> tuple[TwoTowers, InputBuilder]:
-    """The towers that a run came to, and what writes their inputs; raises DatasetError where there are none.
+    """The towers at a run's last state, and the builder of their inputs; raises DatasetError without one.
 
-    data: as it was given to the run, whose captions make the tokenizer.
+    data: the data folder that the run was given; the tokenizer is trained again on its captions.
     """
     state = read_state(run / STATE_FILE, torch.device("cpu"), ("settings", "model"))
     settings = restore_settings(state["settings"], str(run / STATE_FILE))
@@ -227,7 +228,7 @@ def _require_shape(settings: TrainingSettings) -> LvlmSettings:
 def _take_steps(
     settings: TrainingSettings, towers: TwoTowers, dataset: StepDataset, data: Path, run: Path
 ) -> None:
-    # A trainer without an answer loss asks no more of a Fwd2Bot than two towers can do.
+    # Without an answer loss, Trainer only uses the part of Fwd2Bot's interface that TwoTowers has.
     trainer = Trainer(settings, cast(Fwd2Bot, towers), None, join_ranks())
     held_out = read_held_out(settings.validation, data, settings.validation.split)
     validation = Validation(held_out, dataset.builder)
@@ -242,13 +243,13 @@ def _take_steps(
 
 
 def write_plainly(builder: InputBuilder) -> InputBuilder:
-    """The same tokenizer without instructions: a text is its words and the end token, which CLIP pools."""
+    """A builder without instructions: a text is its words and the end token, where CLIP pools."""
     end = str(builder.tokenizer.eos_token)
     return replace(builder, prompts=Prompts("{content}{instruction}", image="", text=end), summary_count=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train two towers as Fwd2Bot is trained, and measure what they find."""
+    """Train two towers on the data of Fwd2Bot, and measure their recall."""
     parser = argparse.ArgumentParser(prog="python -m training.two_tower", description=main.__doc__)
     parser.add_argument("settings", type=Path, help="the settings of the Fwd2Bot to be compared with")
     parser.add_argument("--data", type=Path, required=True, help="as for training.train")

@@ -1,4 +1,4 @@
-"""The rows of a step: a photo, a caption to be matched and one to be said, by seed and step alone."""
+"""The rows of a step: photos, each with a caption to match and one to generate, from seed and step alone."""
 
 from collections.abc import Sequence
 from random import Random
@@ -16,7 +16,7 @@ from training.packing import Row, pack_answers, pack_targets
 
 
 class Batch(NamedTuple):
-    """rows: int64 (n,), of the source. targets, answers: padded parts, in order of length."""
+    """rows: int64 (n,), row numbers in the source. targets, answers: padded parts, sorted by length."""
 
     rows: Tensor
     targets: list[BatchEncoding]
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 
 def deal_batch(deal: Deal, builder: InputBuilder, step: int, photos: int) -> Batch:
-    """The batch of a step: every photo once before any comes again, in another order every time."""
+    """The batch of a step; every photo comes once per epoch, in a new order each epoch."""
     dealt = deal.deal_rows(step * photos, photos, Random(f"{deal.seed} {step}"))
     rows = [Row(each.row, each.sample, contrastive=True, answer=True) for each in dealt]
     targets = pack_targets(builder, rows)
@@ -35,7 +35,7 @@ def deal_batch(deal: Deal, builder: InputBuilder, step: int, photos: int) -> Bat
 
 
 def prompt_images(builder: InputBuilder, count: int) -> BatchEncoding:
-    """The prompt of pass 1 over images, so many times."""
+    """The prompt of pass 1 for images, repeated `count` times."""
     size = builder.processor.image_processor.size
     one = builder.images([Image.new("RGB", (size["width"], size["height"]))])
     names = ("input_ids", "attention_mask")
@@ -43,5 +43,5 @@ def prompt_images(builder: InputBuilder, count: int) -> BatchEncoding:
 
 
 def split_texts(builder: InputBuilder, texts: Sequence[str], size: int) -> list[BatchEncoding]:
-    """Texts in their order, in padded parts."""
+    """Cut texts, in their order, into padded parts of `size` rows."""
     return [builder.texts(texts[start : start + size]) for start in range(0, len(texts), size)]

@@ -1,9 +1,9 @@
-"""What a variant is measured by on the test photos, each figure as a value for every photo.
+"""The figures of a variant on the test photos, each stored as one value per photo.
 
-Captions of one photo are alike, so photos and not captions are what is drawn at random: a figure is the mean
-of the photos' values, and its error their deviation over the root of their number. What is counted by caption
-or by token is a ratio of two sums over photos, whose values are those of the ratio, linearised. Two variants
-are compared photo by photo, which takes out that some photos are easier than others.
+Captions of one photo are correlated, so the sampling unit is the photo: a figure is the mean of the photos'
+values, and its standard error their standard deviation over the square root of their number. A figure per
+caption or per token is a ratio of two sums over photos; its per-photo values are the linearised ratio (delta
+method). Two variants are compared photo by photo, so that easy and hard photos cancel out.
 """
 
 from collections.abc import Sequence
@@ -38,10 +38,10 @@ class Measure(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """On the test photos. figures: by name, the values (photos,) whose mean it is.
+    """Results on the test photos. figures: by name, values (photos,); the figure is their mean.
 
-    Recall is in per cent, and there is none of a model that embeds nothing. bytes_an_image: of int8 tokens,
-    their scales and, where there is one, a float16 embedding.
+    Recall is in per cent, and missing for a model that embeds nothing. bytes_an_image: int8 tokens, their
+    scales and, if there is one, a float16 embedding.
     """
 
     figures: dict[str, list[float]]
@@ -56,7 +56,7 @@ def measure_model(
     images: Sequence[CaptionedImage],
     longest: int,
 ) -> Measures:
-    """Measure a model on photos, of which features (photos, tokens, width) and captions are given."""
+    """Measure a model on photos, given their features (photos, tokens, width) and captions."""
     model.eval()
     with autocast(torch.device("cpu")):
         reading = _read_photos(model, builder, features)
@@ -68,18 +68,18 @@ def measure_model(
 
 
 def average(values: Floats, spread: float = 0.0) -> Measure:
-    """The mean over photos; spread is the variance that it has from elsewhere."""
+    """The mean over photos and its error; spread: additional variance of the mean, such as that of seeds."""
     return Measure(float(values.mean()), float((values.var(ddof=1) / len(values) + spread) ** 0.5))
 
 
 def divide(sums: Floats, counts: Floats) -> Floats:
-    """Values by photo whose mean is the sum of the one over the sum of the other, and has its error."""
+    """Per-photo values of the ratio sum(sums) / sum(counts), linearised: same mean, same standard error."""
     ratio = sums.sum() / counts.sum()
     return np.asarray(ratio + (sums - ratio * counts) / counts.mean(), np.float64)
 
 
 def count_bytes(model: AblatedModel, memory: Tensor) -> int:
-    """What an index would hold of an image."""
+    """The bytes that an index would store per image."""
     values, width = memory[0].numel(), model.summary_shape[1]
     embedding = 0 if model.variant.reading == "image" else _EMBEDDING_BYTES * width
     return values + _SCALE_BYTES * (values // width) + embedding
@@ -95,7 +95,7 @@ def _measure_recall(
 ) -> dict[str, Floats]:
     captions = [caption for image in images for caption in image.captions]
     owners = np.array([row for row, image in enumerate(images) for _ in image.captions], np.int64)
-    order = np.argsort([len(caption) for caption in captions])  # padding costs little so
+    order = np.argsort([len(caption) for caption in captions])  # so that padding costs little
     embedded = model.embed_texts(split_texts(builder, [captions[place] for place in order], _BATCH)).numpy()
     texts = np.empty_like(embedded)
     texts[order] = embedded
@@ -107,7 +107,7 @@ def _measure_recall(
 
 
 def _average_hits(hits: NDArray[np.bool_], owners: NDArray[np.int64]) -> Floats:
-    """The share of captions, in per cent, where a photo may have more or fewer of them."""
+    """The percentage of captions that hit, as values per photo; photos may differ in number of captions."""
     sums, counts = np.zeros((2, owners.max() + 1))
     np.add.at(sums, owners, 100 * hits)
     np.add.at(counts, owners, 1)

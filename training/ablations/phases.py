@@ -1,4 +1,4 @@
-"""The loop of one phase of training: AdamW on whatever is trained, by a loss for every step."""
+"""The loop of one training phase: AdamW on the trainable parameters, with a loss function of the step."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ _TOLD_EVERY = 50
 def run_phase(
     name: str, phase: PhaseSettings, parameters: Iterable[nn.Parameter], find_loss: Callable[[int], Tensor]
 ) -> float:
-    """Take all steps, and return their seconds; raises TrainingDiverged at a loss that is not finite."""
+    """Take all steps and return the seconds they took; raises TrainingDiverged if a loss is not finite."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     settings = phase.optimizer
     optimizer = make_optimizer(trained, settings)

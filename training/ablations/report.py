@@ -1,4 +1,4 @@
-"""Trials to a table, and to what they say of the findings of the paper: computed, never typed."""
+"""Report trials as a table, and whether they agree with the paper's findings: computed, never typed in."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from training.ablations.measures import Floats, Measure, average
 from training.ablations.trial import Trial
 from training.ablations.variants import JOINT
 
-Trials = Mapping[str, Sequence[Trial]]  # of each variant, one a seed
+Trials = Mapping[str, Sequence[Trial]]  # by variant name, one per seed
 
 _BEGIN, _END = "<!-- ablations: written by training.ablate -->", "<!-- ablations: end -->"
-_ERRORS = 2.0  # standard errors that make a difference
+_ERRORS = 2.0  # standard errors from which a difference counts
 RECALL, NATS = "recall@10", "cross_entropy"
 _LOWER_IS_BETTER = {NATS}
 _COLUMNS = {
@@ -28,9 +28,9 @@ _COLUMNS = {
 
 
 class Comparison(NamedTuple):
-    """Of which variant it is said that it is better than the other, and where.
+    """A claim that one variant is better than another, and the figures to test it on.
 
-    finding: of arXiv 2503.21757; empty where nothing was published.
+    finding: what arXiv 2503.21757 found; empty if it published nothing on this.
     """
 
     finding: str
@@ -62,7 +62,7 @@ COMPARISONS = (
 
 
 def find_spread(trials: Trials, figure: str) -> float:
-    """The variance of a figure from seed to seed, pooled over all variants of which there are several."""
+    """The variance of a figure between seeds, pooled over all variants that have several."""
     seeds = [[np.mean(row) for row in _list_values(each, figure)] for each in trials.values()]
     several = [each for each in seeds if len(each) > 1]
     squares = sum(float(np.var(each)) * len(each) for each in several)
@@ -70,7 +70,7 @@ def find_spread(trials: Trials, figure: str) -> float:
 
 
 def combine(trials: Trials, name: str, figure: str) -> Measure | None:
-    """The mean of a variant over photos and seeds; its error is of the photos, which all share, and seeds."""
+    """The mean of a variant over photos and seeds; its error covers photos (the same for all) and seeds."""
     values = _list_values(trials.get(name, []), figure)
     if not len(values):
         return None
@@ -78,9 +78,9 @@ def combine(trials: Trials, name: str, figure: str) -> Measure | None:
 
 
 def find_advantage(trials: Trials, better: str, worse: str, figure: str) -> Measure | None:
-    """By how much the one is better than the other, and the error of that; None where one has no figure.
+    """By how much `better` exceeds `worse`, with its error; None if one of them lacks the figure.
 
-    They are compared photo by photo and with the same seeds, so that the error is of the difference alone.
+    They are compared photo by photo and on common seeds, so the error is that of the difference.
     """
     seeds = {each.seed for each in trials.get(better, [])} & {each.seed for each in trials.get(worse, [])}
     one, other = (
@@ -95,18 +95,18 @@ def find_advantage(trials: Trials, better: str, worse: str, figure: str) -> Meas
 
 
 def _list_values(trials: Sequence[Trial], figure: str) -> Floats:
-    """The values (seeds, photos) of a figure, of no seeds where the variant has no such figure."""
+    """The values (seeds, photos) of a figure; without seeds if the variant lacks it."""
     return np.array([each.measures.figures[figure] for each in trials if figure in each.measures.figures])
 
 
 def is_close(trials: Trials, name: str) -> bool:
-    """Whether a variant is within two standard errors of the joint one, in what both are compared by."""
+    """Whether a variant is within two standard errors of `joint`, in recall@10 or in cross-entropy."""
     found = [find_advantage(trials, name, JOINT, figure) for figure in (RECALL, NATS)]
     return any(each is not None and not _is_difference(each) for each in found)
 
 
 def judge(finding: str, advantage: Measure) -> str:
-    """What a difference says of a finding."""
+    """The verdict of a difference on a finding: agrees, disagrees, undecided or not published."""
     if not finding:
         return "not published"
     if not _is_difference(advantage):
@@ -115,18 +115,18 @@ def judge(finding: str, advantage: Measure) -> str:
 
 
 def _is_difference(measure: Measure) -> bool:
-    """None is none, though it has no error either: two variants that find nothing are equal everywhere."""
+    """A difference of 0 never counts, even with an error of 0, as between two variants that find nothing."""
     return measure.value != 0 and abs(measure.value) >= _ERRORS * measure.error
 
 
 def render_report(trials: Trials, heading: str) -> str:
-    """Markdown: a row for each variant, then one for each comparison that was made."""
+    """Markdown: a row for each variant, then one for each comparison that could be made."""
     tables = [*_render_variants(trials), "", *_render_findings(trials), *_render_compression(trials)]
     return "\n".join([_BEGIN, heading, "", *tables, _END])
 
 
 def write_report(path: Path, report: str) -> None:
-    """Put a report in the place of the one before it, or at the end of the file."""
+    """Replace the previous report in a file, or append the report at the end."""
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     except OSError as error:
@@ -166,7 +166,7 @@ def _render_findings(trials: Trials) -> list[str]:
 
 
 def _render_compression(trials: Trials) -> list[str]:
-    """What it costs to say a caption from k tokens, as a share of what it costs from the image's own."""
+    """Cross-entropy of captions given k summary tokens, relative to that given the image tokens."""
     names, whole = ("k1", "k2", "k4", JOINT, "k16", "k32"), combine(trials, "uncompressed", NATS)
     costs = {name: find_advantage(trials, "uncompressed", name, NATS) for name in names}
     shares = [

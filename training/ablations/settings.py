@@ -9,7 +9,7 @@ from training.typed_toml import Count, Positive, PositiveOrZero
 
 @dataclass(frozen=True)
 class PhaseSettings:
-    """So many steps of so many photos, each with one caption to be matched and one to be said."""
+    """A number of steps of `photos` photos, each with one caption to match and one to generate."""
 
     steps: Count
     photos: Count
@@ -18,11 +18,12 @@ class PhaseSettings:
 
 @dataclass(frozen=True)
 class AblationSettings:
-    """All that the variants have in common.
+    """The settings that all variants share.
 
-    checkpoint: whose LVLM the stock one starts from; "" for that of the embedded model. copies: random views
-    of each training photo. rank: of an adapter, and its alpha. llm_rate: learning rate where the LLM itself
-    is trained, which that of adapters would harm. longest_caption: tokens that are said of a test photo.
+    checkpoint: its LVLM is the starting point of the stock LVLM; "" for that of the embedded model. copies:
+    random views of each training photo. rank: of an adapter, and also its alpha. llm_rate: the learning rate
+    if the LLM itself is trained, for which that of adapters is too high. longest_caption: the most tokens to
+    generate for a test photo.
     """
 
     seed: int

@@ -1,4 +1,4 @@
-"""The stock LVLM that all variants adapt: a plain captioner over uncompressed image tokens, and what it sees.
+"""The stock LVLM that all variants adapt, a plain captioner over uncompressed image tokens, and its features.
 
 RUN/stock/                  the LVLM, an ordinary transformers folder
 RUN/features.safetensors    H_v: train (copies, photos, tokens, width) and test (photos, tokens, width), bf16
@@ -42,7 +42,7 @@ _BATCH = 64
 
 
 class Stock(NamedTuple):
-    """The LVLM, what writes its prompts, and its features of the photos (see above)."""
+    """The LVLM, its processor and prompts, and its features of the photos (see above)."""
 
     lvlm: PreTrainedModel
     processor: ProcessorMixin
@@ -56,7 +56,7 @@ class Stock(NamedTuple):
         return self.test.shape[1]
 
     def write_prompts(self, placeholders: int) -> InputBuilder:
-        """What writes prompts with so many places in pass 2."""
+        """An input builder whose prompts of pass 2 have that many placeholders."""
         return InputBuilder(self.processor, self.prompts, placeholders)
 
 
@@ -67,7 +67,7 @@ def prepare_stock(
     test: list[CaptionedImage],
     run: Path,
 ) -> Stock:
-    """Train the captioner and keep what it sees, or read both where an earlier command has."""
+    """Train the captioner and store its features, or load what an earlier command stored."""
     if not (run / _STOCK).exists():
         train_captioner(settings, checkpoint, source)
         _save_stock(checkpoint, run / _STOCK)
@@ -88,7 +88,7 @@ def prepare_stock(
 
 
 def train_captioner(settings: AblationSettings, checkpoint: Checkpoint, source: Source) -> None:
-    """Train all of the checkpoint's LVLM, tower too, to caption photos from all of their image tokens."""
+    """Train the checkpoint's whole LVLM, tower included, to caption photos from all their image tokens."""
     lvlm, phase = checkpoint.model.lvlm, settings.stock
     model, tokens = Fwd2Bot(lvlm, 1, AdapterSettings(mode=NONE)), count_image_tokens(checkpoint)
     builder = InputBuilder(checkpoint.processor, checkpoint.prompts, tokens)
@@ -112,7 +112,7 @@ def average_answers(
     memory: Tensor,
     answers: Sequence[Answers],
 ) -> Tensor:
-    """Mean cross-entropy over all answered tokens, from what is kept of each row (rows, ...)."""
+    """Mean cross-entropy over all answer tokens; memory (rows, ...): what pass 2 reads of each row."""
     losses = [token_losses(memory[part.sources], part.inputs, part.labels).sum() for part in answers]
     return torch.stack(losses).sum() / count_tokens(Chunk([], [], answers))
 
@@ -127,7 +127,7 @@ def count_image_tokens(checkpoint: Checkpoint) -> int:
 def _see_training_photos(
     model: Fwd2Bot, builder: InputBuilder, source: Source, settings: AblationSettings
 ) -> Tensor:
-    """(copies, photos, tokens, width), each copy another view of all photos."""
+    """Features (copies, photos, tokens, width), bfloat16; each copy is a new random view of all photos."""
     views, copies = SquareViews(builder, settings.augmentation), []
     for number in range(settings.copies):
         starts = tqdm(range(0, len(source), _BATCH), desc=f"view {number + 1}", unit="batch", disable=None)
@@ -169,7 +169,7 @@ def _load_features(path: Path, photos: int, test_photos: int) -> tuple[Tensor, T
 
 
 def _view(views: SquareViews, source: Source, rows: Sequence[int], seed: int) -> BatchEncoding:
-    """Random views; none is mirrored, as captions name sides."""
+    """Random views of photos; never mirrored, because captions say left and right."""
     photos = [_load(source, row, views.side) for row in rows]
     chance = Chance(torch.Generator().manual_seed(seed), len(photos))
     return views.show(photos, [], torch.zeros(len(photos), dtype=torch.bool), chance, replace(chance, rows=0))

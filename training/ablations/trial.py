@@ -26,7 +26,7 @@ from training.sources.base import Source
 
 
 class Trial(NamedTuple):
-    """What one variant reached with one seed. losses: of every step of its training."""
+    """The results of one variant with one seed. losses: of every training step."""
 
     variant: str
     seed: int
@@ -44,7 +44,7 @@ def run_trial(
     source: Source,
     test: Sequence[CaptionedImage],
 ) -> Trial:
-    """Train a fresh variant on the batches of a seed, and measure it on the test photos."""
+    """Train a new instance of a variant on the batches of a seed, and measure it on the test photos."""
     torch.manual_seed(seed)
     model = make_model(stock.lvlm, variant, settings.summary_tokens, settings.rank)
     builder = stock.write_prompts(count_placeholders(variant, settings.summary_tokens, stock.image_tokens))
@@ -80,11 +80,11 @@ class TrialLosses:
         self.seen: list[float] = []
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """Those of the model, and the temperature."""
+        """The parameters of the model, and the temperature."""
         return [*self.model.parameters(), *self.contrastive.parameters()]
 
     def find_loss(self, step: int) -> Tensor:
-        """The weighted loss of a step, of which every photo is seen in one of its views."""
+        """The weighted loss of a step; all its photos are read in the same randomly chosen copy of views."""
         settings, model = self.settings, self.model.train()
         batch = deal_batch(self.deal, self.builder, step, settings.variant.photos)
         copy = Random(f"{self.deal.seed} {step}").randrange(len(self.views))
@@ -111,7 +111,7 @@ def _adapt_phase(settings: AblationSettings, variant: Variant) -> PhaseSettings:
 
 
 def write_trial(path: Path, trial: Trial) -> None:
-    """Write a trial as JSON, in one move."""
+    """Write a trial as JSON, atomically."""
     temporary = path.with_suffix(".tmp")
     record = {**trial._asdict(), "measures": trial.measures._asdict()}
     temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -119,7 +119,7 @@ def write_trial(path: Path, trial: Trial) -> None:
 
 
 def read_trial(path: Path) -> Trial:
-    """Read what `write_trial` wrote; raises DatasetError where it is something else."""
+    """Read what `write_trial` wrote; raises DatasetError if the file holds anything else."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         measures = record.pop("measures")

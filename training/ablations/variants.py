@@ -1,4 +1,4 @@
-"""What is varied, and what each variant computes: Fwd2Bot over image features, with one thing changed."""
+"""The variants and what each computes: Fwd2Bot over image features, with one thing changed."""
 
 import copy
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot, ImageTokens, pool
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the ablation; the defaults are those of `joint`, which all others are compared with.
+    """One row of the ablation; the defaults are those of the baseline `joint`.
 
-    summaries: k, 0 for that of the settings. trained: an adapter a pass, one for both of twice the rank (so
-    that as many weights are trained), the LLM itself, or the summary tokens alone. reading: what the answer
-    is read from: summary tokens in a second forward, the same in the one forward that makes them, or the
-    image tokens.
+    summaries: k, or 0 for that of the settings. trained: an adapter for each pass ("adapters"), one of twice
+    the rank for both ("shared", with as many trained weights), the LLM itself, or only the summary tokens.
+    reading: where answers are read from: summary tokens in a second forward ("double"), summary tokens in the
+    forward that makes them ("single"), or the image tokens ("image").
     """
 
     name: str
@@ -57,17 +57,17 @@ VARIANTS = {
 
 
 class Reading(NamedTuple):
-    """What pass 1 makes of n rows: summaries (n, k, width), and what answers are read from, (n, ...)."""
+    """Pass 1's output for n rows: summaries (n, k, width), and memory (n, ...), which pass 2 reads."""
 
     summaries: Tensor
     memory: Tensor
 
 
 class AblatedModel(Fwd2Bot):
-    """Fwd2Bot that is shown image features, made once by a frozen tower, in the place of images."""
+    """Fwd2Bot that reads image features, computed once by a frozen tower, instead of images."""
 
     def __init__(self, stock: PreTrainedModel, variant: Variant, summaries: int, rank: int) -> None:
-        """stock: copied, and left as it is."""
+        """stock: is copied, and not changed."""
         mode = {"adapters": PER_PASS, "shared": SHARED}.get(variant.trained, NONE)
         rank = 2 * rank if mode == SHARED else rank
         super().__init__(copy.deepcopy(stock), summaries, AdapterSettings(rank, rank, mode))
@@ -84,7 +84,7 @@ class AblatedModel(Fwd2Bot):
         return Reading(summaries, summaries)
 
     def embed(self, summaries: Tensor) -> Tensor:
-        """What is compared, float32 (n, width), rows of unit length: by `pooling`."""
+        """The embeddings, pooled according to `pooling`: float32 (n, width), rows of unit length."""
         if self.variant.pooling == "last":
             return normalize(summaries[:, -1].float(), dim=-1)
         if self.variant.pooling == "attention":
@@ -94,21 +94,21 @@ class AblatedModel(Fwd2Bot):
         return pool(summaries)
 
     def embed_texts(self, parts: Sequence[BatchEncoding]) -> Tensor:
-        """Texts to rows of unit length."""
+        """Embed texts as rows of unit length: float32 (n, width)."""
         return torch.cat([self.embed(self.read(inputs).summaries) for inputs in parts])
 
     def open_answer(self, memory: Tensor, inputs: BatchEncoding) -> tuple[Tensor, Tensor, DynamicCache]:
-        """What pass 2 starts with: embeddings, a mask over the cache and these, and the cache."""
+        """Pass 2's initial state: input embeddings, attention mask over cache and inputs, and the cache."""
         embeddings = self.pass_two_inputs(memory, inputs["input_ids"])
         return embeddings, inputs["attention_mask"], DynamicCache()
 
     def answer_hidden(self, summaries: Tensor, inputs: BatchEncoding) -> Tensor:
-        """Pass 2 from what is kept: last hidden states (batch, length, width)."""
+        """Pass 2 given the memory: last hidden states (batch, length, width)."""
         return self._continue(*self.open_answer(summaries, inputs))
 
     @torch.no_grad()
     def say(self, memory: Tensor, inputs: BatchEncoding, longest: int, end: int) -> Tensor:
-        """Greedily, the most likely token each time: ids (n, up to `longest`), `end` after the end."""
+        """Decode greedily: token ids (n, up to `longest`), padded with `end`."""
         embeddings, mask, cache = self.open_answer(memory, inputs)
         said = torch.empty(len(mask), 0, dtype=torch.long)
         while said.shape[1] < longest and not (said == end).any(dim=1).all():
@@ -132,14 +132,14 @@ class AblatedModel(Fwd2Bot):
 
 
 class SingleForward(AblatedModel):
-    """The answer stands behind the summary tokens in one forward, and sees nothing before them.
+    """The answer follows the summary tokens in one forward, and cannot attend to anything before them.
 
-    That mask is what comes of keeping the keys and values of the summary tokens alone, so an image is read
-    once for all its answers, and these are what would be stored: (n, 2 * layers, heads, k, head width).
+    Caching only the summary tokens' keys and values has the effect of that mask, so an image is read once for
+    all its answers; an index would store these keys and values: (n, 2 * layers, heads, k, head width).
     """
 
     def read(self, inputs: BatchEncoding, features: Tensor | None = None) -> Reading:
-        """Pass 1, in which positions are counted from the first summary token on."""
+        """Pass 1; position 0 is the first summary token, and the positions before it are negative."""
         embeddings, (count, _) = self._embed(inputs["input_ids"]), self.summary_shape
         if features is not None:
             embeddings = self.place(features.flatten(0, 1), inputs["input_ids"], embeddings)
@@ -172,8 +172,8 @@ class Uncompressed(AblatedModel):
     """The upper bound of generation: pass 2 reads the image tokens themselves."""
 
     def read(self, inputs: BatchEncoding, features: Tensor | None = None) -> Reading:
-        """The features as they are."""
-        assert features is not None  # it is never asked to embed a text
+        """The features, unchanged."""
+        assert features is not None  # never used to embed texts
         return Reading(features, features)
 
 
@@ -181,10 +181,10 @@ _KINDS = {"double": AblatedModel, "single": SingleForward, "image": Uncompressed
 
 
 def make_model(stock: PreTrainedModel, variant: Variant, summaries: int, rank: int) -> AblatedModel:
-    """A variant over a copy of the stock LVLM; summaries: k, where the variant has none of its own."""
+    """A variant over a copy of the stock LVLM; summaries: k, unless the variant sets its own."""
     return _KINDS[variant.reading](stock, variant, variant.summaries or summaries, rank)
 
 
 def count_placeholders(variant: Variant, summaries: int, image_tokens: int) -> int:
-    """How many places for what is kept a prompt of pass 2 has."""
+    """How many placeholders a prompt of pass 2 has for the memory."""
     return {"double": variant.summaries or summaries, "single": 0, "image": image_tokens}[variant.reading]
