@@ -1,8 +1,8 @@
-"""The product in one sitting: draw a gallery, index it, search it, and question an image that is deleted.
+"""A short demonstration: draw a gallery, index it, search it, and ask questions about a deleted image.
 
     python -m benchmarks.demo
 
-runs the installed `fwd2bot` command and shows each command line before what it says.
+runs the installed `fwd2bot` command and shows each command line before its output.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _SHOWN = 5
 
 
 def run_demo() -> None:
-    """Show every step and say in plain words what it did."""
+    """Run every step and explain in plain words what it did."""
     scenes = [make_scene(_SEED, number) for number in range(_SCENES)]
     tell(f"Drawing {_SCENES} scenes into {_GALLERY}/.")
     write_scenes(_GALLERY, _SCENES, _SEED)
@@ -49,7 +49,7 @@ def run_demo() -> None:
 
 
 def search_scene(scene: Scene, number: int) -> list[str]:
-    """Search for a scene by the caption that is true of it alone; the names of the hits, best first."""
+    """Search for a scene by a caption that is true of no other; returns the names of the hits, best first."""
     tell("Searching by a sentence that is true of one picture only.")
     said = call_command("search", unique_caption(scene), "--index", str(_GALLERY), "-k", str(_SHOWN))
     names = [Path(line.split("\t")[1]).name for line in said.splitlines()]
@@ -60,7 +60,7 @@ def search_scene(scene: Scene, number: int) -> list[str]:
 
 
 def question_deleted_scene(scenes: list[Scene], name: str) -> None:
-    """Delete the picture of that name, then have it captioned and questioned."""
+    """Delete the named picture, then caption it and ask a question about it."""
     scene = scenes[int(name.partition("-")[0])]
     (_GALLERY / name).unlink()
     tell(f"{_GALLERY / name} is now deleted. What follows comes from its stored summary tokens alone.")
@@ -70,12 +70,12 @@ def question_deleted_scene(scenes: list[Scene], name: str) -> None:
 
 
 def tell(words: str) -> None:
-    """Say what happens, set apart from what the command says."""
+    """Print an explanation, set apart from the commands' output."""
     print(f"\n# {words}", flush=True)
 
 
 def call_command(*arguments: str) -> str:
-    """Show and run a command line of fwd2bot; returns what it wrote to stdout."""
+    """Show and run a fwd2bot command line; returns its stdout."""
     print(f"$ {shlex.join(['fwd2bot', *arguments])}", flush=True)
     done = subprocess.run([str(find_command()), *arguments], stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, end="", flush=True)
@@ -85,7 +85,7 @@ def call_command(*arguments: str) -> str:
 
 
 def main() -> int:
-    """Draw a gallery, index it, search it, and question an image that is deleted."""
+    """Draw a gallery, index it, search it, and ask questions about a deleted image."""
     argparse.ArgumentParser(prog="python -m benchmarks.demo", description=main.__doc__).parse_args()
     return run_command(run_demo)
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.fuzz --count 20000 --seed 1
 
-Mutant n of a seed is always the same file. A child process reads one after the other under a limit on its
-memory; its parent watches, notes what it died of or hung in, and starts another behind that mutant. Exit
-code 1 where anything was found. On POSIX only.
+Mutant n of a seed is always the same file. A child process reads one mutant after another under a memory
+limit; if it dies or hangs, its parent records that and starts another child after that mutant. The exit code
+is 1 if there was any fault. POSIX only.
 """
 
 import argparse
@@ -44,13 +44,13 @@ _MODULE = "benchmarks.fuzz"
 _ENCODER = EncoderRecord("none", "none", 1, None)
 _IMAGE_SIZE = 64
 _MAX_MEGAPIXELS = 20.0
-_SECONDS = 20.0  # for one mutant; a sound file takes milliseconds
-_MEMORY = 1536 << 20  # of addresses, beyond what the child has when it begins
+_SECONDS = 20.0  # limit for one mutant; an intact file takes milliseconds
+_MEMORY = 1536 << 20  # bytes of address space, beyond what the child has when it starts
 _TELLING_NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
 class Reading(NamedTuple):
-    """What became of one mutant: images decoded and refused, seconds, and what is wrong with it, or ""."""
+    """The outcome of one mutant: images decoded and rejected, seconds, and the reader's fault, or ""."""
 
     decoded: int
     refused: int
@@ -63,7 +63,7 @@ Reader = Callable[[int], Reading]
 
 @dataclass(frozen=True)
 class FuzzResult:
-    """What a run found: a line for each fault. `memory` is the largest resident set of a child, in MiB."""
+    """The results of a run. memory: the largest resident set of a child, in MiB. faults: a line for each."""
 
     count: int
     seed: int
@@ -75,7 +75,7 @@ class FuzzResult:
 
 
 def mutate(content: bytes, other: bytes, random: Random) -> bytes:
-    """Damage a file in one to four ways; `other` is one to take pieces from."""
+    """Damage a file in one to four ways; `other` is a file to splice pieces from."""
     data = bytearray(content)
     for _ in range(random.randint(1, 4)):
         random.choice(_MUTATIONS)(data, other, random)
@@ -92,7 +92,7 @@ def _truncate(data: bytearray, other: bytes, random: Random) -> None:
 
 
 def _write_number(data: bytearray, other: bytes, random: Random) -> None:
-    """Put a number that programs stumble over where a header is likely to have one."""
+    """Write an edge-case number where a header is likely to have one."""
     width = random.choice((1, 2, 4))
     number = random.choice(_TELLING_NUMBERS) & (1 << 8 * width) - 1
     place = random.randrange(min(len(data), random.choice((64, 512, 4096))) + 1)
@@ -100,7 +100,7 @@ def _write_number(data: bytearray, other: bytes, random: Random) -> None:
 
 
 def _claim_size(data: bytearray, other: bytes, random: Random) -> None:
-    """Let a PNG claim a size that its checksum vouches for; put a number in any other file."""
+    """Give a PNG a false size with a valid checksum; in any other file, write a number."""
     if data[12:16] != b"IHDR" or len(data) < 33:
         return _write_number(data, other, random)
     struct.pack_into(">I", data, random.choice((16, 20)), random.choice(_TELLING_NUMBERS))
@@ -108,7 +108,7 @@ def _claim_size(data: bytearray, other: bytes, random: Random) -> None:
 
 
 def _splice(data: bytearray, other: bytes, random: Random) -> None:
-    """Put a piece of this or the other file over, or between, what is there."""
+    """Insert a piece of this or the other file, or overwrite as many bytes with it."""
     source = random.choice((bytes(data), other))
     start, place = random.randrange(len(source) + 1), random.randrange(len(data) + 1)
     piece = source[start : start + random.choice((4, 64, 1024))]
@@ -130,14 +130,14 @@ def _list_files() -> list[tuple[str, bytes]]:
 
 
 def make_mutant(seed: int, number: int) -> tuple[str, bytes]:
-    """Name and bytes of a mutant."""
+    """The file name and bytes of a mutant."""
     files, random = _list_files(), Random(f"{seed} {number}")
     name, content = files[number % len(files)]
     return name, mutate(content, random.choice(files)[1], random)
 
 
 def read_mutant(folder: Path, seed: int, number: int) -> Reading:
-    """Write a mutant into a folder, read it as the indexer does, and take it away again."""
+    """Write a mutant into a folder, read it as the indexer does, and delete it."""
     name, content = make_mutant(seed, number)
     path, begun = folder / name, time.perf_counter()
     path.write_bytes(content)
@@ -146,7 +146,7 @@ def read_mutant(folder: Path, seed: int, number: int) -> Reading:
         source = open_source(folder)
         photos += (read_photo(source, file, _IMAGE_SIZE, _MAX_MEGAPIXELS) for file in source.find().files)
         fault = next(filter(None, map(find_fault, photos)), "")
-    except Exception as error:  # whatever leaves the reader is what this is about
+    except Exception as error:  # any exception that escapes the reader is a fault
         fault = f"raised {error!r}"
     finally:
         path.unlink()
@@ -156,7 +156,7 @@ def read_mutant(folder: Path, seed: int, number: int) -> Reading:
 
 
 def find_fault(photo: Photo) -> str:
-    """What a photo has that none may have, whatever was in its file."""
+    """The invariant that a photo violates, or ""; the invariants hold whatever the file contains."""
     if (photo.image is None) != bool(photo.error):
         return "an image and an error, or neither"
     if len(photo.error.splitlines()) > 1:
@@ -178,18 +178,18 @@ def find_fault(photo: Photo) -> str:
 
 
 def _find_unstorable(photo: Photo) -> str:
-    """Why the row of a photo is none that a part can hold: it would stop a run, and every run after it."""
+    """Why a part cannot hold the row of a photo, or ""; such a row would stop this and every later run."""
     row = describe_photo(photo)
     embeddings = ImageEmbeddings(np.ones((int(row.status == "ok"), _ENCODER.dim), np.float32), None)
     try:
         encode_rows(Manifest("..", _ENCODER, "none", "", ""), 0, [row], embeddings)
-    except Exception as error:  # pyarrow has many
+    except Exception as error:  # pyarrow raises many classes
         return f"a row that no part can hold: {error!r}"
     return ""
 
 
 def watch_readings(read: Reader, count: int, seconds: float = _SECONDS) -> Iterator[Reading]:
-    """Read mutants 0 to count - 1 in a child process, one more for each that dies or hangs."""
+    """Read mutants 0 to count - 1 in a child process, and start a new child whenever one dies or hangs."""
     number = 0
     while number < count:
         for reading in _watch_child(read, number, count, seconds):
@@ -198,7 +198,7 @@ def watch_readings(read: Reader, count: int, seconds: float = _SECONDS) -> Itera
 
 
 def _watch_child(read: Reader, start: int, count: int, seconds: float) -> Iterator[Reading]:
-    """Readings of one child from `start` on, the last of them what it died of or hung in."""
+    """Readings of one child from `start` on; if it dies or hangs, the last reading says so."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=_read_on, args=(read, start, count, theirs))
     child.start()
@@ -219,7 +219,7 @@ def _watch_child(read: Reader, start: int, count: int, seconds: float) -> Iterat
 
 
 def _read_on(read: Reader, start: int, count: int, results: Connection) -> None:
-    """Read mutants from `start` on, under a limit on memory; what decoders print is not wanted."""
+    """Read mutants from `start` on, under a memory limit; discards what decoders print."""
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
     limit = _MEMORY + _measure_addresses()
@@ -230,7 +230,7 @@ def _read_on(read: Reader, start: int, count: int, results: Connection) -> None:
 
 
 def _measure_addresses() -> int:
-    """Bytes of addresses this process has; 0 where the system does not say."""
+    """This process's address space in bytes; 0 if the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
@@ -238,9 +238,9 @@ def _measure_addresses() -> int:
 
 
 def fuzz_reader(count: int, seed: int) -> FuzzResult:
-    """Read so many mutants and sum up."""
+    """Read `count` mutants and summarise."""
     sums, slowest, faults = Counter[str](), 0.0, list[str]()
-    _list_files()  # before the children: each would make its own
+    _list_files()  # before forking, so that children share them
     with TemporaryDirectory(prefix="fwd2bot-fuzz-") as folder:
         readings = watch_readings(partial(read_mutant, Path(folder), seed), count)
         for number, reading in enumerate(tqdm(readings, total=count, unit="mutant", disable=None)):

@@ -1,4 +1,4 @@
-"""Small sound files of every kind that the indexer reads, with EXIF where there is room: what is mutated."""
+"""The files that fuzzing mutates: small intact ones of every kind that the indexer reads, many with EXIF."""
 
 import struct
 import tarfile
@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 SIDE = 96
-_NUMBERS = {"B": 1, "H": 3, "I": 4, "2I": 5, "2i": 10}  # struct's letters to TIFF's types; text is type 2
+_NUMBERS = {"B": 1, "H": 3, "I": 4, "2I": 5, "2i": 10}  # struct format to TIFF type; text is type 2
 _Tags = dict[int, tuple[str, tuple[int, ...]] | bytes]
 
 
 def make_files() -> dict[str, bytes]:
-    """One file a kind, by name; HEIC only where pillow_heif is installed."""
+    """One file per kind, by name; HEIC only if pillow_heif is installed."""
     pictures = _save_pictures(draw_picture()) | {
         "plain.dng": make_dng(),
         "preview.dng": make_dng(preview=SIDE),
@@ -30,7 +30,7 @@ def make_files() -> dict[str, bytes]:
 
 
 def draw_picture(side: int = SIDE) -> Image.Image:
-    """Smooth colours under noise: something that every compressor has work with."""
+    """Smooth colours with noise, which no compressor finds trivial."""
     rows, columns = np.mgrid[0:side, 0:side] / side
     noise = np.random.default_rng(0).normal(0, 6, (side, side))
     waves = [np.sin(6 * rows + phase) + np.cos(5 * columns * phase) for phase in (1, 2, 3)]
@@ -39,7 +39,7 @@ def draw_picture(side: int = SIDE) -> Image.Image:
 
 
 def make_exif(orientation: int = 1) -> Image.Exif:
-    """What a camera writes: make, model, orientation, date, lens and place."""
+    """EXIF as a camera writes it: make, model, orientation, date, lens and position."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x0112] = "Maker", "Maker One", orientation
     exif.get_ifd(0x8769).update({0x9003: "2021:07:08 09:10:11", 0xA434: "50mm f/1.8"})
@@ -48,7 +48,7 @@ def make_exif(orientation: int = 1) -> Image.Exif:
 
 
 def make_tiff_tags() -> TiffImagePlugin.ImageFileDirectory_v2:
-    """The same for Pillow's `tiffinfo`."""
+    """The tags of `make_exif`, for Pillow's `tiffinfo`."""
     exif, tags = make_exif(), TiffImagePlugin.ImageFileDirectory_v2()
     for tag, value in exif.items():
         tags[tag] = value
@@ -88,7 +88,7 @@ def _save_pictures(picture: Image.Image) -> dict[str, bytes]:
 
 
 def _name_texts() -> PngImagePlugin.PngInfo:
-    """Texts that are called like what decoders of other formats note beside an image."""
+    """Texts with the names of metadata that decoders of other formats attach to an image."""
     texts = PngImagePlugin.PngInfo()
     for name in ("original_orientation", "exif", "icc_profile", "photoshop", "transparency"):
         texts.add_text(name, "1")
@@ -105,18 +105,19 @@ def _save_heic(picture: Image.Image, exif: Image.Exif) -> dict[str, bytes]:
 
 
 def _save(picture: Image.Image, kind: str, frames: int = 0, **options: Any) -> bytes:
-    """Encode a picture, with so many frames behind it."""
+    """Encode a picture, followed by `frames` further frames."""
     stream = BytesIO()
     if frames:
         options |= {"save_all": True, "append_images": [picture.rotate(90 * n) for n in range(1, frames + 1)]}
-    picture.copy().save(stream, kind, **options)  # a copy: saving leaves settings behind in a picture
+    picture.copy().save(stream, kind, **options)  # a copy, because saving modifies the picture
     return stream.getvalue()
 
 
 def make_dng(side: int = SIDE, orientation: int = 1, preview: int = 0) -> bytes:
-    """A RAW file as cameras write it: a Bayer mosaic in a TIFF, and a JPEG of so many pixels beside it.
+    """A RAW file as cameras write it: a Bayer mosaic in a TIFF, and a JPEG with a side of `preview` pixels.
 
-    Adobe's DNG 1.4, uncompressed 16 bits; no JPEG if `preview` is 0. The mosaic is that of `draw_picture`.
+    Adobe's DNG 1.4, uncompressed 16 bits; no JPEG if `preview` is 0. The mosaic is sampled from
+    `draw_picture`.
     """
     mosaic = _sample_mosaic(draw_picture(side))
     pixels = mosaic.astype("<u2").tobytes()
@@ -131,7 +132,7 @@ def make_dng(side: int = SIDE, orientation: int = 1, preview: int = 0) -> bytes:
         own = {} if preview else _name_camera(orientation)
         return camera, _pack_ifd(own | _describe_sensor(side, sensor, len(pixels)), 8 + len(camera))
 
-    camera, sensor = lay_out(0, 0, 0)  # once for the lengths
+    camera, sensor = lay_out(0, 0, 0)  # a first pass, to find the lengths
     start = 8 + len(camera) + len(sensor)
     camera, sensor = lay_out(8 + len(camera), start, start + len(pixels))
     return struct.pack("<2sHI", b"II", 42, 8) + camera + sensor + pixels + jpeg
@@ -184,7 +185,7 @@ def _describe_strip(side: int, offset: int, length: int, bits: tuple[int, ...]) 
 
 
 def _pack_ifd(tags: _Tags, offset: int) -> bytes:
-    """Write one directory of a TIFF, to stand at `offset`, and behind it the values too long for it."""
+    """Encode a TIFF directory for position `offset`, followed by the values that do not fit into it."""
     entries, behind = b"", b""
     place = offset + 2 + 12 * len(tags) + 4
     for tag, value in sorted(tags.items()):
@@ -210,7 +211,7 @@ def _pack_tar(files: Mapping[str, bytes], kind: int) -> bytes:
     stream = BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=kind) as archive:
         for name, content in files.items():
-            long = "" if kind == tarfile.USTAR_FORMAT else "ö" * 60  # needs the header that differs
+            long = "" if kind == tarfile.USTAR_FORMAT else "ö" * 60  # needs the format's extended header
             entry = tarfile.TarInfo(f"below/{long}{name}")
             entry.size = len(content)
             archive.addfile(entry, BytesIO(content))

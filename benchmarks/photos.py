@@ -1,6 +1,6 @@
-"""JPEG files that cost a decoder what photos of a camera cost it: few are drawn, many written, no two alike.
+"""JPEG files that are as expensive to decode as camera photos: a few are drawn, many written, none identical.
 
-A photo is a scene over clouds of noise at every scale, with the grain of a sensor, in 4:3.
+A photo is a scene over noise at every scale, with sensor grain, in 4:3.
 """
 
 import io
@@ -20,7 +20,7 @@ _COMMENT = b"\xff\xfe"
 
 
 def write_photos(folder: Path, count: int, megapixels: float) -> None:
-    """Write `count` JPEGs of about so many pixels, a thousand to a folder; each has bytes of its own."""
+    """Write `count` JPEGs of about `megapixels` each, a thousand per folder; no two have the same bytes."""
     drawn = [draw_photo(number, megapixels) for number in range(min(count, _DRAWN))]
     for number, content in enumerate(_number_contents(drawn, count)):
         place = folder / f"{number // 1000:04d}"
@@ -30,7 +30,7 @@ def write_photos(folder: Path, count: int, megapixels: float) -> None:
 
 
 def draw_photo(number: int, megapixels: float) -> bytes:
-    """One photo as the bytes of a JPEG; the same for the same arguments."""
+    """One photo as JPEG bytes, determined by the arguments."""
     width = round((megapixels * 1e6 * 4 / 3) ** 0.5)
     height = round(width * 3 / 4)
     random = np.random.default_rng([_SERIES, number])
@@ -45,7 +45,7 @@ def draw_photo(number: int, megapixels: float) -> bytes:
 
 
 def _draw_clouds(random: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Noise whose contrast halves as its detail doubles, about as in nature."""
+    """Noise layers of 4, 8, 16, ... cells across, blended coarse to fine; cells are larger than 8 pixels."""
     clouds = Image.new("RGB", (width, height), "grey")
     cells = 4
     while cells < width // 8:
@@ -57,7 +57,7 @@ def _draw_clouds(random: np.random.Generator, width: int, height: int) -> Image.
 
 
 def _number_contents(drawn: list[bytes], count: int) -> Iterator[bytes]:
-    """Photos in turn, each with its number in a JPEG comment behind the marker it begins with."""
+    """Cycle through the photos, inserting each file's number as a JPEG comment after the start marker."""
     for number in range(count):
         content, comment = drawn[number % len(drawn)], f"{number:09d}".encode()
         segment = _COMMENT + (len(comment) + 2).to_bytes(2, "big") + comment

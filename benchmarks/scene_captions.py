@@ -1,4 +1,4 @@
-"""Descriptions of scenes to plain English: captions, hard negatives, and questions with their answers."""
+"""Turn descriptions of scenes into plain English: captions and hard negatives."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from benchmarks.scene_world import (
 Choice = TypeVar("Choice")
 
 COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
-# The first phrase of each row is the one that captions without chance use.
+# The first phrase of each row is used in captions with fixed wording.
 RELATION_PHRASES = {
     "left of": ("to the left of", "left of"),
     "right of": ("to the right of", "right of"),
@@ -35,21 +35,21 @@ _PHRASINGS = 5
 
 
 class HardNegative(NamedTuple):
-    """A caption that is false of its scene by one change to `unique_caption`; `kind` names the change."""
+    """A caption made false of its scene by one change to `unique_caption`; `kind` names the change."""
 
     kind: str
     caption: str
 
 
 class Phrasing(NamedTuple):
-    """A caption and what it says."""
+    """A caption and the description it renders."""
 
     caption: str
     description: Description
 
 
 def unique_caption(scene: Scene) -> str:
-    """The caption that says all there is to say, in one fixed wording."""
+    """The caption that says everything about a scene, in one fixed wording."""
     return render_description(describe_fully(scene))
 
 
@@ -59,7 +59,7 @@ def describe_scene(scene: Scene, random: Random) -> list[str]:
 
 
 def phrase_scene(scene: Scene, random: Random) -> list[Phrasing]:
-    """What `describe_scene` says, with the descriptions it was made from."""
+    """The captions of `describe_scene`, with the descriptions they were made from."""
     full = describe_fully(scene)
     named = replace(full, mentions=tuple(Mention(m.shape, m.colour) for m in full.mentions), background=None)
     listed = replace(named, relations=(), count=len(full.mentions))
@@ -72,7 +72,7 @@ def phrase_scene(scene: Scene, random: Random) -> list[Phrasing]:
 
 
 def retell_scene(scene: Scene, random: Random) -> str:
-    """All that `unique_caption` says, in varying wording."""
+    """Everything that `unique_caption` says, in varying wording."""
     return render_description(_retell(describe_fully(scene), random), random)
 
 
@@ -82,7 +82,7 @@ def hard_negatives(scene: Scene, random: Random) -> list[HardNegative]:
 
 
 def falsify_scene(scene: Scene, random: Random) -> list[tuple[str, Description]]:
-    """What `hard_negatives` says: (kind, description), none of them true of the scene."""
+    """The descriptions behind `hard_negatives`: (kind, description), none of them true of the scene."""
     full = describe_fully(scene)
     candidates: dict[str, list[Description]] = {
         "attributes swapped": list(_swap_attributes(full)),
@@ -101,7 +101,7 @@ def falsify_scene(scene: Scene, random: Random) -> list[tuple[str, Description]]
 
 
 def render_description(description: Description, random: Random | None = None) -> str:
-    """Put a description into words: one fixed wording, or one that varies with `random`."""
+    """Put a description into words: in one fixed wording, or in one that varies with `random`."""
     mentions = [_render_mention(mention, random) for mention in description.mentions]
     text = _render_relations(description, mentions, random)
     if description.count is not None and description.count > 1:
@@ -115,7 +115,7 @@ def render_description(description: Description, random: Random | None = None) -
 
 
 def add_article(words: str) -> str:
-    """Put "a" or "an" before words."""
+    """Prefix words with "a" or "an"."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
@@ -153,7 +153,7 @@ def _join(parts: list[str]) -> str:
 
 
 def _leave_out(full: Description, random: Random) -> Description:
-    """A description that says less: attributes, the background, or the last thing left unsaid."""
+    """A description that says less: without some attributes, the background, or the last thing."""
     mentions = [
         Mention(
             mention.shape,
@@ -169,7 +169,7 @@ def _leave_out(full: Description, random: Random) -> Description:
 
 
 def _retell(description: Description, random: Random) -> Description:
-    """Say the same from the other side half of the time: "a below b" for "b above a"; lists in any order."""
+    """Turn the first relation around half of the time ("a below b" for "b above a"); shuffle plain lists."""
     if not description.relations:
         mentions = random.sample(description.mentions, len(description.mentions))
         return replace(description, mentions=tuple(mentions))
@@ -203,7 +203,7 @@ def _replace_attribute(full: Description, name: str, values: Sequence[str]) -> I
     taken = {mention.shape for mention in full.mentions}
     for position, mention in enumerate(full.mentions):
         for value in values:
-            # A shape said twice would leave "the star" without a meaning.
+            # If a shape occurred twice, "the star" would be ambiguous.
             if value != getattr(mention, name) and not (name == "shape" and value in taken):
                 changed = list(full.mentions)
                 changed[position] = replace(mention, **{name: value})

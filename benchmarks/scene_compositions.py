@@ -1,4 +1,4 @@
-"""Rendered scenes as compositions: each has a caption that is true of it, and false ones by one change."""
+"""Rendered scenes as compositions: each has a true caption, and false ones that differ by one change."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _PICTURE_SIZE = 144
 
 @dataclass(frozen=True)
 class SceneRecall:
-    """Scenes found by those captions that are true of one scene of the gallery and of no other."""
+    """Recall of scenes by the captions that are true of exactly one scene of the gallery."""
 
     scenes: int
     unique_captions: int
@@ -36,12 +36,12 @@ class SceneRecall:
 
 
 def name_scenes(count: int, seed: int) -> dict[Picture, Scene]:
-    """Scenes 0 to count - 1 of the series `seed`, each under the name by which compositions know it."""
+    """Scenes 0 to count - 1 of the series `seed`, keyed by the Picture that compositions refer to."""
     return {Picture(Path(f"{seed}-{index}")): make_scene(seed, index) for index in range(count)}
 
 
 def make_scene_compositions(scenes: Mapping[Picture, Scene]) -> list[Composition]:
-    """A composition for each hard negative, whose kind is the change that made the caption false."""
+    """A composition for each hard negative; its kind is the change that made the caption false."""
     return [
         Composition((picture,), (unique_caption(scene), negative.caption), 1, negative.kind)
         for index, (picture, scene) in enumerate(scenes.items())
@@ -50,14 +50,14 @@ def make_scene_compositions(scenes: Mapping[Picture, Scene]) -> list[Composition
 
 
 def draw_picture(scene: Scene) -> Image.Image:
-    """The picture that every encoder is shown of a scene."""
+    """Draw the picture of a scene that every encoder is given."""
     return draw_scene(scene, _PICTURE_SIZE)
 
 
 def measure_scene_recall(
     encoder: Encoder, scenes: Mapping[Picture, Scene], vectors: FloatArray
 ) -> SceneRecall:
-    """Find the scenes, embedded in their order, by their captions."""
+    """Measure recall of scenes by their captions; vectors (scenes, dim) are in the order of `scenes`."""
     drawn = list(scenes.values())
     unique = np.array(find_uniquely_named(drawn, [describe_fully(scene) for scene in drawn]), np.int64)
     texts = embed_texts(encoder, [unique_caption(drawn[index]) for index in unique])

@@ -1,4 +1,4 @@
-"""Scenes to pictures, with Pillow: shapes and textures at twice the size, then halved."""
+"""Draw scenes with Pillow; shapes and textures are drawn at twice the size, then reduced."""
 
 from collections.abc import Callable
 from math import cos, pi, sin
@@ -10,7 +10,7 @@ from benchmarks.scene_world import RGB, Background, Scene, Thing
 
 _OVERSAMPLING = 2
 _GRAIN = 34
-# Light colours get a dark pattern and dark ones a light one, so that the colour named stays the larger part.
+# Colours of a luminance above this get a dark pattern, others a light one; the named colour stays dominant.
 _LIGHT = 165
 
 

@@ -1,4 +1,4 @@
-"""Questions about a scene and their answers, as far as each has exactly one."""
+"""Questions about a scene that have exactly one answer, with that answer."""
 
 from collections.abc import Iterator
 from random import Random
@@ -10,7 +10,7 @@ Question = tuple[str, str]
 
 
 def questions(scene: Scene) -> list[Question]:
-    """Every question there is on this scene, with its answer; half of the yes/no answers are "no"."""
+    """Every question about this scene, with its answer; half of the yes/no answers are "no"."""
     asked = [("How many objects are there?", COUNT_WORDS[len(scene.things)])]
     if scene.background.kind == "plain":
         asked += [(f"What {word} is the background?", scene.background.name) for word in _COLOUR_WORDS]
@@ -20,7 +20,7 @@ def questions(scene: Scene) -> list[Question]:
     return asked
 
 
-# A person types either, and should be understood.
+# Users type either spelling.
 _COLOUR_WORDS = ("colour", "color")
 
 
@@ -59,7 +59,7 @@ def _ask_for_places(scene: Scene) -> Iterator[Question]:
 
 
 def _ask_whether(scene: Scene) -> Iterator[Question]:
-    # Which wrong values are asked for is fixed by the scene, so that a scene always has the same questions.
+    # The wrong values are drawn with the scene's own seed, so that a scene always has the same questions.
     random = Random(scene.background.seed)
     present = [thing.shape for thing in scene.things]
     yield f"Is there {add_article(random.choice(present))}?", "yes"

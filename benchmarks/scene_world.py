@@ -1,7 +1,7 @@
-"""What a rendered scene is, how one is dealt from a seed, and what is true of it.
+"""What a rendered scene is, how one is generated from a seed, and what is true of it.
 
-A scene holds one to three things of different shapes. A `Description` says something about a scene in a form
-that can be checked; text is made from descriptions (`scene_captions`), so every caption has an exact truth.
+A scene holds one to three things of different shapes. A `Description` is a checkable statement about a scene;
+texts are made from descriptions (`scene_captions`), so the truth of every caption is known exactly.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ PLAIN_BACKGROUNDS: dict[str, RGB] = {
 # Half the side of a thing's box, as a fraction of the picture: 19 to 27 and 38 to 45 pixels across at 112.
 _RADII = {"small": (0.085, 0.12), "large": (0.17, 0.2)}
 _GAP = 0.025
-# A centre this much further left makes "left of" true; a caption says so only where it is plain to see.
+# A centre this much further left makes "left of" true; captions only say so if it is plain to see.
 _LEAST_OFFSET = 0.05
 _PLAIN_TO_SEE = 1.5
 _LEAST_CONTRAST = 100
@@ -63,7 +63,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind the things: `name` fits into "on a ... background", `seed` draws the grain."""
+    """What is behind the things: `name` fits into "on a ... background", `seed` generates the grain."""
 
     kind: str
     name: str
@@ -83,7 +83,7 @@ class Relation(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """Things of different shapes, relations between them that are plain to see, and what is behind them."""
+    """Things of different shapes, the relations between them that are plain to see, and the background."""
 
     things: tuple[Thing, ...]
     relations: tuple[Relation, ...]
@@ -92,7 +92,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Mention:
-    """What a description says of one thing; None is left unsaid."""
+    """What a description says about one thing; None means unspecified."""
 
     shape: str | None = None
     colour: str | None = None
@@ -102,7 +102,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Description:
-    """A statement about a scene: these things are in it, so related, so many, on this background."""
+    """A statement about a scene: the things in it, their relations, their number, and the background."""
 
     mentions: tuple[Mention, ...]
     relations: tuple[Relation, ...] = ()
@@ -111,18 +111,18 @@ class Description:
 
 
 def mention_fully(thing: Thing) -> Mention:
-    """All that can be said of a thing."""
+    """Everything that can be said about a thing."""
     return Mention(thing.shape, thing.colour, thing.size, thing.texture)
 
 
 def describe_fully(scene: Scene) -> Description:
-    """All that can be said of a scene."""
+    """Everything that can be said about a scene, except the number of things."""
     mentions = tuple(mention_fully(thing) for thing in scene.things)
     return Description(mentions, scene.relations, background=scene.background.name)
 
 
 def is_true(scene: Scene, description: Description) -> bool:
-    """Whether some things of the scene are as described: more things than described make it no less true."""
+    """Whether the description is true of some things in the scene; further things do not make it false."""
     if description.background not in (None, scene.background.name):
         return False
     if description.count not in (None, len(scene.things)):
@@ -132,7 +132,7 @@ def is_true(scene: Scene, description: Description) -> bool:
 
 
 def find_uniquely_named(scenes: Sequence[Scene], descriptions: Sequence[Description]) -> list[int]:
-    """The positions i whose descriptions[i] is true of scenes[i] and of no other scene of the gallery."""
+    """The positions i for which descriptions[i] is true of scenes[i] and of no other scene of the gallery."""
     return [
         position
         for position, description in enumerate(descriptions)
@@ -142,14 +142,14 @@ def find_uniquely_named(scenes: Sequence[Scene], descriptions: Sequence[Descript
 
 
 def holds(subject: Thing, kind: str, other: Thing) -> bool:
-    """Whether the relation is true at all, even where nobody would say so (far above and a little left)."""
+    """Whether the relation is true at all, even if nobody would say so (far above and a little left)."""
     right, down = subject.x - other.x, subject.y - other.y
     offset = {"left of": -right, "right of": right, "above": -down, "below": down}[kind]
     return offset >= _LEAST_OFFSET
 
 
 def see_relation(subject: Thing, other: Thing) -> str | None:
-    """The one relation plain to see: clear of each other along one axis, far less apart along the other."""
+    """The one relation that is plain to see: separated along one axis, and much less along the other."""
     right, down = subject.x - other.x, subject.y - other.y
     clear = subject.radius + other.radius
     if abs(right) >= max(clear, _PLAIN_TO_SEE * abs(down)):
@@ -160,7 +160,7 @@ def see_relation(subject: Thing, other: Thing) -> str | None:
 
 
 def make_scene(seed: int, index: int, most_things: int = 3) -> Scene:
-    """Scene `index` of the series `seed`, the same however many are made; it holds up to `most_things`."""
+    """Scene `index` of the series `seed`, whichever others are made; it holds up to `most_things` things."""
     random = Random(f"rendered scene {index} of series {seed}")
     background = _make_background(random)
     count = min(most_things, random.choices((1, 2, 3), weights=(25, 45, 30))[0])
@@ -173,7 +173,10 @@ def make_scene(seed: int, index: int, most_things: int = 3) -> Scene:
 
 
 def rearrange_scene(scene: Scene, things: tuple[Thing, ...]) -> Scene | None:
-    """The scene with other things, related anew; None where they collide or no relation is plain to see."""
+    """The scene with other things and their relations.
+
+    None if they collide or leave the picture, or if some thing has no relation that is plain to see.
+    """
     fits = all(
         thing.radius + _GAP <= min(middle, 1 - middle) for thing in things for middle in (thing.x, thing.y)
     )
@@ -211,7 +214,7 @@ def _make_background(random: Random) -> Background:
 
 
 def _place_things(random: Random, shapes: list[str], background: Background) -> tuple[Thing, ...]:
-    # When a thing finds no room all start over, sizes included: quick, and three large things stay rare.
+    # If a thing finds no room, start over with new sizes: this is fast, and keeps three large things rare.
     placed: list[Thing] = []
     while len(placed) < len(shapes):
         size = random.choice(SIZES)
@@ -249,7 +252,7 @@ def _are_apart(one: Thing, other: Thing) -> bool:
 
 
 def _relate_things(things: tuple[Thing, ...]) -> tuple[Relation, ...] | None:
-    """Relations that reach every thing (the second to the first, the third to either), or None."""
+    """Relations that connect all things (the second to the first, the third to either), or None."""
     relations = []
     for subject in range(1, len(things)):
         seen = [(see_relation(things[subject], things[other]), other) for other in range(subject)]

@@ -1,10 +1,10 @@
-"""Rendered scenes: pictures the project draws itself, with captions, negatives and questions of exact truth.
+"""Rendered scenes: pictures drawn by the project, with captions, negatives and questions of known truth.
 
     python -m benchmarks.scenes --out DIR --count 300 --seed 1 [--size 144] [--format png|jpg]
 
-writes the pictures, `dataset_scenes.json` (Karpathy's form, split "test") and `scenes.jsonl` (captions, hard
-negatives, questions). The parts: `scene_world` (what a scene is and what is true of it), `scene_drawing`,
-`scene_captions`, `scene_questions`; everything a caller needs can be imported from here.
+writes the pictures, `dataset_scenes.json` (Karpathy's format, split "test") and `scenes.jsonl` (captions,
+hard negatives, questions). The parts are `scene_world` (what a scene is and what is true of it),
+`scene_drawing`, `scene_captions` and `scene_questions`; everything a caller needs can be imported from here.
 """
 
 import argparse
@@ -81,7 +81,7 @@ _JPEG_QUALITY = 95
 
 
 def name_scene(scene: Scene, index: int, suffix: str) -> str:
-    """A file name a person can read: "00007-red-circle-left-of-blue-square.png"."""
+    """A human-readable file name: "00007-red-circle-left-of-blue-square.png"."""
     things = [f"{thing.colour} {thing.shape}" for thing in scene.things]
     words = things[0]
     if scene.relations:
