@@ -1,4 +1,4 @@
-"""The one place where the form of a published compositionality set becomes compositions.
+"""Read a published compositionality set: the one place that chooses the reader by the set's form.
 
 Each form has its reader in benchmarks/readers/ and, under the same name, its rule in `benchmarks.judging`.
 """
@@ -21,7 +21,7 @@ from encoders.base import DatasetError
 _NO_SHRINKING = 1 << 30  # pixels
 
 
-# Given its file or folder, and the folder of its photos.
+# Each takes the set's file or folder, and the folder of its photos.
 PARSERS: Mapping[str, Callable[[Path, Path], list[Composition]]] = {
     "sugarcrepe": parse_sugarcrepe,
     "sugarcrepe++": parse_sugarcrepe_pp,
@@ -33,7 +33,7 @@ PARSERS: Mapping[str, Callable[[Path, Path], list[Composition]]] = {
 
 @dataclass(frozen=True)
 class CompositionRecord:
-    """The set a result is about; compositions with one of the `missing` photos were left out."""
+    """The set that a result is about; compositions with one of the `missing` photos were left out."""
 
     dataset: str
     form: str
@@ -45,7 +45,7 @@ class CompositionRecord:
 def read_compositions(
     form: str, dataset: Path, images_dir: Path, allow_missing: bool
 ) -> tuple[list[Composition], CompositionRecord]:
-    """Read a set of this form, less what lacks a photo if that is allowed, and what there is to say of it."""
+    """Read a set of this form and its record; compositions with missing photos are left out if allowed."""
     parsed = PARSERS[form](dataset, images_dir)
     missing = find_missing(
         [picture.path for each in parsed for picture in each.pictures], images_dir, allow_missing
@@ -58,7 +58,7 @@ def read_compositions(
 
 
 def load_picture(picture: Picture, image_size: int) -> Image.Image:
-    """Decode a picture as the index does, or the part of it that its box cuts out of the whole."""
+    """Decode a picture as the index does; if it has a box, crop that from the picture at full size."""
     if picture.box is None:
         return decode_picture(picture.path, image_size)
     return _crop(decode_picture(picture.path, _NO_SHRINKING), picture)

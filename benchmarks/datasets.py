@@ -1,7 +1,7 @@
-"""The one place where the name of an annotation file becomes captioned images.
+"""Read captioned images from an annotation file: the one place that chooses the reader by the file's name.
 
 Karpathy's JSON (Flickr8k, Flickr30k, COCO), NoCaps' JSON, tables (CSV, TSV, JSON lines, Parquet) and
-WebDataset shards, each read by its module in benchmarks/readers/. Nothing in an annotation file is trusted.
+WebDataset shards each have a module in benchmarks/readers/. Nothing in an annotation file is trusted.
 """
 
 from collections import Counter
@@ -37,9 +37,9 @@ USUAL_SPLIT = "test"
 
 
 def parse_dataset(dataset: Path, images_dir: Path, split: str | None) -> list[CaptionedImage]:
-    """Read what a file, or a folder of shards, says of a split, whether or not the photos are there.
+    """Read a split from a file or a folder of shards, whether or not the photos exist.
 
-    None: "test" where there are splits, else all there is, which is also what the split "all" names.
+    split: None means "test" if there are splits, else "all", which selects everything.
     """
     if dataset.suffix == ".json" and _is_karpathy(dataset):
         return parse_karpathy(dataset, images_dir, None if split == ALL else [split or USUAL_SPLIT])
@@ -59,13 +59,13 @@ def parse_dataset(dataset: Path, images_dir: Path, split: str | None) -> list[Ca
 
 
 def name_split(images: Sequence[CaptionedImage]) -> str:
-    """The split that all these images are of, or "all"."""
+    """The split that all these images belong to, or "all"."""
     splits = {image.split for image in images}
     return (splits.pop() if len(splits) == 1 else "") or ALL
 
 
 def _is_karpathy(json_path: Path) -> bool:
-    """Whether to take a file for Karpathy's: what NoCaps' form cannot do without is not in it."""
+    """Whether to read a file as Karpathy's: it lacks the key that every NoCaps file has."""
     return '"annotations"' not in read_text_file(json_path)
 
 
@@ -82,5 +82,5 @@ def _select_split(images: list[CaptionedImage], split: str | None, dataset: Path
 def read_karpathy(
     json_path: Path, images_dir: Path, splits: Collection[str], allow_missing: bool = False
 ) -> list[CaptionedImage]:
-    """Read the images of some splits; photos not there raise, or are left out where that is allowed."""
+    """Read the images of some splits; missing photos raise DatasetError, or are left out if allowed."""
     return keep_present(parse_karpathy(json_path, images_dir, splits), images_dir, allow_missing)

@@ -1,10 +1,10 @@
-"""Questions about images with people's answers, in the forms in which the benchmarks are published.
+"""Questions about images with human answers, in the formats in which the benchmarks are published.
 
 vqav2    v2_OpenEnded_mscoco_val2014_questions.json and, as annotations, v2_mscoco_val2014_annotations.json
 gqa      testdev_balanced_questions.json; images ID.jpg
-pope     coco_pope_random.json, which is JSON lines; images as they are named there
+pope     coco_pope_random.json, which is JSON lines; images as named there
 textvqa  TextVQA_0.5.1_val.json; images ID.jpg
-mme      the release's folder: one for each subtask, in it pictures and a .txt for each
+mme      the release's folder: a folder for each subtask, with pictures and a .txt for each picture
 scenes   scenes.jsonl, as `python -m benchmarks.scenes` writes it
 """
 
@@ -26,7 +26,7 @@ _PICTURES = (".jpg", ".png", ".jpeg")
 
 
 class Question(NamedTuple):
-    """What is asked of one image, what people answered, and the part of the benchmark it belongs to."""
+    """A question about one image, the human answers, and the part of the benchmark it belongs to."""
 
     image: Path
     text: str
@@ -35,7 +35,7 @@ class Question(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a benchmark lies; annotations: VQAv2's answers, which have a file of their own."""
+    """The files of a benchmark. annotations: VQAv2's answers, which are in a separate file; else None."""
 
     questions: Path
     annotations: Path | None
@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
 
 def read_questions(task: str, source: Source) -> list[Question]:
-    """Read the questions of one of TASKS, whether or not the photos are there; raises DatasetError."""
+    """Read the questions of one of TASKS, whether or not the photos exist; raises DatasetError."""
     if (source.annotations is None) == (task == "vqav2"):
         remedy = (
             "its answers are a file of their own" if task == "vqav2" else "answers stand with its questions"
@@ -58,13 +58,13 @@ def read_questions(task: str, source: Source) -> list[Question]:
 def keep_answerable(
     questions: Sequence[Question], images_dir: Path, allow_missing: bool
 ) -> tuple[list[Question], int]:
-    """The questions whose photos are there, and how many photos are not; raises as `find_missing` does."""
+    """The questions whose photos exist, and the number of missing photos; raises as `find_missing` does."""
     missing = find_missing([question.image for question in questions], images_dir, allow_missing)
     return [question for question in questions if question.image not in missing], len(missing)
 
 
 def _read_vqav2(source: Source) -> Iterator[Question]:
-    assert source.annotations is not None  # `read_questions` saw to it
+    assert source.annotations is not None  # checked by `read_questions`
     asked, where = read_json(source.questions), str(source.questions)
     subtype = require_text(asked, "data_subtype", where)  # such as val2014
     answered = {
@@ -122,7 +122,7 @@ def _read_textvqa(source: Source) -> Iterator[Question]:
 
 
 def _read_mme(source: Source) -> Iterator[Question]:
-    """Lines of "question<TAB>Yes", two a picture; some subtasks keep pictures and texts in two folders."""
+    """Lines of "question<TAB>Yes", two per picture; some subtasks keep pictures and texts in two folders."""
     for text in sorted(source.questions.glob("*/*.txt")) + sorted(
         source.questions.glob("*/questions*/*.txt")
     ):

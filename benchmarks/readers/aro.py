@@ -2,9 +2,9 @@
 
 visual_genome_relation.json and visual_genome_attribution.json are lists of {"image_path", "true_caption",
 "false_caption", "bbox_x", "bbox_y", "bbox_w", "bbox_h"} and, in the former, "relation_name"; the picture is
-what the box cuts out. COCO-Order and Flickr30k-Order are made, not published: the authors' code draws their
-false captions at random, with a tagger, as records {"image", "caption_options": [true, false, ...]}; a list
-of these is read. A draw can give the true caption back, which no score tells from itself.
+the crop of that box. COCO-Order and Flickr30k-Order are generated, not published: the authors' code draws
+their false captions at random, with a tagger, as records {"image", "caption_options": [true, false, ...]};
+this reads a list of such records. A drawn caption can equal the true one, and then no score tells them apart.
 Source: Yuksekgonul et al., When and why vision-language models behave like bags-of-words,
 2023 (github.com/mertyg/vision-language-models-are-bows).
 """
@@ -20,14 +20,15 @@ from benchmarks.readers.composition import Box, Composition, Picture, find_files
 from encoders.base import DatasetError
 
 FILES = ("visual_genome_relation.json", "visual_genome_attribution.json")
-_LEAST_OF_PAIR = 25  # records, from which on the authors' code reports a pair of attributes
+_LEAST_OF_PAIR = 25  # the authors' code reports a pair of attributes if it has this many records or more
 
 
 def parse_aro(place: Path, images_dir: Path) -> list[Composition]:
     """Read both Visual Genome files of a folder, or one file of any of the four.
 
-    The kind is the relation where one is named, the first two attributes where there are such (none, where
-    the file has few of that pair), else the file. What has no false caption but its true one is left out.
+    The kind is the relation if one is named; else the first two attributes if there are two ("" if the file
+    has fewer than 25 records of that pair); else the file's name. Records whose captions are all equal are
+    left out.
     """
     return [each for path in find_files(place, FILES) for each in _parse_file(path, images_dir)]
 
@@ -63,7 +64,7 @@ def _find_kind(record: dict[str, Any], where: str, stem: str, pairs: Counter[str
 
 
 def _join_attributes(record: dict[str, Any]) -> str:
-    """The first two attributes, as the authors' code names their pair; "" where there are no two."""
+    """The first two attributes, joined as in the authors' code; "" if there are fewer than two."""
     names = record.get("attributes")
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
         return ""
@@ -77,7 +78,7 @@ def _read_picture(record: dict[str, Any], where: str, images_dir: Path) -> Pictu
 
 
 def _read_captions(record: dict[str, Any], where: str) -> Iterator[str]:
-    """The true caption and the false ones that are not the same."""
+    """The true caption, and the false ones that differ from it."""
     true, *false = _list_options(record, where)
     yield true
     yield from (caption for caption in false if caption != true)

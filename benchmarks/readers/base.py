@@ -1,7 +1,7 @@
-"""What the readers of annotation files share: captioned images, files not trusted, photos not there.
+"""Shared by the readers of annotation files: captioned images, untrusted files, and missing photos.
 
-Names that lead out of the images' folder are refused, not followed. A photo may lie in a .tar or .zip, which
-stands for a folder: `photos.tar/0001.jpg`.
+Names that lead out of the images' folder are rejected. A photo may be in a .tar or .zip, which is then
+treated as a folder: `photos.tar/0001.jpg`.
 """
 
 import json
@@ -18,7 +18,7 @@ _NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One picture and what people wrote about it; `split` is "" where its file knows none."""
+    """One picture and its human captions; `split` is "" if the annotation file has no splits."""
 
     path: Path
     captions: tuple[str, ...]
@@ -26,23 +26,23 @@ class CaptionedImage:
 
 
 def join_below(images_dir: Path, parts: Sequence[str], where: str) -> Path:
-    """The path that names in an annotation file lead to; raises DatasetError where it leaves the folder."""
+    """Join names from an annotation file to the images' folder; raises DatasetError if they lead outside."""
     for part in parts:
         path = PurePosixPath(part)
-        # A backslash or a colon would mean another place on Windows.
+        # A backslash or a colon could lead elsewhere on Windows.
         if path.is_absolute() or ".." in path.parts or any(sign in part for sign in "\\:\0"):
             raise DatasetError(f"{where} names {part!r}, which is not a plain path below the images' folder.")
     return images_dir.joinpath(*parts)
 
 
 def open_photo(path: Path) -> BinaryIO:
-    """Open a photo, also one in an archive; OSError where there is none, anything where it is damaged."""
+    """Open a photo, possibly in an archive; raises OSError if it is missing, anything if it is damaged."""
     found = None if path.is_file() else _find_archive(path)
     return path.open("rb") if found is None else open_member(*found)
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file, also in an archive."""
+    """Whether a file exists, possibly in an archive."""
     if path.is_file():
         return True
     found = _find_archive(path)
@@ -55,7 +55,7 @@ def _find_archive(path: Path) -> tuple[Path, str] | None:
 
 
 def find_missing(paths: Sequence[Path], images_dir: Path, allow_missing: bool) -> set[Path]:
-    """The photos that are not there; raises DatasetError where there are such (unless allowed) or none is."""
+    """The missing photos; raises DatasetError if any is missing and that is not allowed, or if all are."""
     missing = [path for path in dict.fromkeys(paths) if not is_there(path)]
     count = len(set(paths))
     if missing and not (allow_missing and len(missing) < count):
@@ -73,13 +73,13 @@ def find_missing(paths: Sequence[Path], images_dir: Path, allow_missing: bool) -
 def keep_present(
     images: Sequence[CaptionedImage], images_dir: Path, allow_missing: bool
 ) -> list[CaptionedImage]:
-    """The images whose files are there; raises DatasetError where one is not (unless allowed) or none is."""
+    """The images whose files exist; raises DatasetError as `find_missing` does."""
     missing = find_missing([image.path for image in images], images_dir, allow_missing)
     return [image for image in images if image.path not in missing]
 
 
 def clean_captions(captions: Sequence[str], where: str) -> tuple[str, ...]:
-    """The captions that have words in them; raises DatasetError where none has."""
+    """The non-blank captions, stripped; raises DatasetError if there are none."""
     cleaned = tuple(caption.strip() for caption in captions if caption.strip())
     if not cleaned:
         raise DatasetError(f"{where} has no caption with words in it.")
@@ -87,7 +87,7 @@ def clean_captions(captions: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def read_text_file(path: Path) -> str:
-    """The whole of an annotation file."""
+    """Read a whole annotation file as UTF-8; raises DatasetError if that fails."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -97,20 +97,20 @@ def read_text_file(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What an annotation file of JSON holds."""
+    """Read and parse a JSON annotation file; raises DatasetError if that fails."""
     return parse_json(read_text_file(path), str(path))
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each line of a file with words on it stands, and the JSON it holds."""
-    for number, line in enumerate(read_text_file(path).split("\n"), start=1):  # JSON may hold U+2028
+    """The location, for error messages, and parsed JSON of each non-blank line of a file."""
+    for number, line in enumerate(read_text_file(path).split("\n"), start=1):  # JSON may contain U+2028
         if line.strip():
             where = f"line {number} of {path}"
             yield where, parse_json(line, where)
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse JSON; DatasetError where it is none."""
+    """Parse JSON; raises DatasetError if it is invalid."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -118,7 +118,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def require_text(record: Any, key: str, where: str) -> str:
-    """A field of a record that must be text with words in it."""
+    """A field of a record; raises DatasetError unless it is non-blank text."""
     value = record.get(key) if isinstance(record, dict) else None
     if not isinstance(value, str) or not value.strip():
         found = "absent" if value is None else repr(value)[:100]

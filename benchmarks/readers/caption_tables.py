@@ -1,7 +1,7 @@
-"""Any table of images and captions: CSV, TSV, JSON lines or Parquet, a row for each image or each caption.
+"""Any table of images and captions: CSV, TSV, JSON lines or Parquet, with a row per image or per caption.
 
-The columns are found by name: one of IMAGE_COLUMNS and one of CAPTION_COLUMNS, and "split" if there is one.
-A caption is text or a list of texts (in CSV and TSV, JSON in a cell); rows of one image are put together.
+Columns are found by name: one of IMAGE_COLUMNS, one of CAPTION_COLUMNS, and optionally "split". A caption is
+text or a list of texts (in CSV and TSV, JSON in a cell); rows of the same image are merged.
 """
 
 import csv
@@ -27,11 +27,11 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 IMAGE_COLUMNS = ("image", "filename", "file_name", "filepath", "image_path", "path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "raw")
 
-Row = tuple[str, Mapping[str, Any]]  # where it stands, and its cells
+Row = tuple[str, Mapping[str, Any]]  # its location, for error messages, and its cells
 
 
 def parse_table(table_path: Path, images_dir: Path) -> list[CaptionedImage]:
-    """Read all images with their captions, in the order in which the table first names them."""
+    """Read all images with their captions, in the order in which they first occur."""
     captions: dict[tuple[Path, str], list[str]] = {}
     for where, row in _read_rows(table_path):
         image, caption = _find_column(row, IMAGE_COLUMNS, where), _find_column(row, CAPTION_COLUMNS, where)
@@ -66,7 +66,7 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[Row]:
 
 
 def _open_cell(name: str, cell: Any) -> Any:
-    """The list that a cell of captions holds as JSON, as Flickr30k's table has it; else the cell."""
+    """The list in a caption cell that is JSON, as in Flickr30k's table; else the cell itself."""
     if name not in CAPTION_COLUMNS or not isinstance(cell, str) or not cell.startswith("["):
         return cell
     try:

@@ -1,4 +1,4 @@
-"""What the readers of compositionality sets give, and the shape of record that most of them read."""
+"""What the readers of compositionality sets return, and how most of them read records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Composition:
-    """Captions of which the first `true` are true of the first picture and the others false.
+    """Captions, of which the first `true` are true of the first picture, and the others false.
 
-    `kind` is the part of the set that it counts for, or "" where it counts for the whole alone.
+    `kind` is the part of the set that it counts towards, or "" if it only counts towards the whole.
     """
 
     pictures: tuple[Picture, ...]
@@ -32,7 +32,7 @@ class Composition:
 
 
 def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The records of a JSON list, or of an object with a record under each key, and where each stands."""
+    """The records of a JSON list, or of an object with a record under each key, each with its location."""
     data = read_json(path)
     records = list(data.values()) if isinstance(data, dict) else data
     if not isinstance(records, list) or not records or not all(isinstance(each, dict) for each in records):
@@ -43,7 +43,7 @@ def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def find_files(place: Path, names: Sequence[str]) -> list[Path]:
-    """One file, or the published ones of a folder; raises DatasetError where one of them is not there."""
+    """One file, or all published files of a folder; raises DatasetError if one of them is missing."""
     if not place.is_dir():
         return [place]
     absent = [name for name in names if not (place / name).is_file()]

@@ -1,7 +1,7 @@
 """Karpathy's JSON, in which the splits of Flickr8k, Flickr30k and COCO are published.
 
-{"images": [{"filename", "split", "sentences": [{"raw"}], "filepath" (COCO alone)}]}. Source: Karpathy and
-Li, Deep visual-semantic alignments for generating image descriptions, 2015.
+{"images": [{"filename", "split", "sentences": [{"raw"}], "filepath" (only COCO)}]}. Source: Karpathy and Li,
+Deep visual-semantic alignments for generating image descriptions, 2015.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from encoders.base import DatasetError
 
 
 def parse_karpathy(json_path: Path, images_dir: Path, splits: Collection[str] | None) -> list[CaptionedImage]:
-    """Read what the file says of some splits (None: all), in its order, whether or not the photos are there.
+    """Read the images of some splits (None: all), in file order, whether or not the photos exist.
 
     Splits are named as in the file; the usual COCO training set is {"train", "restval"}.
     """
@@ -24,7 +24,7 @@ def parse_karpathy(json_path: Path, images_dir: Path, splits: Collection[str] | 
 def parse_each_karpathy(
     json_path: Path, images_dir: Path, splits: Collection[str]
 ) -> list[CaptionedImage | DatasetError]:
-    """As `parse_karpathy`, with the reason in the place of a record that cannot be used."""
+    """As `parse_karpathy`, but with a DatasetError in the place of each record that cannot be used."""
     images: list[CaptionedImage | DatasetError] = []
     for record in _select_records(json_path, splits):
         try:
@@ -44,7 +44,7 @@ def _select_records(json_path: Path, splits: Collection[str] | None) -> list[dic
 
 
 def require_splits(splits: Collection[str], counts: Counter[str], path: Path) -> None:
-    """Raise DatasetError, naming those that are there, unless all these splits are."""
+    """Raise DatasetError, naming the splits that exist, unless all these splits do."""
     unknown = sorted(set(splits) - set(counts))
     if unknown or not splits:
         there = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))

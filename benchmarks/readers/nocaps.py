@@ -1,8 +1,8 @@
-"""NoCaps' published JSON (nocaps_val_4500_captions.json), which is COCO's form of captions with a domain.
+"""NoCaps' published JSON (nocaps_val_4500_captions.json), which is COCO's caption format plus a domain.
 
 {"images": [{"id", "file_name", "domain"}], "annotations": [{"image_id", "caption"}]}: the domains (in-domain,
-near-domain, out-domain) are its splits. COCO's own captions_val2017.json is read alike and has none. Source:
-Agrawal et al., nocaps: novel object captioning at scale, 2019.
+near-domain, out-domain) are read as splits. COCO's own captions_val2017.json can be read too, and has none.
+Source: Agrawal et al., nocaps: novel object captioning at scale, 2019.
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ def _list_records(data: Any, key: str, json_path: Path) -> list[dict[str, Any]]:
 
 
 def _is_hashable_record(record: Any) -> bool:
-    """Whether this is an object whose ids are plain values."""
+    """Whether this is an object whose ids are strings, integers or missing."""
     return isinstance(record, dict) and all(
         isinstance(record.get(key), str | int | None) for key in ("id", "image_id")
     )

@@ -1,7 +1,7 @@
-"""WebDataset shards: .tar files of KEY.jpg beside KEY.txt (a caption on each line) or KEY.json ("caption").
+"""WebDataset shards: .tar files of KEY.jpg with KEY.txt (a caption on each line) or KEY.json ("caption").
 
-So img2dataset writes them, and CLIP_benchmark its retrieval sets. Beside a KEY.txt, a KEY.json may hold other
-things than a caption. The photos stay where they are.
+img2dataset and CLIP_benchmark's retrieval sets use this format. If there is a KEY.txt, KEY.json does not have
+to contain a caption. The photos are not extracted.
 """
 
 import tarfile
@@ -16,7 +16,7 @@ _LARGEST_CAPTION = 1 << 20  # bytes
 
 
 def parse_shards(place: Path) -> list[CaptionedImage]:
-    """Read one .tar, all of a folder, or all that a pattern names ("val/*.tar"), in the order of names."""
+    """Read one .tar, all in a folder, or all that match a pattern ("val/*.tar"), in order of their names."""
     shards = [place] if place.is_file() else sorted(_expand(place))
     if not shards:
         raise DatasetError(f"There is no .tar shard at {place}.")
@@ -68,7 +68,7 @@ def _read_captions(shard: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _list_texts(content: bytes, kind: str, where: str) -> list[str] | None:
-    """The captions of a member; None where it is JSON of other things."""
+    """The captions of a member; None if it is JSON without a caption."""
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -81,6 +81,6 @@ def _list_texts(content: bytes, kind: str, where: str) -> list[str] | None:
 
 
 def _find_key(name: str) -> str:
-    """What the members of one sample share: the name up to the first dot behind the last slash."""
+    """The key that the members of one sample share: the name up to the first dot after the last slash."""
     path = PurePosixPath(name)
     return str(path.with_name(path.name.partition(".")[0] or path.name))

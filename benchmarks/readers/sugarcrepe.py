@@ -1,8 +1,8 @@
 """SugarCrepe: COCO photos (val2017), each with a caption and a fluent false one, in seven JSON files.
 
 add_att.json and the others: {"0": {"filename", "caption", "negative_caption"}, ...}. Source: Hsieh et al.,
-SugarCrepe, 2023 (github.com/RAIVNLab/sugar-crepe). SugarCrepe++ adds a second true caption in other words,
-"caption2", in five files of a list each. Source: Dumpala et al., SUGARCREPE++, 2024
+SugarCrepe, 2023 (github.com/RAIVNLab/sugar-crepe). SugarCrepe++ adds a paraphrase of the true caption,
+"caption2", in five files, each a list. Source: Dumpala et al., SUGARCREPE++, 2024
 (github.com/Sri-Harsha/scpp).
 """
 
@@ -30,7 +30,7 @@ def parse_sugarcrepe(place: Path, images_dir: Path) -> list[Composition]:
 
 
 def parse_sugarcrepe_pp(place: Path, images_dir: Path) -> list[Composition]:
-    """Read the five files of SugarCrepe++, or one: two true captions, and a false one."""
+    """Read the five files of SugarCrepe++, or one file: two true captions and a false one each."""
     return _parse_files(find_files(place, FILES_PP), images_dir, ["caption", "caption2"])
 
 

@@ -1,4 +1,4 @@
-"""VSR: one statement on where things are in a COCO photo, true or false; JSON lines (test.jsonl).
+"""VSR: a true or false statement about where things are in a COCO photo; JSON lines (test.jsonl).
 
 {"image", "caption", "label": 0 or 1, "relation"}. Source: Liu et al., Visual Spatial Reasoning, 2023
 (github.com/cambridgeltl/visual-spatial-reasoning).
@@ -12,7 +12,7 @@ from encoders.base import DatasetError
 
 
 def parse_vsr(jsonl_path: Path, images_dir: Path) -> list[Composition]:
-    """Read all statements: `true` is 1 or 0, the kind is the relation."""
+    """Read all statements; `true` is 1 or 0, and the kind is the relation."""
     compositions = []
     for where, record in read_json_lines(jsonl_path):
         photo = join_below(images_dir, [require_text(record, "image", where)], where)

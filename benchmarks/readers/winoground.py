@@ -1,6 +1,6 @@
 """Winoground: two pictures and two captions of the same words, to be matched; JSON lines (examples.jsonl).
 
-{"image_0", "image_1", "caption_0", "caption_1", "collapsed_tag"}, pictures named without their .png. Source:
+{"image_0", "image_1", "caption_0", "caption_1", "collapsed_tag"}; pictures are named without .png. Source:
 Thrush et al., Winoground, 2022 (huggingface.co/datasets/facebook/winoground).
 """
 
