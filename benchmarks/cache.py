@@ -1,4 +1,4 @@
-"""Embeddings kept between runs, by what made them: encoder, device, numbers and the bytes read."""
+"""Embeddings cached between runs, keyed by what they depend on: encoder, device, dtype and input bytes."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ _DIGEST = "digest"
 
 
 def find_user_cache() -> Path:
-    """The folder for what can be made again, as the system has it."""
+    """The folder for cached embeddings, in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     return (Path(base) if base else Path.home() / ".cache") / "fwd2bot" / "embeddings"
 
@@ -48,21 +48,21 @@ def _digest_photo(path: Path) -> str:
     try:
         with open_photo(path) as stream:
             return digest_stream(stream)
-    except Exception as error:  # a member of an archive raises anything
+    except Exception as error:  # reading an archive member can raise anything
         raise DatasetError(
             f"{path} cannot be read ({describe_error(error)}): put a sound file in its place."
         ) from error
 
 
 class EmbeddingCache:
-    """A folder of safetensors files, one for each set of photos or texts and encoder."""
+    """A folder of safetensors files, one for each encoder and set of photos or texts."""
 
     def __init__(self, folder: Path, encoder: Encoder) -> None:
         self._folder = folder
         self._encoder = encoder
 
     def load_or_make(self, kind: str, digest: str, count: int, make: Callable[[], FloatArray]) -> FloatArray:
-        """The vectors (count, dim) of that digest, made where they are not kept as they were written."""
+        """The vectors (count, dim) for a digest; computed and stored if they are missing or damaged."""
         computed = map(str, describe_arithmetic(self._encoder).values())
         parts = (self._encoder.name, self._encoder.fingerprint, *computed, digest)
         key = _digest_all(part.encode() for part in parts)

@@ -1,9 +1,9 @@
-"""A page for looking where a model is wrong: queries, what it found for each, and the right photo marked.
+"""An HTML page for inspecting a model's errors: queries, their top hits, and the right photo marked.
 
     python -m benchmarks.contact_sheet --dataset dataset_flickr8k.json --images DIR --out sheet.html
 
-draws captions at random and shows them with the photos found first, those with the worst place of the right
-photo first. The page is one HTML file with the pictures in it, which any browser opens without a network.
+draws captions at random and shows each with its top hits, sorted by the rank of the right photo, worst first.
+The page is one self-contained HTML file, which opens in any browser without a network.
 """
 
 import base64
@@ -54,7 +54,7 @@ $rows
 
 @dataclass(frozen=True)
 class Row:
-    """One query: its words, the photo it means, the place of that photo from 1, and those found first."""
+    """One query: its text, the index of the right photo, that photo's rank from 1, and the top hits."""
 
     query: str
     right: int
@@ -64,13 +64,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """All queries on the page, the worst first."""
+    """All queries on the page, worst first."""
 
     rows: list[Row]
 
 
 def find_rows(encoder: Encoder, images: Sequence[CaptionedImage], count: int, seed: int) -> list[Row]:
-    """Rank all images for some captions drawn at random."""
+    """Rank all images for `count` captions drawn at random; worst queries first."""
     captions = [(caption, place) for place, image in enumerate(images) for caption in image.captions]
     order = np.random.default_rng(seed).permutation(len(captions))[:count]
     drawn = [captions[number] for number in order]
@@ -86,7 +86,7 @@ def find_rows(encoder: Encoder, images: Sequence[CaptionedImage], count: int, se
 
 
 def render_page(title: str, rows: Sequence[Row], images: Sequence[CaptionedImage]) -> str:
-    """The page; every photo on it is decoded once."""
+    """Render the page; each photo on it is decoded once."""
     wanted = sorted({place for row in rows for place in (*row.found, row.right)})
     pictures = decode_pictures((images[place].path for place in wanted), _SIDE)
     sources = dict(zip(wanted, map(_encode_picture, pictures), strict=True))
@@ -113,13 +113,13 @@ def _encode_picture(picture: Image.Image) -> str:
 
 
 def describe_ranks(rows: Sequence[Row]) -> str:
-    """How many right photos came first, and how many were found among those shown."""
+    """How many right photos came first, and how many are among those shown."""
     first, shown = sum(row.rank == 1 for row in rows), sum(row.rank <= _SHOWN for row in rows)
     return f"{len(rows)} queries: the right photo first {first}, among the first {_SHOWN} {shown}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Queries and what was found for them, as one HTML page."""
+    """Write queries and their top hits as one HTML page."""
     parser = make_parser(_MODULE, main.__doc__)
     add_dataset_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")

@@ -1,4 +1,4 @@
-"""Images and texts through an encoder in batches, with progress on stderr."""
+"""Run images and texts through an encoder in batches, with progress on stderr."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,9 +31,9 @@ _MATCH_BATCH = 64
 
 
 def describe_arithmetic(encoder: Encoder) -> dict[str, str | None]:
-    """The device that an encoder computes on and the numbers it computes in, None where it has none.
+    """The device and dtype that an encoder computes with; None if it has no device.
 
-    Equal fingerprints give embeddings that are equal but for these.
+    Encoders with equal fingerprints give equal embeddings, apart from the effect of these two.
     """
     device = getattr(encoder, "device", None)
     if device is None:
@@ -44,12 +44,12 @@ def describe_arithmetic(encoder: Encoder) -> dict[str, str | None]:
 
 
 def decode_pictures(paths: Iterable[Path], image_size: int) -> Iterator[Image.Image]:
-    """Decode files as the index does, so that a benchmark sees what the index sees."""
+    """Decode files as the index does, so that benchmarks measure what the index stores."""
     return (decode_picture(path, image_size) for path in paths)
 
 
 def decode_picture(path: Path, image_size: int) -> Image.Image:
-    """Decode one file, which may lie in an archive; DatasetError where it cannot be."""
+    """Decode one file, possibly in an archive; raises DatasetError if that fails."""
     try:
         with open_photo(path) as stream:
             return decode_stream(stream, image_size)
@@ -62,7 +62,7 @@ def decode_picture(path: Path, image_size: int) -> Image.Image:
 
 
 def decode_stream(stream: BinaryIO, image_size: int) -> Image.Image:
-    """Decode the bytes of one file; ValueError for a strip, and whatever decoders raise."""
+    """Decode the bytes of one file; raises ValueError for a refused shape, and whatever decoders raise."""
     with open_picture(stream) as image:
         reason = refuse_shape(*image.size, max_megapixels=math.inf)
         if reason:
@@ -71,7 +71,7 @@ def decode_stream(stream: BinaryIO, image_size: int) -> Image.Image:
 
 
 def embed_images(encoder: Encoder, images: Iterable[Image.Image], count: int) -> Iterator[ImageEmbeddings]:
-    """Embed `count` images, a batch at a time; no more than a batch is held."""
+    """Embed `count` images; only one batch is held in memory at a time."""
     remaining = iter(images)
     with tqdm(total=count, unit="image", desc="images", disable=None) as progress:
         while batch := list(islice(remaining, _IMAGE_BATCH)):
@@ -80,13 +80,13 @@ def embed_images(encoder: Encoder, images: Iterable[Image.Image], count: int) ->
 
 
 def embed_image_vectors(encoder: Encoder, images: Iterable[Image.Image], count: int) -> FloatArray:
-    """Embed images, keeping vectors alone: float32 (count, dim)."""
+    """Embed images, keeping only the vectors: float32 (count, dim)."""
     return np.concatenate([batch.vectors for batch in embed_images(encoder, images, count)])
 
 
 def embed_texts(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
     """Embed texts: float32 (n, dim)."""
-    # Texts of like length in a batch need little padding.
+    # Batches of texts of similar length need little padding.
     order = np.argsort([len(text) for text in texts], kind="stable")
     vectors = np.empty((len(texts), encoder.dim), np.float32)
     with tqdm(total=len(texts), unit="text", desc="texts", disable=None) as progress:
@@ -98,14 +98,14 @@ def embed_texts(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
 
 
 def pool_summaries(summaries: FloatArray) -> FloatArray:
-    """The embedding of each image, made again from its tokens (n, k, width): float32 (n, width) unit rows."""
+    """Recompute image embeddings from tokens (n, k, width): float32 (n, width), rows of unit length."""
     means = summaries.mean(axis=1)
     lengths = np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return np.asarray(means / lengths, np.float32)
 
 
 class Tokens(Protocol):
-    """Summary tokens of images, had by rows (m,) as float32 (m, k, width): an array, or what makes one."""
+    """Summary tokens, indexed by rows (m,) to give float32 (m, k, width): an array, or stored tokens."""
 
     def __getitem__(self, rows: NDArray[np.int64], /) -> FloatArray: ...
 
@@ -113,9 +113,9 @@ class Tokens(Protocol):
 def match_texts(
     encoder: TalkingEncoder, tokens: Tokens, rows: Sequence[int], texts: Sequence[str]
 ) -> FloatArray:
-    """Mean log-likelihood a token of texts[i] given the tokens of image rows[i]: float32 (n,).
+    """Mean log-likelihood per token of texts[i] given the tokens of image rows[i]: float32 (n,).
 
-    Tokens are gathered a batch at a time: those of all texts at once would not fit.
+    Tokens are gathered one batch at a time, because those of all texts would not fit in memory.
     """
     scores = np.empty(len(texts), np.float32)
     owners = np.asarray(rows, np.int64)
@@ -128,7 +128,7 @@ def match_texts(
 
 
 def match_captions(encoder: TalkingEncoder, tokens: Tokens, images: Sequence[CaptionedImage]) -> float:
-    """Mean cross-entropy of all captions given the tokens of their images, nats a token."""
+    """Mean over captions of the cross-entropy given the tokens of their images, in nats per token."""
     rows = [row for row, image in enumerate(images) for _ in image.captions]
     captions = [caption for image in images for caption in image.captions]
     return -float(match_texts(encoder, tokens, rows, captions).mean())

@@ -1,4 +1,4 @@
-"""Recall over folds of the images, as COCO's "1K" is defined: its 5,000 in five parts, figures averaged."""
+"""Recall averaged over folds of the images, such as COCO "1K": its 5,000 images in five folds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class FoldMeans:
 
 @dataclass(frozen=True)
 class FoldsReport:
-    """Both directions, and how many images each fold has."""
+    """Both directions, and the number of images in each fold."""
 
     images: list[int]
     text_to_image: FoldMeans
@@ -31,7 +31,7 @@ class FoldsReport:
 def report_folds(
     image_vectors: FloatArray, text_vectors: FloatArray, image_of_text: IntArray, folds: int
 ) -> FoldsReport:
-    """Cut the images, in their order, into folds of like size, and search each for itself."""
+    """Cut the images, in order, into folds of nearly equal size, and search each fold separately."""
     if not 1 < folds <= len(image_vectors):
         raise DatasetError(f"{len(image_vectors)} images cannot be cut into {folds} folds: give 2 or more.")
     parts = np.array_split(np.arange(len(image_vectors)), folds)

@@ -1,4 +1,4 @@
-"""How far a share could be from what was counted: 95 % intervals, for any average and for plain shares."""
+"""95 % confidence intervals, by bootstrap for any mean, and Wilson's for proportions."""
 
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ class Interval(NamedTuple):
 
 
 def bootstrap_means(values: NDArray[np.float64]) -> list[Interval]:
-    """Percentile bootstrap of the mean of each column of (queries, measures), whole rows drawn anew.
+    """Percentile bootstrap of the mean of each column of (queries, measures), resampling whole rows.
 
-    1,000 draws of as many rows as there are, with replacement, the same every time. Source: Efron 1979.
+    1,000 resamples of as many rows as given, with replacement and a fixed seed. Source: Efron 1979.
     """
     random = np.random.default_rng(SEED)
     count = len(values)
@@ -35,7 +35,7 @@ def bootstrap_means(values: NDArray[np.float64]) -> list[Interval]:
 
 
 def find_wilson_interval(successes: int, count: int) -> Interval:
-    """The interval of a share of independent trials that is right for few trials and extreme shares too.
+    """Wilson's interval of a proportion of independent trials, valid even for few trials or extreme shares.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, 1927.
     """

@@ -1,9 +1,9 @@
-"""Any encoder on the image-text tasks of MTEB and MIEB, by the `mteb` package.
+"""Evaluate any encoder on the image-text tasks of MTEB and MIEB, with the `mteb` package.
 
     python -m benchmarks.mteb_adapter --model DIR --tasks Flickr30kT2IRetrieval Flickr30kI2TRetrieval
 
-fetches the tasks' data from the hub. Finished tasks are kept in mteb's own cache (the folder MTEB_CACHE, else
-~/.cache/mteb) under the fingerprint, so a run that was stopped goes on, and other weights start anew.
+downloads the tasks' data from the hub. Finished tasks are cached by mteb (in the folder MTEB_CACHE, else
+~/.cache/mteb) under the fingerprint, so an interrupted run resumes, and different weights start afresh.
 """
 
 import sys
@@ -21,14 +21,14 @@ from indexer.images import describe_error
 
 _MODULE = "benchmarks.mteb_adapter"
 
-_NETWORK = ("httpx", "httpcore")  # packages of the hub's errors; those of others are OSErrors
+_NETWORK = ("httpx", "httpcore")  # packages whose network errors are not OSErrors
 
-Batch = Mapping[str, Sequence[Any]]  # what mteb's loader gives: lists of texts and of images
+Batch = Mapping[str, Sequence[Any]]  # from mteb's loader: lists of texts and of images
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A task's own measure, and all it measured by split; see the task's page in mteb."""
+    """A task's main score, and all its scores by split; see the task's page in mteb."""
 
     main_score: float
     scores: dict[str, Any]
@@ -42,24 +42,24 @@ class MtebResult:
 
 
 class MtebEncoder:
-    """An encoder behind mteb's `EncoderProtocol`. Prompts of a task are left out: the encoder has its own."""
+    """An encoder with mteb's `EncoderProtocol`. Task prompts are ignored: the encoder has its own."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self.mteb_model_meta = _describe(encoder)
 
     def encode(self, inputs: Iterable[Batch], **_: object) -> FloatArray:
-        """Embed what a loader gives: float32 (n, dim). Of a text with its image, the sum of the two."""
+        """Embed a loader's batches: float32 (n, dim); for a text with an image, the sum of both."""
         return np.concatenate([self._encode_batch(batch) for batch in inputs])
 
     def similarity(self, one: Any, other: Any) -> Any:
-        """Cosine of each of one (n, dim) with each of the other (m, dim): (n, m)."""
+        """Cosines of all pairs of rows, (n, dim) and (m, dim): (n, m)."""
         from mteb.similarity_functions import cos_sim
 
         return cos_sim(one, other)
 
     def similarity_pairwise(self, one: Any, other: Any) -> Any:
-        """Cosine of each row with the other's row: (n,)."""
+        """Cosines of corresponding rows: (n,)."""
         from mteb.similarity_functions import pairwise_cos_sim
 
         return pairwise_cos_sim(one, other)
@@ -81,7 +81,7 @@ class MtebEncoder:
 
 
 def evaluate_tasks(encoder: Encoder, names: Sequence[str]) -> dict[str, TaskScore]:
-    """Run tasks by name; raises MissingDependency, and DatasetError for one unknown or not to be had."""
+    """Run tasks by name; raises MissingDependency, and DatasetError if one is unknown or unavailable."""
     try:
         import mteb
     except ImportError as error:
@@ -103,7 +103,7 @@ def evaluate_tasks(encoder: Encoder, names: Sequence[str]) -> dict[str, TaskScor
 
 
 def render_table(scores: Mapping[str, TaskScore]) -> str:
-    """A line for each task, times 100 as its leaderboard prints it."""
+    """A line for each task, times 100 as on the leaderboard."""
     rows = [[name, f"{100 * score.main_score:.2f}"] for name, score in scores.items()]
     return render_rows(["task", "main score"], rows)
 
@@ -111,7 +111,7 @@ def render_table(scores: Mapping[str, TaskScore]) -> str:
 def _describe(encoder: Encoder) -> Any:
     from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-    # mteb wants an organisation and a name, and makes a folder of them.
+    # mteb needs organisation/name, and uses it as a folder name.
     name = "fwd2bot/" + "".join(sign if sign.isalnum() or sign in "-." else "_" for sign in encoder.name)
     known = {
         "name": name,
@@ -124,7 +124,7 @@ def _describe(encoder: Encoder) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tasks of MTEB and MIEB."""
+    """Evaluate an encoder on tasks of MTEB and MIEB."""
     parser = make_parser(_MODULE, main.__doc__)
     parser.add_argument("--tasks", nargs="+", metavar="NAME", required=True, help="names that mteb knows")
     options = parser.parse_args(arguments)

@@ -1,15 +1,16 @@
-"""How well one side of pairs is found from the other: hit@K, recall@K, ranks and mAP, with numpy alone.
+"""Retrieval metrics between the two sides of pairs: hit@K, recall@K, ranks and mAP, with only numpy.
 
-hit@K: the share of queries with *at least one* positive among the K items of highest score. Papers on
-image-text retrieval, and CLIP_benchmark (`image_retrieval_recall@K`, `text_retrieval_recall@K`), print this
-number as "Recall@K".
-recall@K: the share of a query's positives that are among the K items of highest score, averaged over queries.
-It is hit@K from text to image, where a caption has one image, and smaller from image to text, where an image
-has five captions.
-mAP: the mean over queries of average precision, which is the mean over a query's positives of the share of
-positives among all items down to that one.
+hit@K: the fraction of queries with *at least one* positive among the K highest-scoring items. Papers on
+image-text retrieval, and CLIP_benchmark (`image_retrieval_recall@K`, `text_retrieval_recall@K`), call this
+number "Recall@K".
+recall@K: the fraction of a query's positives that are among the K highest-scoring items, averaged over
+queries. It equals hit@K from text to image, where a caption has one image, and is smaller from image to text,
+where an image has five captions.
+mAP: the mean over queries of average precision, which is the mean over a query's positives of the precision
+at the rank of each.
 
-A tie goes to the item of lower index, as in a stable sort. Intervals are of 95 %, by bootstrap over queries.
+Ties are broken in favour of the lower index, as in a stable sort. Intervals are 95 % bootstrap intervals over
+queries.
 """
 
 from collections.abc import Sequence
@@ -24,17 +25,17 @@ from encoders.base import DatasetError, EncoderError, FloatArray
 IntArray = NDArray[np.int64]
 
 CUTOFFS = (1, 5, 10)
-# Scores held at once: 64 MiB of float32, whatever the size of the gallery.
+# Scores held in memory at once: 64 MiB of float32, whatever the size of the gallery.
 _BLOCK_SCORES = 1 << 24
-NO_RANK = 0  # the rank of a positive that is not there, or was not found
+NO_RANK = 0  # the rank of a positive that does not exist, or was not found
 
 
 @dataclass(frozen=True)
 class RecallReport:
-    """One direction, by cutoff where that matters, as shares of one; ranks count from 1.
+    """Metrics of one direction, as fractions, by cutoff where that applies; ranks count from 1.
 
-    chance: what hit@K is for items in random order. median_rank and mean_average_precision are None where
-    only the first items of each ranking were looked at.
+    chance: hit@K for items in random order. median_rank and mean_average_precision are None if only the first
+    items of each ranking are known.
     """
 
     queries: int
@@ -90,10 +91,10 @@ def report_ranks(
     cutoffs: Sequence[int] = CUTOFFS,
     complete: bool = True,
 ) -> RecallReport:
-    """Sum up the ranks (queries, most positives), NO_RANK or from 1, of each query's so many positives.
+    """Summarise the ranks of each query's positives: (queries, most positives), from 1, or NO_RANK.
 
-    complete: whether every positive was found; if not, some may have NO_RANK, and cutoffs must be small
-    enough that such a one is surely below.
+    positives: how many each query has. complete: whether every positive was found; if not, those missing have
+    NO_RANK, and every cutoff must be small enough that their ranks are certain to be larger.
     """
     shares = [count_within(ranks, cutoff) / positives for cutoff in cutoffs]
     hits = [(share > 0).astype(np.float64) for share in shares]
@@ -118,13 +119,13 @@ def count_within(ranks: IntArray, cutoff: int) -> IntArray:
 
 
 def take_first_ranks(ranks: IntArray) -> IntArray:
-    """The rank of each query's first positive, given those of all: int64 (queries,)."""
+    """The rank of each query's first positive, given the ranks of all: int64 (queries,)."""
     first: IntArray = np.where(ranks == NO_RANK, np.iinfo(np.int64).max, ranks).min(axis=1)
     return first
 
 
 def average_precision(ranks: IntArray) -> NDArray[np.float64]:
-    """The mean over a query's positives of the share of positives down to each: float64 (queries,)."""
+    """The mean over a query's positives of the precision at the rank of each: float64 (queries,)."""
     ordered = np.sort(np.where(ranks == NO_RANK, np.iinfo(np.int64).max, ranks), axis=1)
     precisions = np.arange(1, ranks.shape[1] + 1) / ordered
     found = ordered < np.iinfo(np.int64).max
@@ -133,7 +134,7 @@ def average_precision(ranks: IntArray) -> NDArray[np.float64]:
 
 
 def chance_hit_rate(positives: IntArray, items: int, cutoff: int) -> float:
-    """The hit rate of items in random order, for queries with that many positives each."""
+    """The expected hit rate for items in random order, given each query's number of positives."""
     taken = np.arange(min(cutoff, items))
     misses = np.clip(items - positives[:, None] - taken, 0, None) / (items - taken)  # (queries, taken)
     return float(np.mean(1 - misses.prod(axis=1)))
@@ -155,7 +156,7 @@ def rank_first_positives(
 def rank_positives(
     queries: FloatArray, items: FloatArray, query_groups: IntArray, item_groups: IntArray
 ) -> IntArray:
-    """The ranks, from 1, of all positives by inner product: int64 (queries, most), the rest NO_RANK."""
+    """The ranks, from 1, of all positives by inner product: int64 (queries, most), padded with NO_RANK."""
     _check_sides(queries, items, query_groups, item_groups)
     places = _find_positives(query_groups, item_groups)
     rows = max(1, _BLOCK_SCORES // len(items))
@@ -167,7 +168,7 @@ def rank_positives(
 
 
 def _find_positives(query_groups: IntArray, item_groups: IntArray) -> IntArray:
-    """The places of each query's positives among the items: int64 (queries, most), the rest -1."""
+    """The item indices of each query's positives: int64 (queries, most), padded with -1."""
     order = np.argsort(item_groups, kind="stable")
     starts = np.searchsorted(item_groups[order], query_groups)
     counts = count_positives(query_groups, item_groups)
@@ -201,5 +202,5 @@ def _check_sides(
             f"{lonely} of {len(queries)} queries have no positive item: nothing can be measured."
         )
     if not (np.isfinite(queries).all() and np.isfinite(items).all()):
-        # A comparison with NaN is false, and would put every positive first.
+        # Comparisons with NaN are false, so every positive would get rank 1.
         raise EncoderError("Some embeddings are not finite numbers: the encoder is damaged or overflows.")

@@ -1,4 +1,4 @@
-"""What `search --rerank` finds: the nearest images of an index, ranked again by their stored tokens."""
+"""Recall of `search --rerank`, which reranks the nearest images of an index by their stored tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ from retrieval.search import Searcher
 
 @dataclass(frozen=True)
 class RerankReport:
-    """Text to image with the nearest `depth` as they come, and ranked again.
+    """Text to image without reranking (plain), and with the nearest `depth` reranked (again).
 
-    gains: by cutoff, the mean difference of hit@K, in shares of one. errors: its standard error over images,
-    as the captions of one image are no independent queries.
+    gains: the difference in hit@K, by cutoff, as a fraction. errors: its standard error, clustered by image,
+    because the captions of one image are not independent queries.
     """
 
     depth: int
@@ -32,7 +32,7 @@ class RerankReport:
 def measure_reranking(
     encoder: Encoder, index: Path, captions: Captions, images: int, depth: int
 ) -> RerankReport:
-    """Search an index by `index_images` of so many images for every caption, and rank `depth` again."""
+    """Search an `index_images` index of `images` images for every caption, and rerank the `depth` nearest."""
     manifest = read_manifest(index)
     searcher = Searcher(index, manifest, open_neighbours(index, manifest), encoder)
     found = searcher.search_vectors(captions.vectors, max(depth, MOST_HITS))
@@ -55,11 +55,11 @@ def measure_reranking(
 
 
 def _compare_hits(plain: IntArray, again: IntArray, owners: IntArray, cutoff: int) -> tuple[float, float]:
-    """By how much hit@cutoff grows, and the standard error of that over images."""
+    """The gain in hit@cutoff, and its standard error, clustered by image."""
     hit, was_hit = ((ranks[:, 0] != NO_RANK) & (ranks[:, 0] <= cutoff) for ranks in (again, plain))
     gains = hit.astype(np.float64) - was_hit
     _, groups = np.unique(owners, return_inverse=True)
-    residuals = np.bincount(groups, gains - gains.mean())  # of each image, the sum over its captions
+    residuals = np.bincount(groups, gains - gains.mean())  # for each image, summed over its captions
     return float(gains.mean()), float(np.sqrt(np.square(residuals).sum()) / len(gains))
 
 

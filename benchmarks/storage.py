@@ -1,12 +1,12 @@
-"""What an image costs on disk in every form it can be kept in, and what each form costs in use.
+"""Bytes per image on disk for every form of storage, and what each form costs in recall and likelihood.
 
     python -m benchmarks.storage --json FILE
     python -m benchmarks.storage --dataset dataset_flickr8k.json --images DIR --json FILE
 
-writes Parquet parts of random vectors and tokens, as `fwd2bot index` does, and counts their bytes: names,
-digests and all. Beside them stand what other ways of reading an image only once would keep. With a data set
-the parts hold what the model makes of its photos, and every form is held against recall of the photos by
-their captions and the cross-entropy of these captions in pass 2.
+The first command writes Parquet parts of random vectors and tokens, as `fwd2bot index` does, and counts all
+their bytes, including names and digests; next to them it lists what other ways of reading an image only once
+would store. The second also measures the model's embeddings of a data set: for every form, recall of the
+photos by their captions, and the cross-entropy of these captions in pass 2.
 """
 
 import sys
@@ -60,7 +60,7 @@ _CACHE_BYTES = 2 * 32 * _LLM_WIDTH * 2
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes an image of one form; tokens are None where only their mean is kept."""
+    """Bytes per image of one form; tokens is None if only their mean is stored."""
 
     form: str
     tokens: int | None
@@ -70,7 +70,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Cost:
-    """One form of what a model made of real photos: hit@10 by caption, and nats a token of true captions."""
+    """One form of real photos' embeddings: hit@10 by caption, and nats per token of the true captions."""
 
     form: str
     bytes_per_image: float
@@ -80,7 +80,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class StorageResult:
-    """`alternatives` are bytes an image by words; `data` and `costs` are there where photos were given."""
+    """alternatives: bytes per image, by description. data is None, and costs empty, without photos."""
 
     sizes: list[Size]
     alternatives: dict[str, float]
@@ -89,13 +89,13 @@ class StorageResult:
 
 
 def write_form(folder: Path, form: str, embeddings: ImageEmbeddings) -> float:
-    """Write images in one form as a Parquet part, and count its bytes for each of them."""
+    """Write images in one form as a Parquet part; returns its bytes per image."""
     count, dim = len(embeddings.vectors), embeddings.vectors.shape[1]
     shape = None if embeddings.summaries is None else embeddings.summaries.shape[1:]
     kept: TokenFormat = "int8" if form == "tokens int8" else "float16" if form == "tokens float16" else "none"
     record = EncoderRecord("stored", "0" * 32, dim, shape if kept != "none" else None)
     manifest = Manifest("..", record, kept, created="", updated="")
-    random = np.random.default_rng(_SEED)  # digests, which no compression makes smaller
+    random = np.random.default_rng(_SEED)  # digests, which do not compress
     rows = [
         FileRow(f"photos/{number:08d}.jpg", 1 << 21, number, random.bytes(16).hex(), 4000, 3000, "ok", "")
         for number in range(count)
@@ -107,7 +107,7 @@ def write_form(folder: Path, form: str, embeddings: ImageEmbeddings) -> float:
 
 
 def _keep_floats(table: pa.Table, embeddings: ImageEmbeddings, tokens: bool) -> pa.Table:
-    """The columns with float32 in place of what an index would round: the vectors, or tokens beside them."""
+    """The table with float32 instead of what an index would round: the vectors, or an added token column."""
     values = np.asarray(embeddings.summaries if tokens else embeddings.vectors, np.float32)
     cells = pa.array([row.tobytes() for row in values], pa.binary(values[0].nbytes))
     if tokens:
@@ -116,22 +116,22 @@ def _keep_floats(table: pa.Table, embeddings: ImageEmbeddings, tokens: bool) -> 
 
 
 def measure_sizes(tokens: Sequence[int], widths: Sequence[int]) -> Iterator[Size]:
-    """Bytes an image of every form, of random values, which compress less than those of a model."""
+    """Bytes per image of every form, with random values, which compress less than those of a model."""
     random = np.random.default_rng(_SEED)
     with TemporaryDirectory(prefix="fwd2bot-storage-") as place:
         for width in widths:
             for count in tokens:
                 summaries = random.standard_normal((_ROWS, count, width), np.float32)
                 embeddings = ImageEmbeddings(pool_summaries(summaries), summaries)
-                # Of one width the mean weighs the same for any number of tokens.
+                # For one width, the mean takes the same space for any number of tokens.
                 for form in _FORMS if count == tokens[0] else _TOKEN_FORMS:
                     size = write_form(Path(place), form, embeddings)
                     yield Size(form, count if form in _TOKEN_FORMS else None, width, size)
 
 
 def list_alternatives(photos: Sequence[Path]) -> dict[str, float]:
-    """Bytes an image of other ways to read it only once, by arithmetic, and of the photo itself."""
-    sizes = [path.stat().st_size for path in photos if path.is_file()]  # and not in an archive
+    """Bytes per image of other ways to read it only once (calculated), and of the photo itself."""
+    sizes = [path.stat().st_size for path in photos if path.is_file()]  # not those in archives
     given = {"the photos given, mean": float(np.mean(sizes))} if sizes else {}
     return {
         "KV cache, LLaVA-1.5-7B, 576 image tokens": float(_IMAGE_TOKENS * _CACHE_BYTES),
@@ -144,7 +144,7 @@ def list_alternatives(photos: Sequence[Path]) -> dict[str, float]:
 
 
 def measure_costs(encoder: Encoder, images: Sequence[CaptionedImage]) -> list[Cost]:
-    """Every form in which the embeddings of real photos can be kept, with what it still finds and knows."""
+    """Bytes, recall and cross-entropy of every form in which the embeddings of real photos can be stored."""
     pictures = decode_pictures((image.path for image in images), encoder.image_size)
     batches = list(embed_images(encoder, pictures, len(images)))
     vectors = np.concatenate([batch.vectors for batch in batches])
@@ -165,7 +165,7 @@ def measure_costs(encoder: Encoder, images: Sequence[CaptionedImage]) -> list[Co
 
 
 def _restore(form: str, embeddings: ImageEmbeddings) -> tuple[FloatArray, FloatArray | None]:
-    """Vectors and tokens as they come back from storage; from tokens, the vectors are made anew."""
+    """Vectors and tokens as read back from storage; with tokens, vectors are recomputed from them."""
     vectors, summaries = embeddings
     if form.startswith("pooled") or summaries is None:
         kept = vectors if form.endswith("float32") else vectors.astype(np.float16).astype(np.float32)
@@ -175,7 +175,7 @@ def _restore(form: str, embeddings: ImageEmbeddings) -> tuple[FloatArray, FloatA
 
 
 def render_table(result: StorageResult) -> str:
-    """Bytes by width and tokens; the alternatives; where photos were given, what each form is good for."""
+    """Bytes by width and tokens; the alternatives; with photos, the recall and cross-entropy of each form."""
     widths = sorted({size.width for size in result.sizes})
     lines = [f"{'bytes an image; width':<28}" + "".join(f"{width:>12,}" for width in widths)]
     for form, tokens in dict.fromkeys((size.form, size.tokens) for size in result.sizes):
@@ -196,7 +196,7 @@ def render_table(result: StorageResult) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Bytes an image on disk, by form, and what each form costs in recall and likelihood."""
+    """Bytes per image on disk, by form, and what each form costs in recall and likelihood."""
     parser = make_parser(_MODULE, main.__doc__)
     add_dataset_options(parser, required=False)
     options = parser.parse_args(arguments)

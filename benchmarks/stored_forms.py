@@ -1,7 +1,7 @@
-"""What storing embeddings costs in recall: the index that `fwd2bot index` writes, asked as `search` asks it.
+"""What storing embeddings costs in recall: queries the index of `fwd2bot index` the way `search` does.
 
 Text to image is answered by the index itself, so only the first MOST_HITS of each ranking are known; image to
-text ranks all captions by what the index keeps of the image.
+text ranks all captions against the image's stored vector.
 """
 
 import shutil
@@ -37,7 +37,7 @@ _LEAST_LISTS = 4
 
 
 class Captions(NamedTuple):
-    """Captions: embedded (n, dim), each with the row of its image among the images, and their texts."""
+    """Captions: embeddings (n, dim), the row of each one's image among the images, and texts."""
 
     vectors: FloatArray
     image_rows: IntArray
@@ -45,13 +45,13 @@ class Captions(NamedTuple):
 
 
 def refuse_used_folder(folder: Path | None) -> None:
-    """Raise before hours of work, not after, where an index would be built among other files."""
+    """Raise DatasetError, before hours of work, if an index would be built among other files."""
     if folder is not None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise DatasetError(f"{folder} is not empty, and nothing there is overwritten: name a new folder.")
 
 
 def index_images(encoder: Encoder, images: Sequence[CaptionedImage], folder: Path) -> Path:
-    """Index just these images, under their row numbers, in a new folder; returns the index."""
+    """Index exactly these images, named by their row numbers, in a new folder; returns the index folder."""
     gallery = folder / "gallery"
     gallery.mkdir(parents=True)
     for row, image in enumerate(images):
@@ -62,22 +62,22 @@ def index_images(encoder: Encoder, images: Sequence[CaptionedImage], folder: Pat
 
 
 def _link_photo(photo: Path, link: Path) -> None:
-    """Put a photo under another name: a link where it is a file and the system lets one, else a copy."""
+    """Put a photo under another name: a symbolic link if it is a file and the system allows, else a copy."""
     try:
         if photo.is_file():
             link.symlink_to(photo.resolve())
             return
-    except OSError:  # Windows asks for a privilege
+    except OSError:  # Windows requires a privilege
         pass
     with open_photo(photo) as source, link.open("wb") as target:
         shutil.copyfileobj(source, target)
 
 
 def measure_stored_forms(index: Path, captions: Captions, images: int) -> dict[str, PairReport]:
-    """Recall by form of what is stored, of an index by `index_images` of so many images.
+    """Recall by storage form, for an index that `index_images` made of that many images.
 
-    The index as it was written; inverted lists of eight bits a value, which it would be above 200,000 images;
-    and, where the index keeps them, int8 tokens, whose means are the embeddings.
+    The forms: the index as written; inverted lists with eight bits per value, as it would be above 200,000
+    images; and, if the index keeps them, int8 tokens, whose means are the embeddings.
     """
     table = EmbeddingTable.open(index)
     if len(table) != images:
@@ -101,7 +101,7 @@ def measure_stored_forms(index: Path, captions: Captions, images: int) -> dict[s
 
 
 def build_lists(table: EmbeddingTable) -> FaissIndex | None:
-    """The index of the kind for many images, over however few, from its file; None below four images."""
+    """The inverted lists used for many images, over any number of them, from a file; None below four."""
     vectors = table.vectors.astype(np.float32)
     if len(vectors) < _LEAST_LISTS:
         return None
@@ -116,7 +116,7 @@ def build_lists(table: EmbeddingTable) -> FaissIndex | None:
 def _measure_index(
     table: EmbeddingTable, neighbours: FaissIndex, kept: FloatArray, captions: Captions
 ) -> PairReport:
-    """Both directions, given the image vectors `kept`, in the order of ids."""
+    """Recall in both directions; `kept` are the stored image vectors, in the order of ids."""
     hits = Gallery(table.index_dir, table.manifest, neighbours).search_vectors(captions.vectors, MOST_HITS)
     ranks = np.full((len(hits), 1), NO_RANK, np.int64)
     for query, (found, own) in enumerate(zip(hits, captions.image_rows.tolist(), strict=True)):
@@ -135,7 +135,7 @@ def _order_by_row(table: EmbeddingTable, vectors: FloatArray) -> FloatArray:
 
 
 def find_rank(hits: Sequence[Hit], own: int) -> int:
-    """The rank, from 1, of the image of a row among the hits of an index by `index_images`; else NO_RANK."""
+    """The rank, from 1, of the image of row `own` among hits in an `index_images` index; else NO_RANK."""
     rows = [_read_row(hit.path) for hit in hits]
     return rows.index(own) + 1 if own in rows else NO_RANK
 

@@ -3,12 +3,12 @@
     python -m benchmarks.text_to_image --dataset dataset_flickr8k.json --images DIR --index-forms --json FILE
     python -m benchmarks.text_to_image --dataset dataset_coco.json --images DIR --folds 5
 
-Reads Karpathy's JSON, NoCaps' JSON, tables and WebDataset shards (see `benchmarks.datasets`). Prints hit@1,
-5 and 10, which papers call Recall@K, true recall, median rank and mAP, as `benchmarks.recall` defines them,
-with 95 % intervals, by the exact matrix of all scores. With --index-forms also by an index that `fwd2bot
-index` wrote, by the kind of index it writes for many images, and by embeddings made again from int8 tokens;
-with --rerank N also after the model has ranked the N nearest again, by what an index keeps of their tokens.
-In the JSON, `clip_benchmark` holds the exact matrix's figures under the names that CLIP_benchmark gives them.
+Reads Karpathy's JSON, NoCaps' JSON, tables and WebDataset shards (see `benchmarks.datasets`). Prints hit@1, 5
+and 10 (called Recall@K in papers), true recall, median rank and mAP, as defined in `benchmarks.recall`, with
+95 % intervals, from the exact matrix of all scores. --index-forms adds the same figures for an index written
+by `fwd2bot index`, for the kind of index it writes for many images, and for embeddings recomputed from int8
+tokens; --rerank N adds figures after the model has reranked the N nearest by their stored tokens. In the
+JSON, `clip_benchmark` holds the exact matrix's figures under CLIP_benchmark's names.
 """
 
 import sys
@@ -50,7 +50,7 @@ _MATRIX = "exact matrix"
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """What was measured, on what: by the exact matrix, by stored forms, over folds, and ranked again."""
+    """The data set, and recall by the exact matrix, by stored forms, over folds, and after reranking."""
 
     data: SplitRecord
     recall: PairReport
@@ -79,7 +79,7 @@ def embed_split(
 
 
 def name_for_clip_benchmark(recall: PairReport) -> dict[str, float]:
-    """hit@K under the names of CLIP_benchmark, where "image retrieval" is text to image."""
+    """hit@K under CLIP_benchmark's names; its "image retrieval" is text to image."""
     return {
         f"{kind}_retrieval_recall@{cutoff}": hit
         for kind, report in (("image", recall.text_to_image), ("text", recall.image_to_text))
@@ -88,7 +88,7 @@ def name_for_clip_benchmark(recall: PairReport) -> dict[str, float]:
 
 
 def render_table(result: RetrievalResult) -> str:
-    """Both directions in per cent, a column for each way of scoring; intervals and chance of the matrix."""
+    """Both directions in per cent, a column per way of scoring; intervals and chance for the exact matrix."""
     columns = {_MATRIX: result.recall} | result.stored
     header = ["", f"{_MATRIX} (95 % interval)", *result.stored, *(["mean of folds"] if result.folds else [])]
     rows = []
@@ -124,7 +124,7 @@ def _show_interval(share: float, interval: Interval) -> str:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Add the options of this benchmark alone."""
+    """Add the options that only this benchmark has."""
     parser.add_argument(
         "--folds", type=at_least(2), metavar="N", help="also the mean over N parts of the images (COCO 1K: 5)"
     )
@@ -153,7 +153,7 @@ def add_options(parser: ArgumentParser) -> None:
 def measure_retrieval(
     encoder: Encoder, images: Sequence[CaptionedImage], record: SplitRecord, options: Namespace
 ) -> RetrievalResult:
-    """Embed a split, and measure all that the options ask for."""
+    """Embed a split and measure everything that the options ask for."""
     if options.rerank and encoder.summary_shape is None:
         raise CannotAnswer(f"{encoder.name} keeps no summary tokens to rank again by: drop --rerank.")
     photos, captions = embed_split(encoder, images, EmbeddingCache(options.cache, encoder))
