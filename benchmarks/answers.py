@@ -1,4 +1,4 @@
-"""Whether answers to questions about images are right, by the rule that each benchmark published."""
+"""Score answers to questions about images by each benchmark's published rule."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.questions import Question
 
-# Words that people write without their apostrophe, as far as the VQA server mends them.
+# Words often written without their apostrophe, which the VQA server restores.
 _CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
     he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've
@@ -34,7 +34,7 @@ _MME_GROUPS = {"perception": _PERCEPTION.split(), "cognition": _COGNITION.split(
 
 
 class Accuracy(NamedTuple):
-    """Mean over questions, and over those of a kind; counts are of questions."""
+    """Mean accuracy over all questions and by kind; counts are of questions."""
 
     accuracy: float
     by_kind: dict[str, float]
@@ -42,7 +42,10 @@ class Accuracy(NamedTuple):
 
 
 class YesNo(NamedTuple):
-    """POPE's measures, of "yes" as the thing to be found; precision is None where nobody said yes."""
+    """POPE's metrics, with "yes" as the positive class.
+
+    precision is None if no answer is yes, recall if no question's true answer is.
+    """
 
     accuracy: float
     precision: float | None
@@ -53,7 +56,7 @@ class YesNo(NamedTuple):
 
 
 class MmeSubtask(NamedTuple):
-    """accuracy: of questions. accuracy_plus: of images, of which both questions must be answered rightly."""
+    """accuracy: over questions. accuracy_plus: over images, which count if all their answers are right."""
 
     accuracy: float
     accuracy_plus: float
@@ -62,12 +65,12 @@ class MmeSubtask(NamedTuple):
 
     @property
     def score(self) -> float:
-        """What MME adds up: 200 at most."""
+        """The subtask's score in MME: 200 at most."""
         return 100 * (self.accuracy + self.accuracy_plus)
 
 
 class Mme(NamedTuple):
-    """MME by subtask, and the sums of scores of its two groups, of the subtasks that are there."""
+    """MME by subtask, and the total score of its two groups, over the subtasks that are present."""
 
     subtasks: dict[str, MmeSubtask]
     totals: dict[str, float]
@@ -87,10 +90,10 @@ def score_answers(task: str, questions: Sequence[Question], answers: Sequence[st
 
 
 def judge_vqa(answer: str, question: Question) -> float:
-    """VQA accuracy: what share of three other people it takes says the same, over all who answered.
+    """VQA accuracy: an answer is fully right if at least three other annotators gave it.
 
-    Each person is left out in turn, and min(1, same / 3) of the rest is averaged (Antol et al. 2015, as its
-    server computes it). Answers and references are normalised, references even where all agree.
+    Each annotator is left out in turn, and min(1, same / 3) over the rest is averaged (Antol et al. 2015, as
+    the VQA server computes it). Answers and references are normalised, references even if all agree.
     """
     said = normalize_answer(answer)
     same = [normalize_answer(reference) == said for reference in question.answers]
@@ -98,7 +101,7 @@ def judge_vqa(answer: str, question: Question) -> float:
 
 
 def judge_exactly(answer: str, question: Question) -> float:
-    """1 where the answer is the reference, but for case, outer space and a final full stop; for GQA."""
+    """1 if the answer equals the reference, except for case, outer spaces and final full stops; for GQA."""
     return float(_trim(answer) in {_trim(reference) for reference in question.answers})
 
 
@@ -116,7 +119,7 @@ def normalize_answer(answer: str) -> str:
 
 
 def score_yes_no(questions: Sequence[Question], answers: Sequence[str]) -> YesNo:
-    """POPE's scores; an answer means no where its first sentence has the word no or not, else yes."""
+    """POPE's scores; an answer means no if its first sentence contains the word no or not, else yes."""
     said = [_hear_no_or_yes(answer) == "yes" for answer in answers]
     true = [_trim(question.answers[0]) == "yes" for question in questions]
     hits = sum(one and other for one, other in zip(said, true, strict=True))
@@ -149,7 +152,7 @@ def score_mme(questions: Sequence[Question], answers: Sequence[str]) -> Mme:
 
 
 def render_report(report: Report) -> list[tuple[str, str]]:
-    """What to print of a report: names and figures, in percent but for MME's sums."""
+    """The lines to print of a report: names and figures, in per cent except for MME's totals."""
     if isinstance(report, Accuracy):
         rows = {"all": report.accuracy} | report.by_kind
         return [(name, f"{100 * value:.2f}") for name, value in rows.items()]

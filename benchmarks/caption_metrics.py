@@ -1,9 +1,9 @@
-"""How like people's captions a model's captions are: CIDEr-D, BLEU-4, ROUGE-L and METEOR, by kept libraries.
+"""Caption metrics against human references: CIDEr-D, BLEU-4, ROUGE-L and METEOR, by established libraries.
 
 CIDEr-D, BLEU-4 and ROUGE-L are pycocoevalcap's, as the COCO caption server computes them; METEOR is NLTK's.
-Words are cut by NLTK's Treebank tokenizer, sentence by sentence, and lowered, and the punctuation that the
-COCO server drops is dropped. The server's own tokenizer (Stanford's, which needs Java) cuts a few words
-otherwise, so figures from there may differ slightly.
+Captions are tokenized by NLTK's Treebank tokenizer, sentence by sentence, and lower-cased, and the
+punctuation that the COCO server drops is dropped. The server's own tokenizer (Stanford's, which needs Java)
+splits a few words differently, so its figures may differ slightly.
 """
 
 import re
@@ -17,7 +17,7 @@ from encoders.base import DatasetError, MissingDependency
 INSTALL_COMMAND = "pip install pycocoevalcap nltk"
 WORDNET_COMMAND = "python -m nltk.downloader wordnet"
 
-# What the COCO caption server leaves out, in the spelling of the Penn Treebank.
+# What the COCO caption server drops, in Penn Treebank notation.
 _BRACKETS = {"-LRB-", "-RRB-", "-LCB-", "-RCB-"}
 _PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"} | _BRACKETS
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -28,9 +28,9 @@ Words = list[str]
 class CaptionScores(NamedTuple):
     """Scores of a set of captions, as fractions: papers print them times 100.
 
-    each_cider_d: CIDEr-D of each caption, whose mean is `cider_d`; for standard errors. meteor is None where
-    NLTK has no WordNet (see WORDNET_COMMAND); it is the METEOR of 2005 (exact, stem, WordNet synonyms), not
-    1.5 with its paraphrase tables, so it compares with itself alone.
+    each_cider_d: CIDEr-D of each caption, for standard errors; the mean is `cider_d`. meteor: None if NLTK
+    has no WordNet (see WORDNET_COMMAND); it is the METEOR of 2005 (exact, stem, WordNet synonyms), not 1.5
+    with its paraphrase tables, so it must not be compared with figures of METEOR 1.5.
     """
 
     cider_d: float
@@ -41,10 +41,10 @@ class CaptionScores(NamedTuple):
 
 
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Score candidates[i] against references[i], which may be any number of captions, one at least.
+    """Score candidates[i] against references[i], a set of one or more captions.
 
-    How much a word counts in CIDEr-D follows from all references of the set, so a set of one image scores 0.
-    Raises MissingDependency, and DatasetError for sets that do not fit each other or have no words.
+    CIDEr-D weights words by their frequency in all references, so a set of one image scores 0. Raises
+    MissingDependency, and DatasetError if the lengths differ, a set is empty or the references have no words.
     """
     if len(candidates) != len(references) or not all(references):
         raise DatasetError(
@@ -60,7 +60,7 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
 
 
 def load_tokenizer() -> Callable[[str], Words]:
-    """The tokenizer that all scores here use: a caption to lower-case words; raises MissingDependency."""
+    """The tokenizer of all scores here, from caption to lower-case words; raises MissingDependency."""
     try:
         from nltk.tokenize import TreebankWordTokenizer
     except ImportError as error:
@@ -68,7 +68,7 @@ def load_tokenizer() -> Callable[[str], Words]:
     cut = TreebankWordTokenizer().tokenize
 
     def tokenize(caption: str) -> Words:
-        sentences = _SENTENCE_END.split(caption.strip())  # Treebank cuts off the last full stop alone
+        sentences = _SENTENCE_END.split(caption.strip())  # Treebank splits off only the last full stop
         words = (word for sentence in sentences for word in cut(sentence, convert_parentheses=True))
         return [word.lower() for word in words if word not in _PUNCTUATION]
 
@@ -105,7 +105,7 @@ def _score_meteor(said: Sequence[Words], wanted: Sequence[Sequence[Words]]) -> f
 
 
 def load_wordnet() -> Any | None:
-    """NLTK's WordNet, or None where its data was never fetched, or not to the end."""
+    """NLTK's WordNet, or None if its data is missing or incomplete."""
     from nltk.corpus import wordnet
 
     try:

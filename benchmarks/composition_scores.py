@@ -1,4 +1,4 @@
-"""How well pictures and captions of compositions fit: by embedding, and by likelihood from stored tokens."""
+"""Score how well captions fit pictures: by embedding, and by likelihood given stored tokens."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ class StoredTokens:
 
 
 class EmbeddedPictures(NamedTuple):
-    """Pictures through an encoder: vectors (n, dim), and tokens where it keeps them."""
+    """An encoder's output for pictures: vectors (n, dim), and tokens if it keeps them."""
 
     vectors: FloatArray
     tokens: StoredTokens | None
 
 
 def embed_pictures(encoder: Encoder, pictures: Iterable[Image.Image], count: int) -> EmbeddedPictures:
-    """Embed `count` pictures, keeping tokens as int8 alone."""
+    """Embed `count` pictures, keeping tokens only as int8."""
     vectors, tokens = [], []
     for batch in embed_images(encoder, pictures, count):
         vectors.append(batch.vectors)
@@ -47,7 +47,7 @@ def embed_pictures(encoder: Encoder, pictures: Iterable[Image.Image], count: int
 def score_by_embedding(
     encoder: Encoder, compositions: Sequence[Composition], rows: Mapping[Picture, int], vectors: FloatArray
 ) -> Scores:
-    """Cosines of pictures with captions, and of captions; `rows` says which vector is whose."""
+    """Cosines of pictures with captions, and of captions with each other; rows: each picture's vector."""
     captions = list(dict.fromkeys(caption for each in compositions for caption in each.captions))
     texts = dict(zip(captions, embed_texts(encoder, captions), strict=True))
     matches, pairs = [], []
@@ -59,7 +59,7 @@ def score_by_embedding(
 
 
 def _multiply(left: FloatArray, right: FloatArray) -> FloatArray:
-    """All inner products (n, m): of equal rows equal to the last bit, as a matrix product need not be."""
+    """All inner products (n, m); equal rows give bit-identical results, which a matrix product may not."""
     products: FloatArray = (left[:, None] * right[None]).sum(axis=2)
     return products
 
@@ -70,7 +70,10 @@ def score_by_likelihood(
     rows: Mapping[Picture, int],
     tokens: StoredTokens | None,
 ) -> Scores | None:
-    """Mean log-likelihood a token of each caption given each picture's tokens; None of an encoder without."""
+    """Mean log-likelihood per token of each caption given each picture's tokens.
+
+    None if there are no tokens, or the encoder cannot score texts.
+    """
     if tokens is None or not can_talk(encoder):
         return None
     asked = dict.fromkeys(
@@ -79,7 +82,7 @@ def score_by_likelihood(
         for picture in each.pictures
         for caption in each.captions
     )
-    # Captions of like length in a batch need little padding.
+    # Batches of captions of similar length need little padding.
     ordered = sorted(asked, key=lambda pair: len(pair[1]))
     texts = [caption for _, caption in ordered]
     likelihoods = match_texts(encoder, tokens, [row for row, _ in ordered], texts)

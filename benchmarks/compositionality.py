@@ -1,13 +1,13 @@
-"""Whether words are bound to the right things: captions told from false ones that differ in little.
+"""Compositionality: can a model tell a true caption from false ones that differ only slightly?
 
     python -m benchmarks.compositionality [--count 1000 --seed 2] --json out.json
     python -m benchmarks.compositionality --form sugarcrepe --dataset DIR --images val2017 --json out.json
 
-The forms are those in which SugarCrepe, SugarCrepe++, Winoground, ARO and VSR are published (see
-benchmarks/readers/), each judged by its own rule (see `benchmarks.judging`); without --dataset, scenes that
-the project draws, found by captions too. Captions are scored by cosine with the image and, for an encoder
-that talks, by likelihood in pass 2 given stored (int8) summary tokens. A tie is wrong. Shares come with
-Wilson's 95 % intervals, with counts, and with what chance gets.
+Reads SugarCrepe, SugarCrepe++, Winoground, ARO and VSR in their published formats (see benchmarks/readers/),
+and judges each by its own rule (see `benchmarks.judging`). Without --dataset, it draws scenes, and also
+measures their recall by captions. Captions are scored by cosine with the image and, if the encoder can
+generate text, by likelihood in pass 2 given stored (int8) summary tokens. Ties count as wrong. Accuracies
+come with Wilson's 95 % intervals, counts and chance levels.
 """
 
 import sys
@@ -50,7 +50,7 @@ _MODULE = "benchmarks.compositionality"
 
 @dataclass(frozen=True)
 class CompositionalityResult:
-    """Accuracy by measure, by each score; `generative` is None for an encoder that cannot talk."""
+    """Accuracy by measure, for both scores; generative: None if the encoder cannot generate text."""
 
     data: CompositionRecord
     embedding: dict[str, AccuracyReport]
@@ -59,7 +59,7 @@ class CompositionalityResult:
 
 
 def measure_scenes(encoder: Encoder, count: int, seed: int) -> CompositionalityResult:
-    """Draw scenes 0 to count - 1 of the series `seed` and measure all there is to measure."""
+    """Draw scenes 0 to count - 1 of the series `seed`, and measure accuracy and recall on them."""
     scenes = name_scenes(count, seed)
     compositions = make_scene_compositions(scenes)
     embedded = embed_pictures(encoder, map(draw_picture, scenes.values()), count)
@@ -71,7 +71,7 @@ def measure_scenes(encoder: Encoder, count: int, seed: int) -> CompositionalityR
 def measure_published(
     encoder: Encoder, compositions: Sequence[Composition], record: CompositionRecord
 ) -> CompositionalityResult:
-    """Measure a set that was read from files."""
+    """Measure accuracy on a published set."""
     pictures = list(dict.fromkeys(picture for each in compositions for picture in each.pictures))
     images = (load_picture(picture, encoder.image_size) for picture in pictures)
     embedded = embed_pictures(encoder, images, len(pictures))
@@ -86,7 +86,7 @@ def _judge_twice(
     pictures: Sequence[Picture],
     embedded: EmbeddedPictures,
 ) -> tuple[dict[str, AccuracyReport], dict[str, AccuracyReport] | None]:
-    """Accuracy by embedding and by likelihood; the i-th of `pictures` is the i-th embedded."""
+    """Accuracy by embedding and by likelihood; row i of `embedded` belongs to pictures[i]."""
     rows = {picture: row for row, picture in enumerate(pictures)}
     kinds = [each.kind for each in compositions]
 
@@ -142,7 +142,7 @@ def _render_share(
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Add the options of this benchmark alone."""
+    """Add the options that only this benchmark has."""
     parser.add_argument(
         "--form",
         choices=(SCENES, *PARSERS),
@@ -164,7 +164,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def measure(options: Namespace, load: Callable[[], Encoder]) -> tuple[Encoder, CompositionalityResult]:
-    """Measure what the options ask for; files are read before a model is loaded."""
+    """Measure what the options ask for; files are read before the model is loaded."""
     if options.form == SCENES:
         encoder = load()
         return encoder, measure_scenes(encoder, options.count, options.seed)
@@ -176,7 +176,7 @@ def measure(options: Namespace, load: Callable[[], Encoder]) -> tuple[Encoder, C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Captions told from false ones that differ in little, on published sets or on rendered scenes."""
+    """Measure how well true captions are told from similar false ones, on published sets or drawn scenes."""
     parser = make_parser(_MODULE, main.__doc__)
     add_options(parser)
     options = parser.parse_args(arguments)

@@ -1,15 +1,16 @@
-"""What a model can say of photos it keeps as summary tokens, beside what it says of the photos themselves.
+"""Captions and answers generated from stored summary tokens, compared with those from the photos themselves.
 
     python -m benchmarks.generation --dataset dataset_flickr8k.json --images DIR --json FILE
     python -m benchmarks.generation --task pope --dataset coco_pope_random.json --images val2014 --model DIR
 
-`--task captions` scores captions by `benchmarks.caption_metrics`, and measures the cross-entropy of people's
-captions (nats a token), which another photo's tokens raise by as much as the tokens know of the photo. The
-other tasks ask what `benchmarks.questions` reads, and `benchmarks.answers` judges as their authors do.
+`--task captions` scores captions with `benchmarks.caption_metrics`, and measures the cross-entropy of human
+captions (nats per token), also given another photo's tokens: the difference shows how much the tokens say
+about their photo. The other tasks ask the questions that `benchmarks.questions` reads; `benchmarks.answers`
+scores the answers by each benchmark's published rule.
 
-All is said from the tokens as the encoder gave them, as float16 and int8 (as an index stores them), and from
-the pixels: there pass 2's adapter reads all image tokens, which it was not trained on. The upper bound is
-what the stock LVLM says of the pixels, `--model lvlm:NAME`. Decoding is greedy, up to 48 tokens.
+Texts are generated from the tokens as the encoder gives them (float32), as float16 and int8 (as an index
+stores them), and from the pixels: there pass 2's adapter reads all image tokens, which it was not trained on.
+The upper bound is the stock LVLM on the pixels, `--model lvlm:NAME`. Decoding is greedy, up to 48 tokens.
 """
 
 import argparse
@@ -65,7 +66,7 @@ class CaptionFigures:
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """Scores by form; cross-entropy and its ratio to that from float tokens, where there are tokens."""
+    """Scores by form; if there are tokens, cross-entropy by form, and its ratio to that of float32 tokens."""
 
     data: SplitRecord
     instruction: str
@@ -76,7 +77,7 @@ class CaptionResult:
 
 @dataclass(frozen=True)
 class AnswerResult:
-    """What was asked, how many photos were missing with their questions, and the scores by form."""
+    """The task, the number of questions and photos asked about, of photos missing, and the scores by form."""
 
     task: str
     dataset: str
@@ -90,7 +91,7 @@ class AnswerResult:
 def measure_captions(
     encoder: Encoder, images: Sequence[CaptionedImage], forms: Sequence[str], instruction: str = ""
 ) -> dict[str, CaptionFigures]:
-    """Have every image captioned, under the model's own prompt or an instruction, and score by form."""
+    """Caption every image, with the model's own prompt or an instruction, and score the captions by form."""
     paths = [image.path for image in images]
     if instruction:
         said = answer_about_pictures(encoder, paths, [[instruction]] * len(paths), forms)
@@ -102,7 +103,7 @@ def measure_captions(
 def measure_answers(
     encoder: Encoder, task: str, questions: Sequence[Question], forms: Sequence[str], instruction: str
 ) -> dict[str, Report]:
-    """Ask every question, followed by a line of instruction if there is one, and score the answers."""
+    """Ask every question, followed by a line with the instruction if given, and score the answers."""
     by_image: dict[Path, list[Question]] = {}
     for question in questions:
         by_image.setdefault(question.image, []).append(question)
@@ -116,7 +117,7 @@ def measure_answers(
 
 
 def measure_cross_entropy(encoder: Encoder, images: Sequence[CaptionedImage]) -> dict[str, float]:
-    """Mean cross-entropy of all captions, nats a token, by form of the tokens they are read from."""
+    """Mean cross-entropy of all captions, in nats per token, by the form of the tokens given."""
     if not can_talk(encoder):
         raise CannotAnswer(f"{encoder.name} keeps no summary tokens, so it gives no caption a likelihood.")
     if len(images) < 2:
@@ -129,7 +130,7 @@ def measure_cross_entropy(encoder: Encoder, images: Sequence[CaptionedImage]) ->
 
 
 def compare_forms(cross_entropy: dict[str, float]) -> dict[str, float]:
-    """Each cross-entropy over that of the float tokens."""
+    """The ratio of each cross-entropy to that of the float32 tokens."""
     return {form: value / cross_entropy[TOKEN_FORMS[0]] for form, value in cross_entropy.items()}
 
 
@@ -169,7 +170,7 @@ def _times_hundred(score: float | None) -> str:
 
 
 def _run_captions(encoder: Encoder, options: argparse.Namespace) -> CaptionResult:
-    load_tokenizer()  # which says what is missing before hours of work
+    load_tokenizer()  # fails before hours of work, not after, if a package is missing
     forms = choose_forms(encoder, options.forms)
     images, record = read_split(options)
     cross_entropy = measure_cross_entropy(encoder, images) if can_talk(encoder) else None

@@ -1,6 +1,7 @@
-"""Scores of captions to right and wrong: the rules of the compositionality sets, and accuracy with intervals.
+"""The rules by which compositionality sets turn caption scores into right or wrong, and accuracy reports.
 
-A tie is wrong everywhere. Chance is what scores drawn at random would get.
+Ties count as wrong everywhere, except at VSR's threshold. Chance is the expected result of random scores,
+except for VSR.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,14 +21,14 @@ SCENES = "scenes"
 
 
 class Scores(NamedTuple):
-    """Of each composition: (pictures, captions) and, where texts can be compared, (captions, captions)."""
+    """For each composition: (pictures, captions) and, if texts can be compared, (captions, captions)."""
 
     matches: Sequence[FloatArray]
     texts: Sequence[FloatArray] | None
 
 
 class Judgement(NamedTuple):
-    """Which compositions are right: bool (n,), and the share that chance gets right."""
+    """Which compositions are judged right: bool (n,), and the fraction that chance gets right."""
 
     right: NDArray[np.bool_]
     chance: float
@@ -35,9 +36,9 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """The share judged right, over all and by kind, with Wilson's 95 % intervals and counts.
+    """The fraction judged right, overall and by kind, with Wilson's 95 % intervals and counts.
 
-    mean_of_kinds: each kind counts the same, however many compositions it has; what is of no kind does not.
+    mean_of_kinds: the unweighted mean over kinds; compositions without a kind are left out.
     """
 
     accuracy: float
@@ -51,7 +52,7 @@ class AccuracyReport:
 
 
 def report_accuracy(kinds: Sequence[str], judgement: Judgement) -> AccuracyReport:
-    """Sum up a judgement, whose i-th composition is of kinds[i]."""
+    """Summarise a judgement; its i-th composition has the kind kinds[i]."""
     right, names = judgement.right, np.array(kinds)
     by_kind = {kind: right[names == kind] for kind in sorted({*kinds} - {""})}
     shares = {kind: float(each.mean()) for kind, each in by_kind.items()}
@@ -68,14 +69,14 @@ def report_accuracy(kinds: Sequence[str], judgement: Judgement) -> AccuracyRepor
 
 
 def judge_choices(compositions: Sequence[Composition], scores: Scores) -> dict[str, Judgement]:
-    """Right where every true caption scores higher than every false one."""
+    """Right if every true caption scores higher than every false one."""
     return {ACCURACY: _judge_choices(compositions, scores)}
 
 
 def judge_triplets(compositions: Sequence[Composition], scores: Scores) -> dict[str, Judgement]:
-    """SugarCrepe++: by the image (ITT), and by the texts alone (TOT).
+    """SugarCrepe++: with the image (ITT), and with the texts only (TOT).
 
-    TOT is right where the true captions are nearer to each other than either is to the false one.
+    TOT is right if the true captions are more similar to each other than either is to the false one.
     """
     judged = {"image-text (ITT)": _judge_choices(compositions, scores)}
     if scores.texts is not None:
@@ -98,10 +99,10 @@ def judge_groups(compositions: Sequence[Composition], scores: Scores) -> dict[st
 
 
 def judge_statements(compositions: Sequence[Composition], scores: Scores) -> dict[str, Judgement]:
-    """VSR: a statement is taken for true where it scores at least a threshold found on the other half.
+    """VSR: a statement is judged true if it scores at least a threshold that was fitted on the other half.
 
-    The halves are every other statement of the file, so no score is judged by a threshold that has seen it.
-    Chance is always answering what is true more often.
+    The halves are the even and the odd statements of the file, so no statement is judged by a threshold
+    fitted on it. Chance is the accuracy of always giving the more frequent label.
     """
     values = np.array([match[0, 0] for match in scores.matches])
     labels = np.array([each.true == 1 for each in compositions])
@@ -113,14 +114,14 @@ def judge_statements(compositions: Sequence[Composition], scores: Scores) -> dic
 
 
 def find_threshold(values: FloatArray, labels: NDArray[np.bool_]) -> float:
-    """The lowest of the thresholds that tell true from false most often: true is at or above it."""
+    """The lowest threshold of highest accuracy, where true means a value at or above it."""
     order = np.argsort(values, kind="stable")
     ordered, truths = values[order], labels[order].astype(np.int64)
-    # Below place i all are taken for false: right are the false before it and the true from it on.
+    # With the threshold at place i, the right ones are the false before it and the true from it on.
     right = (
         np.concatenate([[0], np.cumsum(1 - truths)]) + truths.sum() - np.concatenate([[0], np.cumsum(truths)])
     )
-    starts = np.concatenate([[True], ordered[1:] > ordered[:-1], [True]])  # equal values cannot be parted
+    starts = np.concatenate([[True], ordered[1:] > ordered[:-1], [True]])  # equal values are inseparable
     best = int(np.argmax(np.where(starts, right, -1)))
     return float(ordered[best]) if best < len(ordered) else np.inf
 

@@ -1,4 +1,4 @@
-"""What an encoder says of pictures: from its summary tokens in each stored form, and from the pixels."""
+"""Captions and answers that an encoder generates, from summary tokens in each stored form and from pixels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from benchmarks.embedding import decode_pictures
 from encoders.base import CannotAnswer, Encoder, FloatArray, SeeingEncoder, can_talk
 from indexer.quantize import dequantize_summaries, quantize_summaries
 
-# Summary tokens as the encoder gave them and as an index keeps them.
+# Summary tokens as the encoder gives them (float32), and rounded as an index stores them.
 TOKEN_FORMS = ("float32", "float16", "int8")
 # The image itself, uncompressed.
 PIXELS = "pixels"
@@ -25,7 +25,7 @@ Shown = FloatArray | list[Image.Image]
 
 
 def choose_forms(encoder: Encoder, wanted: Sequence[str] | None) -> list[str]:
-    """The forms that are wanted, else all that the encoder can talk from; raises CannotAnswer."""
+    """The wanted forms, or all that the encoder supports; raises CannotAnswer if it does not support one."""
     able = [*TOKEN_FORMS] if can_talk(encoder) and encoder.summary_shape else []
     able += [PIXELS] if isinstance(encoder, SeeingEncoder) else []
     if not able or not set(wanted or able) <= set(able):
@@ -37,28 +37,28 @@ def choose_forms(encoder: Encoder, wanted: Sequence[str] | None) -> list[str]:
 
 
 def store_summaries(summaries: FloatArray, form: str) -> FloatArray:
-    """Summary tokens (n, k, width) as they come out of one of TOKEN_FORMS again."""
+    """Round summary tokens (n, k, width) to one of TOKEN_FORMS and back to float32."""
     if form == "int8":
         return dequantize_summaries(*quantize_summaries(summaries))
     return summaries.astype(form).astype(np.float32)
 
 
 def caption_pictures(encoder: Encoder, paths: Sequence[Path], forms: Sequence[str]) -> Answers:
-    """A caption of each picture, by form, under the model's own prompt."""
+    """A caption of each picture, by form, with the model's own prompt."""
     return _talk(encoder, paths, None, forms)
 
 
 def answer_about_pictures(
     encoder: Encoder, paths: Sequence[Path], asked: Sequence[Sequence[str]], forms: Sequence[str]
 ) -> Answers:
-    """An answer to every question of asked[i] about paths[i], in that order, by form."""
+    """Answers to all questions asked[i] about paths[i], in that order, by form."""
     return _talk(encoder, paths, asked, forms)
 
 
 def _talk(
     encoder: Encoder, paths: Sequence[Path], asked: Sequence[Sequence[str]] | None, forms: Sequence[str]
 ) -> Answers:
-    """Read each picture once; no more than a batch of them is held."""
+    """Read each picture once, holding one batch in memory; asked: None for captions."""
     said: Answers = {form: [] for form in forms}
     with tqdm(total=len(paths), unit="image", desc="answers", disable=None) as progress:
         for start in range(0, len(paths), _PICTURES_AT_ONCE):
@@ -75,13 +75,13 @@ def _show(encoder: Encoder, pictures: list[Image.Image], forms: Sequence[str]) -
     shown: dict[str, Shown] = {}
     if set(forms) & set(TOKEN_FORMS):
         summaries = encoder.encode_images(pictures).summaries
-        assert summaries is not None  # `choose_forms` saw to it
+        assert summaries is not None  # checked by `choose_forms`
         shown |= {form: store_summaries(summaries, form) for form in TOKEN_FORMS if form in forms}
     return shown | ({PIXELS: pictures} if PIXELS in forms else {})
 
 
 def _say_all(encoder: Encoder, shown: Shown, asked: Sequence[Sequence[str]] | None) -> list[str]:
-    """Speak of a batch of pictures, a piece at a time that the encoder can hold."""
+    """Generate texts about a batch of pictures, in pieces that the encoder can process at once."""
     rows = [row for row, each in enumerate(asked or [[""]] * len(shown)) for _ in each]
     questions = None if asked is None else [question for each in asked for question in each]
     size = encoder.batch_size if isinstance(shown, list) else _ANSWERS_AT_ONCE
