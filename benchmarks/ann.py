@@ -1,12 +1,13 @@
-"""Kinds of nearest-neighbour index side by side: what they find, how fast, and what they weigh.
+"""Kinds of nearest-neighbour index compared: recall, speed, size and memory.
 
     python -m benchmarks.ann --rows 100000 1000000 --dim 256 512 --json FILE
     python -m benchmarks.ann --index DIR --json FILE
 
-on clustered synthetic embeddings (see `benchmarks.scale`), or on those of an index, of which some are taken
-out to be the queries. Every kind is built and searched in processes of its own. recall@10 is the share of the
-exact ten nearest, in float32, that are found. Memory is the most that a process has more of, mapped pages
-included, while it opens the index and answers queries one by one. Linux only: memory is read from /proc.
+measures on clustered synthetic embeddings (see `benchmarks.scale`), or on those of an index, some of which
+are held out as queries. Every kind is built and searched in separate processes. recall@10 is the fraction of
+the exact ten nearest (float32) that are found. Memory is the peak increase of resident memory, mapped pages
+included, while a process opens the index and answers queries one by one. Linux only: memory is read from
+/proc.
 """
 
 import argparse
@@ -46,13 +47,13 @@ _MODULE = "benchmarks.ann"
 _K = 10
 _BATCH = 256
 _QUERIES = 2 * _BATCH
-_HELD_OUT_SHARE = 0.1  # at most, of a real index
+_HELD_OUT_SHARE = 0.1  # the largest fraction of a real index to hold out as queries
 _BLOCK = 65_536
 _BASE, _ASKED, _TRUTH = "base.npy", "queries.npy", "truth.npy"
 
 
 def write_synthetic(work: Path, rows: int, dim: int, seed: int) -> None:
-    """Write clustered vectors, and queries drawn as they are."""
+    """Write clustered vectors, and queries from the same distribution."""
     collection = Collection(rows, dim, seed)
     base = np.lib.format.open_memmap(work / _BASE, "w+", np.float32, (rows, dim))
     for block, start in enumerate(range(0, rows, _BLOCK)):
@@ -63,7 +64,7 @@ def write_synthetic(work: Path, rows: int, dim: int, seed: int) -> None:
 
 
 def write_stored(work: Path, index_dir: Path) -> None:
-    """Write the embeddings of an index; some, at random, become queries and are not among them."""
+    """Write the embeddings of an index, with a random subset held out as queries."""
     living = EmbeddingTable.open(index_dir).ids
     blocks = read_vectors(index_dir, read_manifest(index_dir), living)
     vectors = np.concatenate([block.astype(np.float32) for _, block in blocks])
@@ -76,7 +77,7 @@ def write_stored(work: Path, index_dir: Path) -> None:
 
 
 def write_truth(work: Path) -> None:
-    """Write the ids of the exact ten nearest of every query, by all products."""
+    """Write the ids of the exact ten nearest neighbours of every query, by brute force."""
     queries, base = np.load(work / _ASKED), np.load(work / _BASE, mmap_mode="r")
     scores, ids = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for block_ids, block in cut_blocks(base):
@@ -88,14 +89,14 @@ def write_truth(work: Path) -> None:
 
 
 def find_recall(found: Ids, truth: Ids) -> float:
-    """The share of the true neighbours (n, k) that are found (n, k), wherever they stand."""
+    """The fraction of the true neighbours (n, k) that are among those found (n, k), in any order."""
     return float(
         np.mean([np.isin(row, true).sum() / len(true) for row, true in zip(found, truth, strict=True)])
     )
 
 
 def build_kind(kind: Kind, work: Path, folder: Path) -> tuple[float, float]:
-    """Seconds to build and write, and the peak of memory in MiB."""
+    """Seconds to build and write, and peak resident memory in MiB."""
     import_package(kind.package)
     vectors = np.load(work / _BASE, mmap_mode="r")
     start = time.perf_counter()
@@ -104,9 +105,10 @@ def build_kind(kind: Kind, work: Path, folder: Path) -> tuple[float, float]:
 
 
 def search_kind(kind: Kind, work: Path, folder: Path, seconds: float) -> tuple[float, float, list[Point]]:
-    """Seconds to open, MiB at the peak, and a point for each effort, timed alone and in batches so long each.
+    """Seconds to open, peak MiB, and a point for each effort.
 
-    The peak is of opening and of single queries at the first effort.
+    seconds: time limit of each timing, of single queries and of batches. The peak covers opening, and single
+    queries at the first effort.
     """
     import_package(kind.package)
     queries, truth = np.load(work / _ASKED), np.load(work / _TRUTH)
@@ -130,7 +132,7 @@ def search_kind(kind: Kind, work: Path, folder: Path, seconds: float) -> tuple[f
 
 
 def time_queries(search: Search, batches: Sequence[FloatArray], effort: str, seconds: float) -> float:
-    """Queries a second of batches in turn, after one to warm up, for so long or one round at the most."""
+    """Queries per second over the batches, after a warm-up batch; stops after `seconds` or one round."""
     search(batches[0], _K, effort)
     start, done = time.perf_counter(), 0
     for batch in batches:
@@ -170,7 +172,7 @@ def measure_collection(work: Path, source: str, chosen: Sequence[Kind], seconds:
 
 
 def plan_collections(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """What to measure on, and how it is written into a folder."""
+    """The names of the collections to measure on, each with a function that writes it into a folder."""
     if options.index:
         yield f"embeddings of {options.index}", partial(write_stored, index_dir=options.index)
         return
@@ -181,12 +183,12 @@ def plan_collections(options: argparse.Namespace) -> Iterator[tuple[str, Callabl
 
 
 def choose_kinds(names: Sequence[str]) -> list[Kind]:
-    """The kinds of these names, all where none is named."""
+    """The kinds with these names, or all if no name is given."""
     return [kind for kind in KINDS if not names or kind.name in names]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Recall, speed, size and memory of kinds of nearest-neighbour index."""
+    """Compare recall, speed, size and memory of kinds of nearest-neighbour index."""
     parser = make_result_parser(_MODULE, main.__doc__)
     parser.add_argument("--rows", type=at_least(_K), nargs="+", default=[100_000])
     parser.add_argument("--dim", type=at_least(1), nargs="+", default=[256])

@@ -1,8 +1,8 @@
-"""The kinds of nearest-neighbour index that `benchmarks.ann` sets side by side, each behind three functions.
+"""The kinds of nearest-neighbour index that `benchmarks.ann` compares, each behind three functions.
 
 build(vectors, folder) writes an index of unit vectors (n, dim) into an empty folder; open(folder) opens it
-and returns a function of queries (m, dim), how many neighbours, and an effort; efforts(rows) are the settings
-at which it is searched, the least careful first. Each runs with the number of threads it chooses itself.
+and returns a search function of queries (m, dim), number of neighbours, and effort; efforts(rows) lists the
+search settings to measure, the least thorough first. Each library chooses its own number of threads.
 """
 
 import json
@@ -29,17 +29,17 @@ from indexer.faiss_search import search_faiss
 from indexer.manifest import FaissRecord
 
 Ids = NDArray[np.int64]
-Search = Callable[[FloatArray, int, str], Ids]  # ids (m, k), -1 where there is none
+Search = Callable[[FloatArray, int, str], Ids]  # returns ids (m, k), padded with -1
 OURS = "fwd2bot"
 
 _BLOCK = 65_536
 _INDEX = "index"
-_BEAMS = ("32", "128", "512")  # candidates that a search of a graph keeps
-_LINKS, _BUILD_BEAM = 16, 128  # of a graph: twice as many links at its lowest level
+_BEAMS = ("32", "128", "512")  # candidates that a graph search keeps
+_LINKS, _BUILD_BEAM = 16, 128  # of a graph; its lowest level has twice as many links
 
 
 class Kind(NamedTuple):
-    """One kind of index; `package` is both the module it needs and what pip calls it."""
+    """One kind of index; `package` is the name of both the module and the pip package it needs."""
 
     name: str
     package: str
@@ -49,7 +49,7 @@ class Kind(NamedTuple):
 
 
 def import_package(package: str) -> ModuleType:
-    """An optional module; MissingDependency, with the command that installs it, where there is none."""
+    """Import an optional module; raises MissingDependency, with the pip command, if it is not installed."""
     if package == "faiss":
         return import_faiss()  # type: ignore[no-any-return]
     if find_spec(package) is None:
@@ -58,14 +58,14 @@ def import_package(package: str) -> ModuleType:
 
 
 def cut_blocks(vectors: FloatArray) -> Iterator[tuple[Ids, FloatArray]]:
-    """Ids and float32 rows of a file mapped into memory, as many at a time as a little memory holds."""
+    """Ids and float32 rows of memory-mapped vectors, in blocks small enough to fit in little memory."""
     for start in range(0, len(vectors), _BLOCK):
         block = np.array(vectors[start : start + _BLOCK], np.float32)
         yield np.arange(start, start + len(block)), block
 
 
 def build_ours(vectors: FloatArray, folder: Path) -> None:
-    """What `fwd2bot index` builds, from float16 as it stores them."""
+    """The index that `fwd2bot index` builds, from float16 vectors as it stores them."""
 
     def blocks() -> Iterator[tuple[Ids, NDArray[np.float16]]]:
         return ((ids, block.astype(np.float16)) for ids, block in cut_blocks(vectors))
@@ -76,7 +76,7 @@ def build_ours(vectors: FloatArray, folder: Path) -> None:
 
 
 def open_ours(folder: Path) -> Search:
-    """Mapped into memory, as `fwd2bot search` opens it; its effort is its own choice."""
+    """Memory-mapped, as `fwd2bot search` opens it; `effort` is ignored, as fwd2bot chooses its own."""
     record, dim = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     index = load_faiss(folder, FaissRecord(**record), dim)
 
@@ -88,7 +88,7 @@ def open_ours(folder: Path) -> Search:
 
 
 def build_faiss_kind(factory: str, vectors: FloatArray, folder: Path) -> None:
-    """An index of `faiss.index_factory`; {lists} and {dim} in its words are filled in."""
+    """An index of `faiss.index_factory`; {lists} and {dim} in the factory string are filled in."""
     faiss = import_faiss()
     rows, dim = vectors.shape
     lists = count_lists(rows)
@@ -103,7 +103,7 @@ def build_faiss_kind(factory: str, vectors: FloatArray, folder: Path) -> None:
 
 
 def open_faiss_kind(folder: Path) -> Search:
-    """Read into memory; an effort is in the words of `faiss.ParameterSpace`."""
+    """Loaded into memory; an effort is a parameter string for `faiss.ParameterSpace`."""
     faiss = import_faiss()
     index = faiss.read_index(str(folder / _INDEX))
 
@@ -116,7 +116,7 @@ def open_faiss_kind(folder: Path) -> Search:
 
 
 def build_hnswlib(vectors: FloatArray, folder: Path) -> None:
-    """A graph over float32."""
+    """An HNSW graph over float32."""
     index = import_package("hnswlib").Index(space="ip", dim=vectors.shape[1])
     index.init_index(max_elements=len(vectors), ef_construction=_BUILD_BEAM, M=_LINKS)
     for ids, block in cut_blocks(vectors):
@@ -126,7 +126,7 @@ def build_hnswlib(vectors: FloatArray, folder: Path) -> None:
 
 
 def open_hnswlib(folder: Path) -> Search:
-    """Read into memory."""
+    """Loaded into memory."""
     dim = int((folder / "dim").read_text(encoding="utf-8"))
     index = import_package("hnswlib").Index(space="ip", dim=dim)
     index.load_index(str(folder / _INDEX))
@@ -139,7 +139,7 @@ def open_hnswlib(folder: Path) -> Search:
 
 
 def build_usearch(vectors: FloatArray, folder: Path) -> None:
-    """A graph over float16."""
+    """An HNSW graph over float16."""
     import_package("usearch")
     index = import_module("usearch.index").Index(
         ndim=vectors.shape[1], metric="ip", dtype="f16", connectivity=_LINKS, expansion_add=_BUILD_BEAM
@@ -150,7 +150,7 @@ def build_usearch(vectors: FloatArray, folder: Path) -> None:
 
 
 def open_usearch(folder: Path) -> Search:
-    """Mapped into memory."""
+    """Memory-mapped."""
     import_package("usearch")
     index = import_module("usearch.index").Index.restore(str(folder / _INDEX), view=True)
 
@@ -162,7 +162,7 @@ def open_usearch(folder: Path) -> Search:
 
 
 def build_lancedb(vectors: FloatArray, folder: Path) -> None:
-    """A table on disk with its IVF_PQ, the kind it builds unasked, of root(n) partitions."""
+    """A table on disk with an IVF_PQ index, LanceDB's default kind, of sqrt(n) partitions."""
     rows, dim = vectors.shape
     schema = pa.schema([pa.field("id", pa.int64()), pa.field("vector", pa.list_(pa.float32(), dim))])
 
@@ -176,7 +176,7 @@ def build_lancedb(vectors: FloatArray, folder: Path) -> None:
 
 
 def open_lancedb(folder: Path) -> Search:
-    """On disk; its candidates are ranked anew by the vectors themselves, ten for each place."""
+    """On disk; ten candidates for each requested neighbour are reranked by their exact vectors."""
     table = import_package("lancedb").connect(str(folder)).open_table("vectors")
 
     def search(queries: FloatArray, k: int, effort: str) -> Ids:
@@ -204,7 +204,7 @@ def _faiss_beams(rows: int) -> Sequence[str]:
 
 
 def _probes(rows: int) -> Sequence[str]:
-    """A quarter of what fwd2bot looks at, as much, and four times as much."""
+    """A quarter of the lists that fwd2bot probes, as many, and four times as many."""
     ours = count_probes(count_lists(rows))
     return [f"nprobe={probes}" for probes in (max(1, ours // 4), ours, 4 * ours)]
 

@@ -1,15 +1,15 @@
-"""What `benchmarks.ann` measures: as dataclasses, as a table, and where fwd2bot's choice is beaten."""
+"""The results of `benchmarks.ann`: as dataclasses, as a table, and where fwd2bot's index is beaten."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-_AS_GOOD = 0.01  # a recall lower by no more than this counts as the same
-_CLEARLY = 1.1  # a figure better by less than this factor is no defeat
+_AS_GOOD = 0.01  # recall that is lower by no more than this counts as equal
+_CLEARLY = 1.1  # a rival has to be better by more than this factor to count as a defeat
 
 
 @dataclass(frozen=True)
 class Point:
-    """One way of searching one index: its effort, what it finds, and queries a second."""
+    """One search setting of one index: its effort, recall, and queries per second."""
 
     effort: str
     recall_at_10: float
@@ -32,7 +32,7 @@ class KindResult:
 
 @dataclass(frozen=True)
 class CollectionResult:
-    """All kinds on the same vectors; `skipped` says why each is missing, `defeats` where ours loses."""
+    """All kinds on the same vectors; skipped: why a kind is missing; defeats: where fwd2bot loses."""
 
     source: str
     rows: int
@@ -51,10 +51,9 @@ class AnnResult:
 
 
 def find_defeats(kinds: Sequence[KindResult], ours: str) -> list[str]:
-    """A sentence for each figure in which a kind that finds as much is clearly better than ours.
+    """A line for each figure in which a kind with equal recall is clearly better than ours.
 
-    One kind is named for each figure, the best; it is judged by the points whose recall is at least ours less
-    0.01, and by the fastest of them.
+    Only points with a recall of at least ours minus 0.01 count; each line names the best of them.
     """
     own = next((kind for kind in kinds if kind.name == ours), None)
     if own is None:
@@ -96,7 +95,7 @@ def _name(kind: KindResult, point: Point) -> str:
 
 
 def render_collection(result: CollectionResult) -> str:
-    """A line for each effort of each kind, then what was skipped and where ours is beaten."""
+    """A line for each effort of each kind, then what was skipped, and where fwd2bot is beaten."""
     lines = [
         f"{result.source}; {result.queries} queries",
         f"{'kind':<30}{'effort':<26}{'recall@10':>9}{'alone/s':>9}{'by 256/s':>10}"

@@ -1,9 +1,9 @@
-"""The charts of docs/benchmarks.md, drawn from result files as SVG; the same figures give the same bytes.
+"""Draw the charts of docs/benchmarks.md from result files, as SVG; equal figures give identical files.
 
     python -m benchmarks.charts runs/benchmark/ann.json runs/benchmark/storage.json --out docs/pictures
 
-draws recall against queries a second (of `ann`), recall against bytes an image (of `storage`) and throughput
-by batch (of `side_by_side`), each under the name of its result file.
+draws recall against queries per second (from `ann`), recall against bytes per image (from `storage`) and
+throughput by batch size (from `side_by_side`), each named after its result file.
 """
 
 import argparse
@@ -27,14 +27,14 @@ _STYLE = {"svg.hashsalt": "fwd2bot", "svg.fonttype": "none", "axes.grid": True, 
 
 
 class Series(NamedTuple):
-    """One line of a chart: its name, and its points as (x, y), joined in their order."""
+    """One line of a chart: its name, and its points (x, y), connected in order."""
 
     name: str
     points: Sequence[tuple[float, float]]
 
 
 def list_recall_by_rate(result: Mapping[str, Any], number: int) -> list[Series]:
-    """Of one collection of `ann`: for each kind, queries a second alone and recall@10."""
+    """From one collection of `ann`: for each kind, single queries per second and recall@10."""
     return [
         Series(
             kind["name"],
@@ -45,14 +45,14 @@ def list_recall_by_rate(result: Mapping[str, Any], number: int) -> list[Series]:
 
 
 def list_recall_by_bytes(result: Mapping[str, Any]) -> list[Series]:
-    """Of `storage`: for each form, bytes an image and R@10."""
+    """From `storage`: for each form, bytes per image and R@10."""
     return [
         Series(cost["form"], [(cost["bytes_per_image"], cost["recall_at_10"])]) for cost in result["costs"]
     ]
 
 
 def list_throughput(result: Mapping[str, Any]) -> list[Series]:
-    """Of `side_by_side`: for each encoder, images at once and images a second."""
+    """From `side_by_side`: for each encoder, batch size and images per second."""
     return [
         Series(
             encoder["model"] + (" (random weights)" if encoder["model"] in result["random"] else ""),
@@ -63,7 +63,7 @@ def list_throughput(result: Mapping[str, Any]) -> list[Series]:
 
 
 def draw_chart(path: Path, series: Sequence[Series], title: str, across: str, up: str) -> None:
-    """Write one chart, logarithmic to the right; raises MissingDependency without matplotlib."""
+    """Write one chart with a logarithmic x-axis; raises MissingDependency without matplotlib."""
     with _open_axes(path) as axes:
         for number, line in enumerate(series):
             x, y = zip(*line.points, strict=True)
@@ -79,7 +79,7 @@ def draw_chart(path: Path, series: Sequence[Series], title: str, across: str, up
 
 @contextmanager
 def _open_axes(path: Path) -> Iterator[Any]:
-    """Axes to draw on, written to an SVG file in the end."""
+    """Axes to draw on; written to an SVG file on exit."""
     if find_spec("matplotlib") is None:
         raise MissingDependency(
             'charts need matplotlib, which is not installed: pip install "fwd2bot[benchmarks]"'
@@ -105,7 +105,7 @@ def draw_recall_by_rate(result: Mapping[str, Any], stem: Path) -> list[Path]:
 
 
 def draw_recall_by_bytes(result: Mapping[str, Any], stem: Path) -> list[Path]:
-    """One chart, where photos were given."""
+    """One chart, if photos were given; else none."""
     if not result["costs"]:
         return []
     title = f"{result['data']['dataset']}: up and to the left is better"
@@ -131,7 +131,7 @@ CHARTS: dict[str, Callable[[Mapping[str, Any], Path], list[Path]]] = {
 
 
 def draw_charts(path: Path, out: Path) -> list[Path]:
-    """Draw what there is to draw of a result file; raises Fwd2BotError where it is damaged."""
+    """Draw the charts of a result file, if its benchmark has any; raises Fwd2BotError if it is damaged."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         draw = CHARTS.get(run["benchmark"])
@@ -141,7 +141,7 @@ def draw_charts(path: Path, out: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Charts of result files."""
+    """Draw charts from result files."""
     parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}", description=main.__doc__)
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="what --json wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the SVG files go")

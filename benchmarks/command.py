@@ -1,4 +1,4 @@
-"""What benchmark commands share: options, one plain sentence on failure, and results with their making."""
+"""Shared by benchmark commands: options, one-sentence errors, and results that record how they were made."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ _VERSIONED = (
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """What reads an option's whole number for argparse, which refuses one below `least` in a line."""
+    """A type for argparse options: a whole number of at least `least`."""
 
     def read_count(text: str) -> int:
         try:
@@ -41,7 +41,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def make_result_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options of what writes a result."""
+    """A parser with the options of every command that writes a result."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
     parser.add_argument("--force", action="store_true", help="replace a result file that is already there")
@@ -49,7 +49,7 @@ def make_result_parser(module: str, description: str | None) -> argparse.Argumen
 
 
 def make_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options of what runs a model and writes a result."""
+    """A parser with the options of every command that runs a model and writes a result."""
     parser = make_result_parser(module, description)
     parser.add_argument(
         "--model", default=DEFAULT_ENCODER, help="as in `fwd2bot index --model` (default: %(default)s)"
@@ -60,7 +60,7 @@ def make_parser(module: str, description: str | None) -> argparse.ArgumentParser
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """The annotated split a result is about; `missing` photos were left out with their captions."""
+    """The annotated split that a result is about; `missing` photos were left out with their captions."""
 
     dataset: str
     split: str
@@ -85,7 +85,7 @@ def add_dataset_options(parser: argparse.ArgumentParser, required: bool = True) 
 
 
 def read_split(options: argparse.Namespace) -> tuple[list[CaptionedImage], SplitRecord]:
-    """Read the split the options name, and what there is to say of it."""
+    """Read the split that the options name, and its record for the result."""
     images_dir = options.images or options.dataset.parent
     described = parse_dataset(options.dataset, images_dir, options.split)
     images = keep_present(described, images_dir, options.allow_missing)
@@ -99,12 +99,12 @@ def read_split(options: argparse.Namespace) -> tuple[list[CaptionedImage], Split
 
 
 def describe_missing(count: int) -> str:
-    """What follows the number of those that were there: nothing, where all were."""
+    """A note on missing files, to follow the number of those present; empty if none is missing."""
     return f" ({count:,} more missing)" if count else ""
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a benchmark and return its exit code: a failure that was foreseen is one line on stderr and a 1."""
+    """Run a benchmark and return its exit code: a foreseen error prints one line to stderr and returns 1."""
     try:
         command()
     except Fwd2BotError as error:
@@ -117,7 +117,7 @@ def run_command(command: Callable[[], None]) -> int:
 
 
 def refuse_overwriting(path: Path | None, force: bool) -> None:
-    """Raise before hours of work, not after, where the result would replace another or have no place."""
+    """Raise Fwd2BotError, before hours of work, if a result file exists already or cannot be written."""
     if path is None:
         return
     above = next(each for each in path.absolute().parents if each.exists())
@@ -131,7 +131,7 @@ def refuse_overwriting(path: Path | None, force: bool) -> None:
 def describe_run(
     module: str, arguments: Sequence[str] | None, encoder: Encoder | None, seed: int | None = None
 ) -> dict[str, Any]:
-    """How a result came about: command, date, seed, model, versions and machine."""
+    """How a result was made: command, date, seed, model, versions and machine."""
     given = sys.argv[1:] if arguments is None else arguments
     described = encoder and {
         "name": encoder.name,
@@ -152,7 +152,7 @@ def describe_run(
 
 
 def write_result(path: Path | None, run: dict[str, Any], result: object) -> None:
-    """Write a result (a dataclass or plain values) with the description of its run; nothing to no path."""
+    """Write a result (a dataclass or plain values) with the description of its run; path None: do nothing."""
     if path is None:
         return
     plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
@@ -174,7 +174,7 @@ def _find_versions() -> dict[str, str]:
 
 
 def _name_processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it; elsewhere Python knows a little
+    cpuinfo = Path("/proc/cpuinfo")  # only on Linux; elsewhere Python says a little
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -3,10 +3,10 @@
     python -m benchmarks.report [--fast] [--data DIR] [--only NAME ...] [--render]
 
 runs the benchmarks of `benchmarks.report_plan` one after another, each as the command that its table names,
-keeps each result as JSON under --results (with what it printed, as "table"), and writes them into the
-document between the markers of their names. The prose around the markers is written by hand; a section that
-the document lacks is added at its end. What fails is named on stderr, keeps its last table, and makes the
-exit code 1. --render writes what is there and measures nothing.
+stores each result as JSON under --results (with its printed output as "table"), and writes the tables into
+the document between markers with their names. The prose around the markers is written by hand; missing
+sections are appended. A benchmark that fails is named on stderr, keeps its previous table, and makes the exit
+code 1. --render only writes the existing results, and measures nothing.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _TITLE = "# Benchmarks\n"
 
 
 def measure_section(section: Section, scope: Scope) -> None:
-    """Run a section's command and keep its result with the table it printed; raises where it fails."""
+    """Run a section's command and store its result with the table it printed; raises if it fails."""
     result = scope.results / f"{section.name}.json"
     arguments = [*section.list_arguments(scope), "--json", str(result), "--force"]
     command = [sys.executable, "-m", section.module, *arguments]
@@ -36,13 +36,13 @@ def measure_section(section: Section, scope: Scope) -> None:
     if done.returncode:
         raise Fwd2BotError(f"{section.name} failed, for the reason above: {' '.join(command[1:])}")
     run = json.loads(result.read_text(encoding="utf-8")) | {"table": done.stdout}
-    if scope.data is not None:  # where it lies on this machine is nobody else's concern
+    if scope.data is not None:  # do not publish local paths
         run["command"] = run["command"].replace(str(scope.data), "DIR")
     result.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def measure_sections(sections: Sequence[Section], scope: Scope) -> list[str]:
-    """Measure one section after another; the names of those that failed."""
+    """Measure one section after another; returns the names of those that failed."""
     failed = []
     for section in sections:
         start = time.perf_counter()
@@ -56,7 +56,7 @@ def measure_sections(sections: Sequence[Section], scope: Scope) -> list[str]:
 
 
 def render_block(run: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    """One result in Markdown: its table, how it came about, and its charts."""
+    """One result in Markdown: its table, how it was measured, and its charts."""
     machine, versions = run["machine"], run["versions"]
     made = [
         f"`{run['command']}`",
@@ -71,7 +71,7 @@ def render_block(run: Mapping[str, Any], pictures: Sequence[str]) -> str:
 
 
 def replace_block(document: str, section: Section, block: str) -> str:
-    """The document with this block between the section's markers, added where it has none."""
+    """The document with this block between the section's markers, which are appended if missing."""
     begin, end = f"<!-- begin {section.name} -->", f"<!-- end {section.name} -->"
     marked = f"{begin}\n\n{block}\n\n{end}"
     if document.count(begin) == document.count(end) == 1 and document.index(begin) < document.index(end):
@@ -84,7 +84,7 @@ def replace_block(document: str, section: Section, block: str) -> str:
 
 
 def render_document(sections: Sequence[Section], results: Path, document: Path) -> Iterator[str]:
-    """Write the results there are into the document, and name those that it shows."""
+    """Write the existing results into the document; yields the names of the sections shown."""
     text = document.read_text(encoding="utf-8") if document.exists() else _TITLE
     for section in sections:
         path = results / f"{section.name}.json"
@@ -103,14 +103,14 @@ def render_document(sections: Sequence[Section], results: Path, document: Path) 
 
 
 def choose_sections(names: Sequence[str], scope: Scope) -> list[Section]:
-    """The sections of these names, or all that need nothing which is not given."""
+    """The sections with these names, or all those whose inputs are available."""
     if names:
         return [section for section in SECTIONS if section.name in names]
     return [section for section in SECTIONS if section.is_possible(scope)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure everything and write it down."""
+    """Measure everything and write docs/benchmarks.md."""
     names = [section.name for section in SECTIONS]
     parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}", description=main.__doc__)
     parser.add_argument(

@@ -1,6 +1,6 @@
-"""What `benchmarks.report` measures, in the order of the document: commands, sizes, and a few words on each.
+"""What `benchmarks.report` measures, in the order of the document: commands, sizes, and a short description.
 
-On two cores all of it took 46 minutes, 28 of them for a million neighbours, and under ten with --fast.
+On two cores everything took 46 minutes, 28 of them for a million neighbours, and under ten with --fast.
 """
 
 import shutil
@@ -16,8 +16,8 @@ from indexer.build import BuildSettings, build
 from indexer.manifest import read_manifest
 
 _SERIES = 2
-_BASE = "encoders/weights/base"  # the LVLM of the embedded model, an ordinary folder of transformers
-_SLOW_TO_START = ("clip-retrieval-2.45.0",)  # 100 seconds a run
+_BASE = "encoders/weights/base"  # the LVLM of the embedded model, an ordinary transformers folder
+_SLOW_TO_START = ("clip-retrieval-2.45.0",)  # takes 100 seconds per run
 _RCLIP_ASKS = (
     " rclip has no command that only indexes: its rows of that, "
     '"nothing changed" above all, hold a query too.'
@@ -30,7 +30,7 @@ _CHAT_TEMPLATE = (
 
 
 class Scope(NamedTuple):
-    """How much to measure, and on what: `data` are real photos, `place` is where rivals are installed."""
+    """How much to measure, and on what. data: folder of real photos. place: where rivals are installed."""
 
     fast: bool
     results: Path
@@ -39,7 +39,7 @@ class Scope(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One table: its name, its heading, what is to be known of it, and its command."""
+    """One table: its name, its heading, a short description, and its command."""
 
     name: str
     title: str
@@ -50,7 +50,7 @@ class Section(NamedTuple):
 
 
 def choose_scenes(scope: Scope) -> list[str]:
-    """Drawn scenes, written where they are not there yet, as the commands take them."""
+    """Command-line arguments for drawn scenes, which are written if they do not exist yet."""
     count = 100 if scope.fast else 1000
     folder = scope.results / f"scenes-{count}"
     if not (folder / "dataset_scenes.json").exists():
@@ -59,7 +59,7 @@ def choose_scenes(scope: Scope) -> list[str]:
 
 
 def choose_lvlm(scope: Scope) -> str:
-    """The LVLM of the embedded model with a chat template, for sentence-transformers wants one."""
+    """The LVLM of the embedded model with a chat template added, which sentence-transformers needs."""
     folder = scope.results / "lvlm"
     shutil.copytree(_BASE, folder, dirs_exist_ok=True)
     (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
@@ -67,7 +67,7 @@ def choose_lvlm(scope: Scope) -> str:
 
 
 def choose_photos(scope: Scope) -> list[str]:
-    """The real photos given, as the commands take them; raises Fwd2BotError where there is no data set."""
+    """Command-line arguments for the real photos; raises Fwd2BotError if the folder holds no data set."""
     found = sorted(scope.data.glob("dataset_*.json")) if scope.data else []
     if scope.data is None or not found:
         raise Fwd2BotError(f"{scope.data} holds no dataset_*.json: give --data the folder of one.")
@@ -76,7 +76,7 @@ def choose_photos(scope: Scope) -> list[str]:
 
 
 def choose_index(scope: Scope) -> Path:
-    """An index of the real photos given, made where it is not there yet or is another model's."""
+    """An index of the real photos, built if it does not exist yet or was made by a different model."""
     photos, index = Path(choose_photos(scope)[-1]), scope.results / "photos-index"
     encoder = load_encoder(DEFAULT_ENCODER)
     build(photos, index, encoder, BuildSettings(rebuild=not _is_made_by(encoder, index)))
@@ -96,7 +96,7 @@ def has_photos(scope: Scope) -> bool:
 
 
 def has_place(scope: Scope) -> bool:
-    """Whether there is a place for rivals."""
+    """Whether a folder for rivals was given."""
     return scope.place is not None
 
 
@@ -138,7 +138,7 @@ def _list_side_by_side(scope: Scope) -> list[str]:
 
 
 def _make_race(rival: str, megapixels: int) -> Section:
-    """The race against one rival, which is installed from the package index, on photos of one size."""
+    """The race against one rival, installed from the package index, on photos of one size."""
 
     def list_arguments(scope: Scope) -> list[str]:
         size = (

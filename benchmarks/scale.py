@@ -1,10 +1,10 @@
-"""What an index of ten million images costs to write, to build and to search.
+"""The cost of writing, building and searching an index of ten million images.
 
     python -m benchmarks.scale --rows 10000000 --dim 256 --work DIR --json FILE
 
-writes clustered synthetic embeddings into an index as `fwd2bot index` does, builds the FAISS file, and opens
-it for searching, mapped into memory: each in a process of its own, for a peak of memory of its own. Recall is
-against every vector of the parts. Linux only: memory is read from /proc.
+writes clustered synthetic embeddings into an index as `fwd2bot index` does, builds the FAISS file, and
+searches it memory-mapped: each step in a separate process, to get its own memory peak. Recall is relative to
+exact search over all vectors of the parts. Linux only: memory is read from /proc.
 """
 
 import multiprocessing
@@ -41,7 +41,7 @@ from retrieval.gallery import Gallery, open_neighbours
 
 _MODULE = "benchmarks.scale"
 _ROWS_PER_CLUSTER = 1000
-_SPREAD = 0.6  # of a cluster, in shares of the spread of the clusters
+_SPREAD = 0.6  # standard deviation within a cluster, relative to that between clusters
 _QUERIES = 1000
 _EXACT_QUERIES = 200
 _BATCH = 256
@@ -52,9 +52,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Collection:
-    """Synthetic embeddings: clusters on a sphere of which some directions matter more, as of learned ones.
+    """Synthetic embeddings: clusters on a sphere, with unequal variance by direction, as learned ones have.
 
-    The directions are not the coordinates, as they are not of learned embeddings either.
+    As in learned embeddings, these directions are not the coordinate axes.
     """
 
     rows: int
@@ -62,7 +62,7 @@ class Collection:
     seed: int
 
     def draw(self, block: int, count: int) -> FloatArray:
-        """Unit vectors (count, dim) of one block: the same for the same seed and block."""
+        """Unit vectors (count, dim) of one block, determined by seed and block."""
         random = np.random.default_rng([self.seed, 1, block])
         vectors = self.centres[random.integers(len(self.centres), size=count)]
         vectors += np.float32(_SPREAD) * random.standard_normal((count, self.dim), np.float32)
@@ -71,13 +71,13 @@ class Collection:
 
     @cached_property
     def centres(self) -> FloatArray:
-        """Of the clusters (n, dim), before their directions are weighed."""
+        """The cluster centres (n, dim), before directions are scaled."""
         clusters = max(1, self.rows // _ROWS_PER_CLUSTER)
         return np.random.default_rng([self.seed, 0]).standard_normal((clusters, self.dim), np.float32)
 
     @cached_property
     def directions(self) -> FloatArray:
-        """Orthogonal rows (dim, dim), of lengths 1, 1 / sqrt(2), 1 / sqrt(3), ..."""
+        """Orthogonal rows (dim, dim) with lengths 1, 1 / sqrt(2), 1 / sqrt(3), ..."""
         square = np.random.default_rng([self.seed, 2]).standard_normal((self.dim, self.dim))
         lengths = np.arange(1, self.dim + 1) ** -0.5
         return np.asarray(np.linalg.qr(square)[0] * lengths[:, None], np.float32)
@@ -85,7 +85,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Writing:
-    """Parts and manifest written."""
+    """The cost of writing parts and manifest."""
 
     seconds: float
     part_mib: float
@@ -93,7 +93,7 @@ class Writing:
 
 @dataclass(frozen=True)
 class Building:
-    """The FAISS file built from the parts and written; the peak is of resident memory."""
+    """The cost of building and writing the FAISS file; the peak is of resident memory."""
 
     seconds: float
     peak_mib: float
@@ -102,11 +102,11 @@ class Building:
 
 @dataclass(frozen=True)
 class Searching:
-    """Opened, and asked one query at a time, then in batches.
+    """The cost of opening the index, and of queries one at a time and in batches.
 
-    `peak_mib` is the most that was resident in the single queries, pages of files included, which the system
-    takes back when it needs them; `own_mib` is what was not of files after them.
-    `answers_per_second` counts queries asked one at a time with the paths of their hits.
+    peak_mib: peak resident memory during single queries, including file pages, which the system can reclaim.
+    own_mib: anonymous memory after them, without file pages. answers_per_second: single queries, including
+    looking up the paths of their hits.
     """
 
     open_seconds: float
@@ -119,7 +119,7 @@ class Searching:
 
 @dataclass(frozen=True)
 class ScaleResult:
-    """One collection, written, built and searched; recall is of the ten nearest."""
+    """One collection, written, built and searched."""
 
     collection: Collection
     writing: Writing
@@ -129,19 +129,19 @@ class ScaleResult:
 
 
 def describe_collection(collection: Collection) -> Manifest:
-    """The manifest of an index without parts, made by a model that drew its embeddings."""
+    """The manifest of an index without parts, whose encoder stands for the random generator."""
     fingerprint = f"drawn-{collection.rows}-{collection.dim}-{collection.seed}"
     encoder = EncoderRecord("drawn", fingerprint, collection.dim, summary_shape=None)
     return Manifest("..", encoder, "none", created=read_clock(), updated=read_clock())
 
 
 def draw_queries(collection: Collection) -> FloatArray:
-    """Unit vectors (n, dim) drawn as the collection is, that are not in it."""
+    """Unit vectors (n, dim) from the collection's distribution that are not in it."""
     return collection.draw(1 << 40, _QUERIES)
 
 
 def write_parts(index_dir: Path, collection: Collection) -> Writing:
-    """Write the parts in blocks of the size that `fwd2bot index` merges them to."""
+    """Write the parts, each of the size that `fwd2bot index` merges parts to."""
     start = time.perf_counter()
     with lock_index(index_dir):
         writer = IndexWriter(index_dir, describe_collection(collection))
@@ -160,7 +160,7 @@ def write_parts(index_dir: Path, collection: Collection) -> Writing:
 
 
 def build_neighbours(index_dir: Path) -> Building:
-    """Build the FAISS file as the end of a run does."""
+    """Build the FAISS file, as is done at the end of an index run."""
     start = time.perf_counter()
     with lock_index(index_dir):
         writer = IndexWriter(index_dir, read_manifest(index_dir))
@@ -170,7 +170,7 @@ def build_neighbours(index_dir: Path) -> Building:
 
 
 def search_neighbours(index_dir: Path, collection: Collection) -> Searching:
-    """Open the index and ask it every query, alone and in batches."""
+    """Open the index and run every query, one at a time and in batches."""
     queries = draw_queries(collection)
     start = time.perf_counter()
     manifest = read_manifest(index_dir)
@@ -187,7 +187,7 @@ def search_neighbours(index_dir: Path, collection: Collection) -> Searching:
 
 
 def _time_rate(search: Callable[[FloatArray], object], batches: Sequence[FloatArray]) -> float:
-    """Queries a second."""
+    """Queries per second."""
     start = time.perf_counter()
     for batch in batches:
         search(batch)
@@ -195,7 +195,7 @@ def _time_rate(search: Callable[[FloatArray], object], batches: Sequence[FloatAr
 
 
 def measure_recall(index_dir: Path, collection: Collection) -> float:
-    """The share of the exact ten nearest, by all vectors of the parts, that a search finds."""
+    """The fraction of the exact ten nearest, over all vectors of the parts, that a search finds."""
     queries = draw_queries(collection)[:_EXACT_QUERIES]
     manifest = read_manifest(index_dir)
     scores = np.full((len(queries), _K), -np.inf, np.float32)
@@ -214,7 +214,7 @@ def measure_recall(index_dir: Path, collection: Collection) -> float:
 
 
 def read_memory(field: str) -> float:
-    """A line of /proc/self/status in MiB: VmHWM, VmRSS or RssAnon."""
+    """A field of /proc/self/status in MiB: VmHWM, VmRSS or RssAnon."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
@@ -222,7 +222,7 @@ def read_memory(field: str) -> float:
 
 
 def forget_peak() -> None:
-    """Let VmHWM begin anew with what is resident now: what is held for moments shows in no sample."""
+    """Reset VmHWM to the current resident memory; sampling VmRSS instead would miss short peaks."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError as error:
@@ -241,7 +241,7 @@ def measure_scale(index_dir: Path, collection: Collection) -> ScaleResult:
 
 
 def run_alone(step: Callable[..., Result], *arguments: object) -> Result:
-    """Run a step in a process of its own, which is gone with all its memory when it returns."""
+    """Run a step in a separate process, which releases all its memory when it ends."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(step, *arguments).result()
 
@@ -267,7 +267,7 @@ def render_result(result: ScaleResult) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Time, memory and recall of an index of many synthetic embeddings."""
+    """Measure time, memory and recall of an index of many synthetic embeddings."""
     parser = make_result_parser(_MODULE, main.__doc__)
     parser.add_argument("--rows", type=at_least(_K), default=10_000_000)
     parser.add_argument("--dim", type=at_least(1), default=256)

@@ -1,12 +1,12 @@
-"""Encoders side by side through one harness: images and texts a second, dimensions, memory, and bytes kept.
+"""Encoders compared in one harness: images and texts per second, dimensions, memory, and bytes stored.
 
     python -m benchmarks.side_by_side --models tiny lvlm:DIR st:DIR --json FILE
     python -m benchmarks.side_by_side --models tiny --place DIR --json FILE
 
-takes any model that `fwd2bot index --model` takes, each in a process of its own. Pictures are scenes as large
-as the model reads them, so that decoding is left out, and preparing them counts. The second form adds the
-CLIP model of open_clip that `benchmarks.peers.race` runs, in the environment that it makes in that folder,
-with random weights: fair for speed, they say nothing of quality, and the table says which they are.
+accepts any model that `fwd2bot index --model` accepts, and runs each in a separate process. Pictures are
+scenes drawn at the model's input size, so decoding is not measured, but preprocessing is. The second form
+adds the open_clip model that `benchmarks.peers.race` runs, in the environment that it creates in that folder,
+with random weights: fair for speed, but meaningless for quality, so the table marks such models.
 """
 
 import json
@@ -31,7 +31,7 @@ from encoders.load import load_encoder
 _MODULE = "benchmarks.side_by_side"
 _BATCHES = (1, 4, 16, 64)
 _SERIES = 7
-_RIVAL = "rclip-3.3.0"  # whose model is added
+_RIVAL = "rclip-3.3.0"  # its CLIP model is added
 _CHILD = """
 from benchmarks.side_by_side import print_figures
 sys.exit(print_figures(sys.argv[1], sys.argv[2], float(sys.argv[3])))
@@ -42,10 +42,10 @@ Input = TypeVar("Input")
 
 @dataclass(frozen=True)
 class EncoderFigures:
-    """One encoder. Images a second by how many at once; texts a second by 64 at once.
+    """The figures of one encoder. images_per_second: by batch size. texts_per_second: in batches of 64.
 
-    bytes_per_image is of what it keeps, as stored: float16, and int8 tokens with their scales. peak_mib is of
-    resident memory. summary_shape is None where it keeps no tokens, and so cannot answer afterwards.
+    bytes_per_image: as stored, a float16 embedding, and int8 tokens with their scales. peak_mib: peak
+    resident memory. summary_shape: None if it keeps no tokens, and so cannot answer from the index.
     """
 
     model: str
@@ -61,7 +61,7 @@ class EncoderFigures:
 
 @dataclass(frozen=True)
 class SideBySideResult:
-    """`random` names those of random weights; `skipped` says why of each that did not run."""
+    """random: names of the models with random weights. skipped: why each model that did not run failed."""
 
     encoders: list[EncoderFigures]
     random: list[str]
@@ -69,7 +69,7 @@ class SideBySideResult:
 
 
 def measure_encoder(model: str, device: str, seconds: float) -> EncoderFigures:
-    """Load a model and time it for so many seconds at each size of batch."""
+    """Load a model, and time it for `seconds` at each batch size."""
     start = time.perf_counter()
     encoder = load_encoder(model, device)
     loaded = time.perf_counter() - start
@@ -93,7 +93,7 @@ def measure_encoder(model: str, device: str, seconds: float) -> EncoderFigures:
 
 
 def time_rate(encode: Callable[[list[Input]], object], inputs: Sequence[Input], seconds: float) -> float:
-    """How many inputs a second, all of them at once again and again, after one to warm up."""
+    """Inputs per second, encoding all of them as one batch repeatedly, after one warm-up batch."""
     batch = list(inputs)
     encode(batch)
     start, done = time.perf_counter(), 0
@@ -104,7 +104,7 @@ def time_rate(encode: Callable[[list[Input]], object], inputs: Sequence[Input], 
 
 
 def print_figures(model: str, device: str, seconds: float) -> int:
-    """What the child process does: the figures of one model as JSON, as the last line of stdout."""
+    """Entry point of the child process: prints one model's figures as JSON, on the last line of stdout."""
 
     def measure() -> None:
         print(json.dumps(asdict(measure_encoder(model, device, seconds))))
@@ -113,9 +113,9 @@ def print_figures(model: str, device: str, seconds: float) -> int:
 
 
 def measure_in_child(model: str, device: str, seconds: float, place: Fwd2bot | None = None) -> EncoderFigures:
-    """Measure one model in a process of its own, in an environment of its own if one is given.
+    """Measure one model in a separate process, and in the environment of `place` if given.
 
-    Raises with the words of the process where that fails.
+    Raises Fwd2BotError with the process's own message if it fails.
     """
     python = Path(sys.executable) if place is None else place.python
     variables = {} if place is None else place.variables(Path())
@@ -143,9 +143,10 @@ def measure_in_child(model: str, device: str, seconds: float, place: Fwd2bot | N
 def measure_models(
     models: Sequence[str], random: Mapping[str, Fwd2bot], device: str, seconds: float
 ) -> SideBySideResult:
-    """Measure one model after another, and go on without those that cannot run.
+    """Measure one model after another, skipping those that cannot run.
 
-    Those of random weights come with the environment that they lie in.
+    random: models with random weights, each with the environment that it runs in. Raises Fwd2BotError if no
+    model can run.
     """
     encoders, skipped = list[EncoderFigures](), dict[str, str]()
     for model in (*models, *random):
@@ -183,7 +184,7 @@ def _render_encoder(figures: EncoderFigures, random: bool) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Speed, size and memory of encoders, through one harness."""
+    """Compare speed, size and memory of encoders in one harness."""
     parser = make_result_parser(_MODULE, main.__doc__)
     parser.add_argument("--models", nargs="+", default=[DEFAULT_ENCODER], metavar="MODEL")
     parser.add_argument(

@@ -1,9 +1,10 @@
-"""How long the installed command takes, and how much memory, on a folder of images.
+"""Time and memory of the installed command on a folder of images.
 
     python -m benchmarks.speed --images DIR --json FILE
 
-times a first and a second `fwd2bot index`, `fwd2bot --help` and a search from a cold start, each as a process
-of its own, and sets the peak memory at 1,000 images beside that at all. The index lies in a temporary folder.
+times a first and a second `fwd2bot index`, `fwd2bot --help` and a search from a cold start, each as a
+separate process, and compares the peak memory for 1,000 images with that for all. The index is in a temporary
+folder.
 """
 
 import os
@@ -27,7 +28,7 @@ _QUERY = "a red circle"
 
 @dataclass(frozen=True)
 class Run:
-    """One process: wall seconds, and its peak resident memory in MiB (that of the largest, with workers)."""
+    """One process: wall seconds, and peak resident memory in MiB (with workers, of the largest process)."""
 
     seconds: float
     peak_mib: float
@@ -35,7 +36,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SpeedResult:
-    """`sample` and `first` index into an empty folder, `second` finds everything unchanged."""
+    """`sample` and `first` index into an empty folder; `second` finds everything unchanged."""
 
     model: str
     images: int
@@ -49,7 +50,7 @@ class SpeedResult:
 
 
 def find_command() -> Path:
-    """The console command that is installed beside this Python."""
+    """The fwd2bot command installed next to this Python; raises Fwd2BotError if there is none."""
     command = Path(sys.executable).with_name("fwd2bot")
     if not command.exists():
         raise Fwd2BotError(f'There is no command {command}: run pip install -e ".[cpu]" first.')
@@ -57,15 +58,15 @@ def find_command() -> Path:
 
 
 def time_command(*arguments: str) -> Run:
-    """Run the installed command to its end; raises with its own words where it fails."""
+    """Run the installed command to completion; raises Fwd2BotError with its own message if it fails."""
     return time_process([str(find_command()), *arguments], f"fwd2bot {arguments[0]}")
 
 
 def time_process(
     command: Sequence[str], name: str, folder: Path | None = None, variables: Mapping[str, str] | None = None
 ) -> Run:
-    """Run a process to its end, in a folder and with more environment variables; raises as `time_command`."""
-    # A parent with much memory would be counted as the child's peak, so this module imports no torch.
+    """Run a process in a folder, with extra environment variables; raises as `time_command` does."""
+    # The parent's memory would count towards the child's peak, so this module does not import torch.
     with TemporaryFile() as errors:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -87,7 +88,7 @@ def time_process(
 
 
 def measure_speed(images: Path, model: str, device: str) -> SpeedResult:
-    """Index a folder twice and search it once, from scratch."""
+    """Index a sample, then the folder twice, search it once and ask for help, each in a new process."""
     found = [images / unescape_path(file.path) for file in open_source(images).find().files]
     options = ("--model", model, "--device", device)
     with TemporaryDirectory(prefix="fwd2bot-speed-") as place:
@@ -117,7 +118,7 @@ def _link_sample(files: Sequence[Path], folder: Path) -> None:
 
 
 def render_table(result: SpeedResult) -> str:
-    """One line for each process."""
+    """One line for each process, and the indexing rate."""
     rows = {
         f"index, {result.sample_images:,} images": result.sample,
         f"index, all {result.images:,}": result.first,

@@ -1,4 +1,4 @@
-"""Tables for a terminal: the first column to the left, the others to the right."""
+"""Tables for a terminal: the first column is left-aligned, the others right-aligned."""
 
 from collections.abc import Sequence
 
@@ -19,5 +19,5 @@ def _render_line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def show_percent(share: float | None) -> str:
-    """A share in per cent, or a dash where it is not known."""
+    """A fraction as a percentage, or a dash for None."""
     return "-" if share is None else f"{100 * share:.2f}"

@@ -1,12 +1,12 @@
-"""Whether the model is the bottleneck of an index run, and whether time and memory stay flat as it grows.
+"""Whether the model is the bottleneck of an index run, and how time and memory grow with its size.
 
     python -m benchmarks.throughput --megapixels 1 --count 1000 --json FILE
     python -m benchmarks.throughput --images DIR --scale 1000 10000 100000
 
-sets the rate of `indexer.build.build` beside that of the bare encoder on tensors that are ready: one batch
-after another, and in as many lanes as the pipeline uses; before the run and after it, as a shared machine
-changes its pace. `--scale` runs the installed command on so many drawn photos, and again with nothing
-changed; without --images, photos are drawn.
+compares the rate of `indexer.build.build` with that of the bare encoder on tensors prepared in advance: one
+batch after another, and in as many lanes as the pipeline uses; both before and after the run, because the
+speed of a shared machine varies. `--scale` runs the installed command on that many drawn photos, and again
+with nothing changed; without --images, photos are drawn.
 """
 
 import sys
@@ -38,19 +38,19 @@ from indexer.decode import DEFAULT_MAX_MEGAPIXELS, quiet_pillow, read_photo
 from indexer.sources import open_source
 
 _MODULE = "benchmarks.throughput"
-_SECONDS = 10.0  # for which the bare encoder is timed, each way
-_BATCHES = 4  # of ready tensors, in turn
+_SECONDS = 10.0  # for each timing of the bare encoder
+_BATCHES = 4  # of prepared tensors, to cycle through
 _DECODED = 200
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """Images a second, bare and whole, and how busy the model was.
+    """Images per second, of the bare encoder and of a whole run, and how busy the model was.
 
-    bare: encode_prepared on one thread. bare_lanes: on as many as the pipeline uses. Both are means of before
-    and after. share: whole over the better of the two. utilisation: the share of time in which lanes had a
-    batch in hand. waited_seconds: the rest of it, summed over lanes. decode: images a second that one thread
-    reads and prepares.
+    bare: encode_prepared on one thread. bare_lanes: in as many lanes as the pipeline uses. Both are means of
+    before and after the run. share: whole over the larger of the two. utilisation: the fraction of time that
+    lanes spent encoding. waited_seconds: the remaining time, summed over lanes. decode: images per second
+    that one thread reads and prepares.
     """
 
     images: int
@@ -67,7 +67,7 @@ class Bottleneck:
 
 @dataclass(frozen=True)
 class ScaleRun:
-    """The installed command on `images` drawn photos: the first run, and one that finds nothing changed."""
+    """The installed command on `images` drawn photos: the first run, and a second with nothing changed."""
 
     images: int
     first: Run
@@ -76,7 +76,7 @@ class ScaleRun:
 
 @dataclass(frozen=True)
 class ThroughputResult:
-    """Both measurements; `scale` is empty where none was asked for."""
+    """Both measurements; `scale` is empty unless requested."""
 
     model: str
     bottleneck: Bottleneck
@@ -84,7 +84,7 @@ class ThroughputResult:
 
 
 class TimedEncoder:
-    """An encoder that notes how long it has batches in hand; for the rest see Encoder."""
+    """An encoder that records how long it spends encoding; for the rest see Encoder."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.inner = encoder
@@ -96,7 +96,7 @@ class TimedEncoder:
 
     @contextmanager
     def lanes(self) -> Iterator[Sequence[Encoder]]:
-        """A clock for each lane."""
+        """The encoder's lanes, each timed separately."""
         with self.inner.lanes() as lanes:
             self.opened = [TimedEncoder(lane) for lane in lanes]
             yield self.opened
@@ -122,7 +122,7 @@ class TimedEncoder:
 
 
 def measure_bottleneck(images: Path, encoder: Encoder, batch_size: int | None) -> Bottleneck:
-    """Time the encoder bare, reading alone, and a whole run over a folder into a temporary index."""
+    """Time the bare encoder, reading only, and a whole run over a folder into a temporary index."""
     size = batch_size or encoder.batch_size
     prepared, decode = read_some(images, encoder, max(_DECODED, _BATCHES * size))
     batches = [prepared[start : start + size] for start in range(0, _BATCHES * size, size)]
@@ -152,7 +152,7 @@ def measure_bottleneck(images: Path, encoder: Encoder, batch_size: int | None) -
 
 
 def read_some(images: Path, encoder: Encoder, count: int) -> tuple[list[PreparedImage], float]:
-    """Read and prepare images on this thread: what the model reads, and images a second."""
+    """Read and prepare images on this thread; returns the prepared images, and images per second."""
     source = open_source(images)
     files = list(islice(source.find().files, count))
     with quiet_pillow():
@@ -166,14 +166,14 @@ def read_some(images: Path, encoder: Encoder, count: int) -> tuple[list[Prepared
 
 
 def time_bare(encoder: Encoder, batches: Sequence[Sequence[PreparedImage]]) -> tuple[float, float]:
-    """Images a second of ready batches on one thread, and in as many lanes as the encoder has."""
+    """Images per second on prepared batches, on one thread, and in as many lanes as the encoder has."""
     alone = time_batches(encoder, batches, _SECONDS)
     with encoder.lanes() as lanes, ThreadPoolExecutor(len(lanes)) as pool:
         return alone, sum(pool.map(lambda lane: time_batches(lane, batches, _SECONDS), lanes))
 
 
 def time_batches(encoder: Encoder, batches: Sequence[Sequence[PreparedImage]], seconds: float) -> float:
-    """Images a second of ready batches, again and again, after one round to warm up."""
+    """Images per second on prepared batches, cycled for `seconds` after one warm-up batch."""
     encoder.encode_prepared(batches[0])
     start, done, number = time.perf_counter(), 0, 0
     while (passed := time.perf_counter() - start) < seconds:
@@ -193,7 +193,7 @@ def measure_scale(count: int, megapixels: float, model: str, device: str) -> Sca
 
 
 def render_table(result: ThroughputResult) -> str:
-    """The figures of the bottleneck in words, and a line for each size."""
+    """The bottleneck's figures, each on a labelled line, then a line for each scale run."""
     figures = result.bottleneck
     lines = [
         f"batches of {figures.batch_size}, {figures.lanes} at a time; images/s:",
@@ -211,7 +211,7 @@ def render_table(result: ThroughputResult) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Whether the model is the bottleneck, and how time and memory grow."""
+    """Measure whether the model is the bottleneck, and how time and memory grow."""
     parser = make_parser(_MODULE, main.__doc__)
     parser.add_argument("--images", type=Path, help="a folder of images; else photos are drawn")
     parser.add_argument(
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def measure() -> None:
         refuse_overwriting(options.json, options.force)
-        # First, as a parent with a model in its memory would be counted as the child's peak.
+        # Before the model is loaded, because the parent's memory would count towards the child's peak.
         scale = [
             measure_scale(count, options.megapixels, options.model, options.device) for count in options.scale
         ]

@@ -1,7 +1,7 @@
-"""Those who race: fwd2bot, rclip and clip-retrieval, each by the commands its users type.
+"""The contenders of the race: fwd2bot, rclip and clip-retrieval, each run by the commands its users type.
 
-Each keeps all it has in a folder, its store. What one cannot do in one command (clip-retrieval embeds, then
-indexes) is counted together.
+Each stores everything in one folder, its store. If a contender needs several commands for one job
+(clip-retrieval embeds, then indexes), their times are added up.
 """
 
 import shutil
@@ -38,7 +38,7 @@ from indexer.writer import ROWS_PER_COMMIT, IndexWriter
 
 QUERY = "a red circle"
 
-# What its server does for one query, without the server.
+# What clip-retrieval's server does for one query, without the server.
 _QUERY_CLIP_RETRIEVAL = """
 import sys
 from clip_retrieval.clip_back import ClipOptions, KnnService, load_clip_index
@@ -56,7 +56,7 @@ print(service.query(text_input=sys.argv[3], num_images=10, num_result_ids=10, de
 
 @dataclass(frozen=True)
 class Architecture:
-    """A CLIP model as open_clip names it, and where its random weights lie for each who races."""
+    """A CLIP model as open_clip names it, and where its random weights are for each contender."""
 
     name: str
     pretrained: str
@@ -65,35 +65,35 @@ class Architecture:
 
 
 class Contender(Protocol):
-    """One who races."""
+    """One side of a race."""
 
     @property
     def name(self) -> str:
-        """The program, with its version where it is a rival's."""
+        """The program's name; for a rival, with its version."""
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of the packages that matter."""
+        """Versions of the relevant packages, by name."""
 
     def index_commands(self, photos: Path, store: Path) -> Sequence[Sequence[str]]:
-        """Make the store ready; the command lines, run in the folder of photos, that bring it up to date."""
+        """Prepare the store; returns the command lines that update it, to be run in the photos' folder."""
 
     def search_command(self, photos: Path, store: Path) -> Sequence[str]:
-        """The command line of a query from a cold start."""
+        """The command line of one query."""
 
     def variables(self, store: Path) -> Mapping[str, str]:
-        """Environment variables of all its commands."""
+        """Environment variables for all its commands."""
 
     def count_stored(self, store: Path) -> int:
-        """How many images a later run need not read again."""
+        """How many images a later run does not have to read again."""
 
     def fill_store(self, photos: Path, store: Path, count: int) -> None:
-        """Bring a store that holds a few images to so many rows, with random embeddings."""
+        """Fill a store that holds a few images up to `count` rows, with random embeddings."""
 
 
 @dataclass(frozen=True)
 class Fwd2bot:
-    """fwd2bot, with a model of open_clip."""
+    """fwd2bot, with an open_clip model."""
 
     python: Path
     architecture: Architecture
@@ -142,7 +142,7 @@ class Fwd2bot:
 
 @dataclass(frozen=True)
 class Rclip:
-    """rclip, which indexes before it searches: every index command of it answers a query as well."""
+    """rclip, which indexes before it searches: every index command also answers a query."""
 
     python: Path
     architecture: Architecture
@@ -188,7 +188,7 @@ class Rclip:
 
 @dataclass(frozen=True)
 class ClipRetrieval:
-    """clip-retrieval: embeds all photos, then indexes all embeddings, every time."""
+    """clip-retrieval, which embeds all photos, then indexes all embeddings, every time."""
 
     python: Path
     architecture: Architecture
@@ -197,7 +197,7 @@ class ClipRetrieval:
 
     def index_commands(self, photos: Path, store: Path) -> Sequence[Sequence[str]]:
         """See Contender."""
-        for left in ("embeddings", "index"):  # it refuses to index where an index is
+        for left in ("embeddings", "index"):  # it refuses to overwrite an index
             shutil.rmtree(store / left, ignore_errors=True)
         embed = ("inference", "--input_dataset", ".", "--output_folder", str(store / "embeddings"))
         options = ("--clip_model", self._model, "--enable_text", "False", "--enable_wandb", "False")
@@ -216,7 +216,7 @@ class ClipRetrieval:
         return _use_hub(self.architecture.hub)
 
     def count_stored(self, store: Path) -> int:
-        """See Contender: it embeds all again, whatever it finds."""
+        """See Contender; it always embeds everything again."""
         return 0
 
     def fill_store(self, photos: Path, store: Path, count: int) -> None:
@@ -252,7 +252,7 @@ def _use_hub(hub: Path) -> dict[str, str]:
 
 
 class Rival(NamedTuple):
-    """Whom to race against: what is installed, which packages matter, and the model that both run."""
+    """A rival: what to install, the relevant packages, and the model that both sides run."""
 
     installs: Installs
     packages: Sequence[str]
@@ -260,7 +260,7 @@ class Rival(NamedTuple):
     pretrained: str
 
 
-# rclip 3 runs its model through ONNX Runtime; 2.1.6, the last on PyTorch, has another.
+# rclip 3 runs its model in ONNX Runtime; 2.1.6, the last version on PyTorch, uses a different model.
 RIVALS = {
     "rclip-3.3.0": Rival(RCLIP_3, ("rclip", "onnxruntime"), "ViT-B-32-256", "datacomp_s34b_b86k"),
     "rclip-2.1.6": Rival(RCLIP_2, ("rclip", "torch"), "ViT-B-32-quickgelu", "openai"),
@@ -271,7 +271,7 @@ RIVALS = {
 
 
 def prepare_ours(place: Path, name: str) -> Fwd2bot:
-    """fwd2bot on the model that a rival uses, with random weights; what is not there yet is made."""
+    """fwd2bot on a rival's model with random weights; creates environment and weights if missing."""
     rival = RIVALS[name]
     python = make_environment(place / "ours", OURS)
     data = place / f"rclip-data-{rival.architecture}"
@@ -282,7 +282,7 @@ def prepare_ours(place: Path, name: str) -> Fwd2bot:
 
 
 def prepare_pair(place: Path, name: str) -> tuple[Contender, Contender]:
-    """fwd2bot and the rival of that name, on the same model; what is not there yet is made."""
+    """fwd2bot and the named rival on the same model; creates environments and weights if missing."""
     rival, ours = RIVALS[name], prepare_ours(place, name)
     theirs = make_environment(place / name, rival.installs)
     kind = ClipRetrieval if name.startswith("clip-retrieval") else Rclip

@@ -1,7 +1,7 @@
-"""What a race needs: an environment for each side, and one CLIP model of random weights for all.
+"""What a race needs: an environment for each side, and one CLIP model with random weights for all.
 
 Speed does not depend on what a model has learned. Each side finds the weights where it keeps its downloads,
-so none is changed.
+so no program has to be changed.
 """
 
 import json
@@ -27,19 +27,20 @@ OURS: Installs = (
     ("--no-deps", *_OPEN_CLIP, *_EXPORT),
 )
 RCLIP_3: Installs = (("rclip==3.3.0",),)
-# It pins a build of PyTorch that is on no package index, so it is given the one that we are tested with.
+# It pins a PyTorch build that is on no package index, so it gets the version that fwd2bot is tested with.
 _UNDER_RCLIP_2 = ("torch==2.13.0", "numpy<2.2", "pillow<13", "requests", "tqdm", "regex", "safetensors")
 RCLIP_2: Installs = (
     (*_UNDER_RCLIP_2, "huggingface_hub", "rawpy", "pillow-heif<2"),
     ("--no-deps", "rclip==2.1.6", *_OPEN_CLIP),
 )
-# It asks for parts of setuptools that 81 left out, and is built against numpy 1.
+# It needs parts of setuptools that were removed in 81, and is built against numpy 1.
 CLIP_RETRIEVAL: Installs = (
     ("clip-retrieval==2.45.0", "setuptools<81", "numpy<2", "torch==2.13.0", "torchvision==0.28.0"),
 )
 
-# torchvision's wheels are built for CUDA: beside a CPU build of PyTorch they want these two to import. They
-# are declared when torchvision is first asked for: who does not use it shall not wait for PyTorch.
+# torchvision's wheels are built for CUDA: with a CPU build of PyTorch, they need these two operators declared
+# in order to import. That is done when torchvision is first imported, so that programs that do not use it do
+# not have to wait for PyTorch.
 _DECLARE = """
 import runpy, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -68,7 +69,7 @@ _RUN_MODULE = """
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
-# Into the hub's cache for open_clip; as ONNX files, under rclip 3's own names, into rclip's data folder.
+# Writes into the hub's cache for open_clip, and into rclip's data folder as ONNX files with rclip 3's names.
 _MAKE_WEIGHTS = """
 import shutil
 from pathlib import Path
@@ -113,7 +114,7 @@ shutil.copy(Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz"), 
 
 
 def make_environment(folder: Path, installs: Installs) -> Path:
-    """The Python of an environment that holds what the installs say, made where it is not complete yet."""
+    """The Python of an environment with these installs; creates it if it is not complete yet."""
     python, complete = folder / "bin" / "python", folder / ".complete"
     if not complete.exists():
         _run([sys.executable, "-m", "venv", str(folder)])
@@ -124,7 +125,7 @@ def make_environment(folder: Path, installs: Installs) -> Path:
 
 
 def write_random_weights(python: Path, hub: Path, data: Path, architecture: str, pretrained: str) -> None:
-    """Write one model of random weights where open_clip and where rclip 3 look for downloads."""
+    """Write one model with random weights to where open_clip and rclip 3 look for downloads."""
     complete = data / ".complete"
     if not complete.exists():
         code = _DECLARE + _MAKE_WEIGHTS
@@ -133,12 +134,12 @@ def write_random_weights(python: Path, hub: Path, data: Path, architecture: str,
 
 
 def module_command(python: Path, module: str, *arguments: str) -> list[str]:
-    """The command line of a module that may import torchvision."""
+    """The command line to run a module that may import torchvision."""
     return [str(python), "-c", _DECLARE + _RUN_MODULE, module, *arguments]
 
 
 def module_script(python: Path, script: str, *arguments: str) -> list[str]:
-    """The command line of a few lines of Python that may import torchvision."""
+    """The command line to run a short Python script that may import torchvision."""
     return [str(python), "-c", _DECLARE + script, *arguments]
 
 

@@ -1,13 +1,14 @@
-"""The whole job, from photos to hits, by fwd2bot and by what people use now, in turn, with the same weights.
+"""End-to-end race, from photos to hits: fwd2bot against an established tool, in turn, with the same weights.
 
     python -m benchmarks.peers.race --place DIR --rival rclip-3.3.0 --count 2000 --megapixels 1 12 --json FILE
 
-makes an environment for each side under DIR, and one CLIP model of random weights for both. In every round
-each side indexes a few photos and all of them from nothing, indexes again with nothing changed (rclip answers
-a query whenever it indexes: it has no command without), and is asked one query from a cold start. Images a
-second leave the time to start out: more photos by more seconds. Then each is killed (SIGKILL) when half of
-its photos should be done, and its store is filled up with random rows and asked again. Peak memory is that of
-the largest process. A ratio above 1 says that fwd2bot is better.
+creates an environment for each side under DIR, and one CLIP model with random weights for both. In every
+round each side indexes a few photos and then all of them from scratch, indexes again with nothing changed
+(rclip also answers a query whenever it indexes: it has no index-only command), and answers one query from a
+cold start. Images per second exclude start-up time: they are the difference in photos between the two runs
+over the difference in seconds. Then each side is killed (SIGKILL) when half of its photos should be done; and
+its store is filled up with random rows and queried again. Peak memory is that of the largest process. A ratio
+above 1 means that fwd2bot is better.
 """
 
 import os
@@ -43,7 +44,7 @@ _FEW = 32
 
 @dataclass(frozen=True)
 class Photos:
-    """Two folders of photos of one size: a few, and `count`."""
+    """Two folders of photos of one size: one with a few, one with `count`."""
 
     few: Path
     all: Path
@@ -53,13 +54,13 @@ class Photos:
 
 @contextmanager
 def make_store() -> Iterator[Path]:
-    """An empty folder for all that one side keeps."""
+    """An empty folder for everything that one side stores."""
     with TemporaryDirectory(prefix="fwd2bot-race-") as store:
         yield Path(store)
 
 
 def index_photos(side: Contender, photos: Path, store: Path) -> Run:
-    """Run what brings the store in line with the photos: seconds together, and the highest peak."""
+    """Run the commands that bring the store up to date: total seconds, and the highest peak memory."""
     runs = [
         time_process(command, side.name, photos, side.variables(store))
         for command in side.index_commands(photos, store)
@@ -68,15 +69,15 @@ def index_photos(side: Contender, photos: Path, store: Path) -> Run:
 
 
 def search_store(side: Contender, photos: Path, store: Path) -> Run:
-    """Ask one query from a cold start."""
+    """Run one query from a cold start."""
     return time_process(side.search_command(photos, store), side.name, photos, side.variables(store))
 
 
 def run_lap(side: Contender, photos: Photos) -> Lap:
-    """Index few and all, index again, and search.
+    """Index few and all photos, index again, and search.
 
-    Few are indexed twice and timed once: what the system had dropped from memory while the other side ran
-    would else be counted as start, and make the photos look faster than they are.
+    The few are indexed twice and only the second run counts: otherwise, reading back what the system evicted
+    from its cache while the other side ran would count as start-up, and make the photos look faster.
     """
     for _ in range(2):
         with make_store() as store:
@@ -94,7 +95,7 @@ def run_lap(side: Contender, photos: Photos) -> Lap:
 
 
 def kill_run(side: Contender, photos: Photos, seconds: float) -> Kill:
-    """Kill an index run, with all its children, after so many seconds; see what is left, and let it end."""
+    """Kill an index run and its children after `seconds`, count what it stored, and run it to the end."""
     with make_store() as store:
         _run_and_kill(side, photos.all, store, seconds)
         stored = side.count_stored(store)
@@ -121,7 +122,7 @@ def _run_and_kill(side: Contender, photos: Path, store: Path, seconds: float) ->
 
 
 def search_among(side: Contender, photos: Photos, rows: int, rounds: int) -> list[Run]:
-    """Ask among so many rows, from a cold start each time."""
+    """Run one query per round among `rows` rows, each from a cold start."""
     with make_store() as store:
         index_photos(side, photos.few, store)
         side.fill_store(photos.few, store, rows)
@@ -129,10 +130,10 @@ def search_among(side: Contender, photos: Photos, rows: int, rounds: int) -> lis
 
 
 def run_race(sides: tuple[Contender, Contender], photos: Photos, rounds: int, rows: int) -> Race:
-    """Let both race in turn, so that what slows the machine down slows both."""
+    """Race both sides in turn, so that other load on the machine slows both."""
     for side in sides:
         with make_store() as store:
-            index_photos(side, photos.few, store)  # a first start waits for the disk
+            index_photos(side, photos.few, store)  # warm the disk cache
     laps: tuple[list[Lap], list[Lap]] = ([], [])
     for number in range(rounds):
         for side, its_laps in zip(sides, laps, strict=True):
@@ -149,7 +150,7 @@ def run_race(sides: tuple[Contender, Contender], photos: Photos, rounds: int, ro
 
 
 def prepare_photos(place: Path, count: int, megapixels: float) -> Photos:
-    """Draw the photos that are not there yet; a folder has its name once it is whole."""
+    """Draw photos that do not exist yet; a folder gets its final name only once it is complete."""
     few, many = (place / f"photos-{number}-{megapixels:g}" for number in (_FEW, count))
     for folder, number in ((few, _FEW), (many, count)):
         if not folder.exists():
@@ -161,7 +162,7 @@ def prepare_photos(place: Path, count: int, megapixels: float) -> Photos:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The whole job of fwd2bot and of a rival, on the same photos and weights, on the CPU."""
+    """Race fwd2bot against a rival end to end, on the same photos and weights, on the CPU."""
     parser = make_result_parser(_MODULE, main.__doc__)
     parser.add_argument("--place", type=Path, required=True, help="where environments and photos go")
     parser.add_argument("--rival", choices=list(RIVALS), default="rclip-3.3.0")

@@ -19,7 +19,7 @@ class Lap:
 
 @dataclass(frozen=True)
 class Kill:
-    """What a killed run had stored, of `images`, after `seconds`, and how long the next run took to end."""
+    """How many of `images` were stored by a run killed after `seconds`, and the duration of the next run."""
 
     images: int
     stored: int
@@ -29,7 +29,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Figures:
-    """One side: all its rounds, its killed run, and one query of each round among `large_rows` rows."""
+    """One side: all its rounds, its killed run, and one query per round among `large_rows` rows."""
 
     name: str
     versions: dict[str, str]
@@ -41,7 +41,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times better ours is, round by round: the median, the least and the most."""
+    """How many times better fwd2bot is: the median, minimum and maximum over rounds."""
 
     median: float
     least: float
@@ -61,14 +61,14 @@ class Race:
 
 @dataclass(frozen=True)
 class RaceResult:
-    """A race for each size of photos; the weights are random, so nothing is said of what is found."""
+    """A race for each photo size; the weights are random, so retrieval quality is not measured."""
 
     rival: str
     races: list[Race]
 
 
 def compare_sides(ours: Figures, theirs: Figures) -> dict[str, Ratio]:
-    """Ratios of all that is measured every round."""
+    """The ratio of each figure that is measured in every round; above 1 means that ours is better."""
     pairs = list(zip(ours.laps, theirs.laps, strict=True))
     large = zip(ours.large_search, theirs.large_search, strict=True)
     return {
@@ -88,7 +88,7 @@ def _sum_up(ratios: Sequence[float]) -> Ratio:
 
 
 def render_race(race: Race) -> str:
-    """Medians of both sides, the ratios with their spread, and what each ran on."""
+    """Medians of both sides, the ratios with their spread, and the package versions."""
     ours, theirs = race.ours, race.theirs
     size = f"{race.megapixels:g} megapixel{'' if race.megapixels == 1 else 's'}"
     rounds = f"{len(ours.laps)} round{'' if len(ours.laps) == 1 else 's'}"
