@@ -32,7 +32,7 @@ __all__ = [
     "read_karpathy",
 ]
 
-ALL = "all"  # the split that every file has
+ALL = "all"  # a name for all splits together, valid for every file
 USUAL_SPLIT = "test"
 
 

@@ -37,7 +37,7 @@ from training.sources.open import Sources, require_batches
 from training.views import SquareViews
 
 _SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-_ID_SPACE = 10**9  # ids reserved for each source; more than any has rows
+_ID_SPACE = 10**9  # ids reserved for each source; more than the rows of any
 _SCENES_A_STEP = 100_000  # scene numbers reserved for each step; more than any draws
 
 

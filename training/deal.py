@@ -1,7 +1,7 @@
 """The order in which the rows of a source are dealt: endless, with a new permutation in every epoch.
 
 The row at a position depends on seed, source and position alone. A broken row is replaced by the row at the
-same position of the next step: no other position changes, whichever process reads it.
+same place in the next step's batch: no other position changes, whichever process reads it.
 """
 
 import logging

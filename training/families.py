@@ -26,8 +26,8 @@ _TRIES = 12  # a change may not fit into the scene, or may make no difference
 def make_family(seed: int, index: int, size: int, most_things: int = 3) -> list[Scene]:
     """Family `index` of the series `seed`: `size` scenes.
 
-    A changed scene is kept only if neither its full description nor that of any other member fits both; a
-    new scene stands in where no change is found.
+    A changed scene is only kept if its full description is false of every member so far, and theirs of it. If
+    no such change is found, an independent scene takes its place, without this check.
     """
     random = Random(f"family {index} of series {seed}")
     family = [make_scene(seed, index, most_things)]

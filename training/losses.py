@@ -26,10 +26,10 @@ class ContrastiveLoss(nn.Module):
     @property
     def temperature(self) -> float:
         """What similarities are divided by."""
-        return (-self.log_scale.double()).exp().item()  # inf, and no error, where a step went astray
+        return (-self.log_scale.double()).exp().item()  # inf, not an error, if training diverged
 
     def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
-        """Mean of both directions over unit rows (s, width), (t, width); rows without a match only repel."""
+        """Mean of both directions over unit rows (s, width), (t, width); unmatched rows are negatives."""
         logits = self.log_scale.exp() * sources @ targets.T  # (s, t)
         positives = match_ids(source_ids, target_ids)
         forth = _cross_entropy(logits, positives)
@@ -51,10 +51,10 @@ class SigmoidLoss(nn.Module):
     @property
     def temperature(self) -> float:
         """What similarities are divided by."""
-        return (-self.log_scale.double()).exp().item()  # inf, and no error, where a step went astray
+        return (-self.log_scale.double()).exp().item()  # inf, not an error, if training diverged
 
     def forward(self, sources: Tensor, targets: Tensor, source_ids: Tensor, target_ids: Tensor) -> Tensor:
-        """Over unit rows (s, width), (t, width); rows without a match only repel."""
+        """The loss over unit rows (s, width), (t, width); rows without a match are only negatives."""
         logits = self.log_scale.exp() * sources @ targets.T + self.bias  # (s, t)
         signs = 2.0 * match_ids(source_ids, target_ids) - 1
         return -nn.functional.logsigmoid(signs * logits).sum() / len(sources)

@@ -86,7 +86,7 @@ class DistillationSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW; linear warm-up over `warmup_steps`, constant, linear cooldown over the last `cooldown_steps`."""
+    """AdamW; linear warm-up over `warmup_steps`, then constant, then linear to 0 over `cooldown_steps`."""
 
     learning_rate: Positive
     weight_decay: PositiveOrZero

@@ -50,7 +50,7 @@ def shard_frozen_weights(model: Fwd2Bot, ranks: Ranks) -> None:
     model.lvlm.get_decoder().layers = nn.ModuleList()
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
     trees = [model.compressor, *([model.generator] if model.generator is not model.compressor else [])]
-    # Go through the trees in parallel: a layer they share is freed once the last of them has been sharded.
+    # Go through the trees in parallel: a layer's common weights are freed once both trees have been sharded.
     for twins in zip(*(find_base_model(tree).get_decoder().layers for tree in trees), strict=True):
         for layer in twins:
             trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}

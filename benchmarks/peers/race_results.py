@@ -111,7 +111,7 @@ def render_race(race: Race) -> str:
 
 
 def _take_medians(figures: Figures) -> list[str]:
-    """In the order of `compare_sides`."""
+    """The medians of one side as text, in the order of `compare_sides`."""
     laps = figures.laps
     return [
         f"{statistics.median(lap.images_per_second for lap in laps):.2f}",

@@ -34,7 +34,7 @@ def open_sources(settings: Mapping[str, SourceSettings], folder: Path) -> Source
 
 
 def read_all_captions(sources: Sources) -> Iterator[str]:
-    """Every caption of the sources that are not drawn, text-only sources first; broken rows are skipped."""
+    """Every caption of the sources that are not drawn, those with text-only rows first; skips broken rows."""
     readable = [source for source in sources.values() if not isinstance(source, DrawnSource)]
     for source in sorted(readable, key=lambda source: source.pictured):
         for row in range(len(source)):
