@@ -137,7 +137,7 @@ def draw_charts(path: Path, out: Path) -> list[Path]:
         draw = CHARTS.get(run["benchmark"])
         return draw(run["result"], out / path.stem) if draw else []
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Fwd2BotError(f"{path} is no result of a benchmark ({error!r}): measure it again.") from error
+        raise Fwd2BotError(f"{path} is not a benchmark result ({error!r}): measure it again.") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ def at_least(least: int) -> Callable[[str], int]:
         except ValueError:
             count = least - 1
         if count < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
         return count
 
     return read_count

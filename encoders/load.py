@@ -31,7 +31,7 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
     EncoderNotFound, EncoderDamaged and MissingDependency.
     """
     if name in (_OPENCLIP, SENTENCE_PREFIX, LVLM_PREFIX):
-        raise EncoderNotFound(f"{name!r} ends where the name of a model is due: write it after the colon")
+        raise EncoderNotFound(f"{name!r} lacks the name of a model: write it after the colon")
     with _pause_collector():
         device = choose_device(device)
         if name.startswith(_OPENCLIP):
@@ -93,7 +93,7 @@ def explain_hub(name: str) -> Iterator[None]:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise EncoderNotFound(
-            f"{name!r} is no folder here, and the hub did not give it ({reason}): check name and network"
+            f"{name!r} is not a folder, and the hub did not provide it ({reason}): check name and network"
         ) from error
 
 
@@ -141,7 +141,7 @@ def _place_checkpoint(name: str) -> Path:
 def _check_checkpoint(name: str, folder: Path) -> Path:
     if not (folder / SETTINGS_FILE).is_file():
         raise EncoderNotFound(
-            f"{name!r} is no model: give {DEFAULT_ENCODER!r}, a folder or hub name that holds "
+            f"{name!r} is not a model: give {DEFAULT_ENCODER!r}, a folder or hub name that holds "
             f"{SETTINGS_FILE}, {LVLM_PREFIX}NAME, {_OPENCLIP}ARCH/PRETRAINED or {SENTENCE_PREFIX}NAME"
         )
     return folder

@@ -178,7 +178,7 @@ def _find_image_fault(table: pa.Table, manifest: Manifest) -> str:
     if table["embedding"].null_count != len(table) - len(images) or images["embedding"].null_count:
         return "its embeddings are not those of its images"
     if not np.isfinite(decode_vectors(images["embedding"], manifest.encoder.dim)).all():
-        return "it holds an embedding that is no number"
+        return "it holds an embedding that is not a number"
     if not pc.all(pc.match_substring_regex(images["digest"], DIGEST_PATTERN), min_count=0).as_py():
         return "it holds a digest that is none"
     try:

@@ -146,5 +146,5 @@ def decode_summaries(manifest: Manifest, table: pa.Table) -> FloatArray:
         with np.errstate(over="ignore", invalid="ignore"):
             values = dequantize_summaries(values, scales.reshape(-1, shape[0]))
     if not np.isfinite(values).all():
-        raise ValueError("it holds summary tokens that are no numbers")
+        raise ValueError("it holds summary tokens that are not numbers")
     return values.astype(np.float32, copy=False)

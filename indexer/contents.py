@@ -104,7 +104,7 @@ def _parse_digests(index_dir: Path, column: pa.ChunkedArray) -> NDArray[np.uint6
             raise ValueError("a digest of another length")
         halves = _split_digests("".join(digests))
         if len(halves) != len(digests):
-            raise ValueError("a digest that is no hexadecimal number")
+            raise ValueError("a digest that is not a hexadecimal number")
         return halves
     except ValueError as error:
         raise IndexDamaged(f"{index_dir} is damaged ({error}): {REPAIR_REMEDY}") from None

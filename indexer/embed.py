@@ -130,7 +130,7 @@ def _embed_batch(encoder: Encoder, batch: list[PreparedPhoto]) -> EmbeddedBatch:
     if embeddings.vectors.shape != (len(prepared), encoder.dim):
         raise EncoderError(
             f"{encoder.name} gave embeddings of shape {embeddings.vectors.shape} "
-            f"where {(len(prepared), encoder.dim)} is due: report it to the model's maker"
+            f"where {(len(prepared), encoder.dim)} is expected: report it to the model's maker"
         )
     return _drop_broken(batch, embeddings)
 

@@ -54,13 +54,13 @@ class _Fields:
         """Read one value, which must equal `due`."""
         found = self.read(code)
         if found != due:
-            raise ValueError(f"{what} is {found} where {due} is due")
+            raise ValueError(f"{what} is {found} where {due} is expected")
 
     def require_kind(self, *kinds: bytes) -> bytes:
         """Read the four-character code that begins a section, which must be one of `kinds`."""
         found = self.read_bytes(4)
         if found not in kinds:
-            raise ValueError(f"a piece of kind {found!r} where {kinds[0]!r} is due")
+            raise ValueError(f"a piece of kind {found!r} where {kinds[0]!r} is expected")
         return found
 
     def skip_vector(self, what: str, count: int, width: int) -> None:

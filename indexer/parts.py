@@ -90,7 +90,7 @@ def trust_nothing(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and error.errno:  # when it reports damage, Arrow sets no errno
             reason = os.strerror(error.errno)
-            raise IndexFailure(f"{path} cannot be read ({reason}): mend that and run it again") from None
+            raise IndexFailure(f"{path} cannot be read ({reason}): fix that and run it again") from None
         reason = " ".join(str(error).split())
         raise IndexDamaged(f"{path} is damaged ({reason[:200]}): {REPAIR_REMEDY}") from None
 
@@ -102,7 +102,7 @@ def open_part(index_dir: Path, manifest: Manifest, part: PartRecord) -> Iterator
     with trust_nothing(path):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no ordinary file")
+            raise ValueError("it is not a regular file")
         if status.st_size != part.size:
             raise ValueError(f"{status.st_size} bytes where the manifest says {part.size}")
         with pq.ParquetFile(path, page_checksum_verification=True) as file:

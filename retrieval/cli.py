@@ -120,7 +120,7 @@ def main() -> None:
         if error.errno == errno.ENOSPC:
             complain(f"no space left on the disk{place}: make room and run it again, what is done is kept")
         elif error.errno == errno.EFBIG:
-            complain(f"over the limit on the size of a file{place}: raise it (`ulimit -f`) and run it again")
+            complain(f"over the limit on file size{place}: raise it (`ulimit -f`) and run it again")
         elif error.errno == errno.ENOENT and not error.filename:  # only getcwd names no file
             complain("the current folder was removed: go to another one, or give whole paths")
         else:

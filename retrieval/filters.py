@@ -55,7 +55,7 @@ def parse_date(text: str) -> tuple[datetime, datetime]:
         return begin, end if day else end.replace(day=1) if month else end.replace(month=1, day=1)
     except (ValueError, OverflowError):
         raise QueryError(
-            f"{text!r} is no date: give a year, a month or a day, such as 2019, 2019-06 or 2019-06-15"
+            f"{text!r} is not a date: give a year, a month or a day, such as 2019, 2019-06 or 2019-06-15"
         ) from None
 
 

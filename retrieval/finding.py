@@ -159,5 +159,5 @@ def _choose_form(as_json: bool, null: bool, paths_only: bool, min_score: float) 
     if as_json and (null or paths_only):
         raise typer.BadParameter("--json is a form of its own: leave out -0 and --paths, or --json")
     if min_score != min_score:
-        raise typer.BadParameter("--min-score is no number: give one from -1 to 1")
+        raise typer.BadParameter("--min-score is not a number: give one from -1 to 1")
     return "json" if as_json else "null" if null else "paths" if paths_only else "lines"

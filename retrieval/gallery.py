@@ -117,7 +117,7 @@ def _to_unit_rows(vectors: ArrayLike, dim: int) -> FloatArray:
     try:
         rows = np.asarray(vectors, np.float64)
     except (TypeError, ValueError):
-        raise QueryError(f"the vectors are no numbers: give float rows of shape (n, {dim})") from None
+        raise QueryError(f"the vectors are not numbers: give float rows of shape (n, {dim})") from None
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise QueryError(f"the vectors are of shape {rows.shape}: give float rows of shape (n, {dim})")
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -39,7 +39,7 @@ def test_a_count_that_is_too_small_is_refused_by_the_option_it_stands_behind(
         main(arguments)
     assert ended.value.code == 2
     option, value = arguments[-2:]
-    assert f"argument {option}: '{value}' is no whole number of " in capsys.readouterr().err
+    assert f"argument {option}: '{value}' is not a whole number of " in capsys.readouterr().err
 
 
 def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def test_loading_leaves_the_program_around_it_as_it_was(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("prefix", ["lvlm:", "st:", "openclip:"])
 def test_a_prefix_without_a_name_is_refused_as_such(prefix: str) -> None:
-    with pytest.raises(EncoderNotFound, match=f"'{prefix}' ends where the name of a model is due"):
+    with pytest.raises(EncoderNotFound, match=f"'{prefix}' lacks the name of a model"):
         load_encoder(prefix, "cpu")
 
 
@@ -54,7 +54,7 @@ def test_what_is_no_checkpoint_is_not_fetched_to_find_that_out(monkeypatch: pyte
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", find_nothing)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: pytest.fail("fetched"))
-    with pytest.raises(EncoderNotFound, match=r"is no model: give .*lvlm:NAME"):
+    with pytest.raises(EncoderNotFound, match=r"is not a model: give .*lvlm:NAME"):
         load_encoder("llava-hf/llava-1.5-7b-hf", "cpu")
 
 

@@ -126,7 +126,7 @@ def test_a_model_that_gives_no_number_skips_the_image(gallery: Path, encoder: Fa
 
 def test_a_model_that_gives_the_wrong_shape_is_refused(gallery: Path, encoder: FakeEncoder) -> None:
     encoder.dim = 9
-    with pytest.raises(EncoderError, match=r"\(3, 8\) where \(3, 9\) is due"):
+    with pytest.raises(EncoderError, match=r"\(3, 8\) where \(3, 9\) is expected"):
         build(gallery, encoder)
 
 

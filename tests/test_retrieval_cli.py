@@ -207,7 +207,7 @@ def test_each_failure_is_one_line_and_exit_code_1(
     ("reason", "start", "remedy"),
     [
         (errno.ENOSPC, "no space left on the disk", "make room and run it again, what is done is kept"),
-        (errno.EFBIG, "over the limit on the size of a file", "raise it (`ulimit -f`) and run it again"),
+        (errno.EFBIG, "over the limit on file size", "raise it (`ulimit -f`) and run it again"),
     ],
 )
 def test_a_file_that_cannot_grow_is_one_line_with_its_name(

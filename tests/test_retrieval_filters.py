@@ -93,7 +93,7 @@ def test_a_date_lasts_as_long_as_its_days_begin_with_it(text: str) -> None:
 )
 def test_what_is_no_date_is_refused(text: str) -> None:
     for since, until in ((text, None), (None, text)):
-        with pytest.raises(QueryError, match="is no date: give a year"):
+        with pytest.raises(QueryError, match="is not a date: give a year"):
             make_filter(None, since, until)
 
 

@@ -54,7 +54,7 @@ def test_a_locale_that_reads_names_as_other_letters_is_refused(indexed: Path) ->
     [
         (("search", "-0", "--json", "red"), "--json is a form of its own"),
         (("search", "--paths", "--json", "red"), "--json is a form of its own"),
-        (("search", "--min-score", "nan", "red"), "--min-score is no number"),
+        (("search", "--min-score", "nan", "red"), "--min-score is not a number"),
         (("index", ".", "--watch", "--dry-run"), "leave out one of them"),
     ],
 )

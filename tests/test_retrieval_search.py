@@ -95,8 +95,8 @@ def test_vectors_of_any_length_and_type_are_scored_by_cosine(index_dir: Path, en
     [
         (np.ones((1, 7)), r"of shape \(1, 7\): give float rows of shape \(n, 8\)"),
         (np.ones(8), r"of shape \(8,\): give"),
-        ([["red"] * 8], "no numbers"),
-        ([[1.0] * 8, [1.0] * 7], "no numbers"),
+        ([["red"] * 8], "not numbers"),
+        ([[1.0] * 8, [1.0] * 7], "not numbers"),
         ([[1.0] * 7 + [np.nan]], "NaN"),
         ([[1.0] * 7 + [np.inf]], "infinity"),
         (np.zeros((1, 8)), "nothing but zeros"),

@@ -291,4 +291,4 @@ def test_a_run_of_something_else_is_no_pair_of_towers(
     ]
     assert main(command) == 1
     error = capsys.readouterr().err
-    assert "is no run of training.two_tower" in error
+    assert "is not a run of training.two_tower" in error

@@ -141,7 +141,7 @@ def test_a_run_without_an_image_tower_is_refused(
 
 def test_a_folder_without_a_run_is_named(run: Path, tmp_path: Path) -> None:
     model, batches = load(run)
-    with pytest.raises(DatasetError, match=r"nowhere is no run of a training"):
+    with pytest.raises(DatasetError, match=r"nowhere is not a training run"):
         graft_tower(model, tmp_path / "nowhere", batches)
 
 

@@ -98,7 +98,7 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path, other: object) -> No
         torch.save(other, tmp_path / STATE_FILE)
     else:
         (tmp_path / STATE_FILE).write_bytes(b"not a state")
-    with pytest.raises(DatasetError, match="is no state of a run"):
+    with pytest.raises(DatasetError, match="is not the state of a run"):
         load_state(make_trainer(), tmp_path / STATE_FILE)
 
 

@@ -93,7 +93,7 @@ def _read_table(path: Path, columns: pa.Schema) -> tuple[pa.Table, NDArray[np.fl
         vectors = table["embedding"].combine_chunks()
         missing = [field.name for field in columns if field not in table.schema]
         if missing or not pa.types.is_fixed_size_list(vectors.type) or vectors.null_count:
-            raise DatasetError(f"{path} is no table of training.teach: name the folder that it wrote")
+            raise DatasetError(f"{path} is not a table of training.teach: name the folder that it wrote")
         values = vectors.flatten().to_numpy().astype(np.float16, copy=False)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DatasetError(

@@ -109,13 +109,13 @@ def put_back_model(folder: Path) -> None:
 def read_state(path: Path, device: torch.device, parts: Sequence[str] = ()) -> dict[str, Any]:
     """Read what `save_state` wrote; raises DatasetError if the file holds anything else or lacks `parts`."""
     if not path.exists():
-        raise DatasetError(f"{path.parent} is no run of a training: it holds no {path.name}")
+        raise DatasetError(f"{path.parent} is not a training run: it holds no {path.name}")
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
         if not isinstance(state, dict) or not state.keys() >= set(parts):
             raise ValueError("torch wrote it, and another program")
     except (EOFError, OSError, RuntimeError, UnpicklingError, ValueError) as error:
-        raise DatasetError(f"{path} is no state of a run: remove it to start anew") from error
+        raise DatasetError(f"{path} is not the state of a run: remove it to start anew") from error
     return state
 
 

@@ -212,7 +212,7 @@ def load_two_towers(run: Path, data: Path) -> tuple[TwoTowers, InputBuilder]:
     try:
         towers.load_state_dict(state["model"])
     except RuntimeError as error:
-        raise DatasetError(f"{run} is no run of training.two_tower on the data of {data}") from error
+        raise DatasetError(f"{run} is not a run of training.two_tower on the data of {data}") from error
     return towers.eval(), builder
 
 

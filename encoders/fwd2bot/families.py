@@ -86,4 +86,4 @@ def find_family_of_processor(processor: ProcessorMixin) -> Family:
         if family.processor == name:
             return family
     known = ", ".join(sorted({family.processor for family in FAMILIES}))
-    raise EncoderNotFound(f"A {name} is no processor that fwd2bot can use: it uses {known}")
+    raise EncoderNotFound(f"A {name} is not a processor that fwd2bot can use: it uses {known}")

@@ -126,4 +126,4 @@ def read_trial(path: Path) -> Trial:
         figures = {name: list(map(float, values)) for name, values in measures["figures"].items()}
         return Trial(**record, measures=Measures(figures, int(measures["bytes_an_image"])))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path} is no trial ({error}): remove it, and it is run again") from error
+        raise DatasetError(f"{path} is not a trial ({error}): remove it, and it is run again") from error

@@ -99,7 +99,7 @@ def _open_table(path: Path, settings: CaptionTableSettings) -> _Table:
         return _ParquetTable(path, columns)
     if path.suffix == ".jsonl":
         return RecordFile(path)
-    raise DatasetError(f"{path} is no caption table: a .parquet or a .jsonl is expected")
+    raise DatasetError(f"{path} is not a caption table: a .parquet or a .jsonl is expected")
 
 
 def _list_all_texts(record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
