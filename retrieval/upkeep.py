@@ -72,7 +72,7 @@ def index(
     from indexer.watch import watch_folder
     from retrieval.locate import choose_model, find_index, place_index
 
-    _refuse_contradictions(watch, dry_run, moved, rebuild)
+    _refuse_contradictions(watch, dry_run, rebuild, moved, index_place)
     root = name_root(folder)
     place = place_index(root, index_place)
     if moved:
@@ -109,13 +109,17 @@ def index(
         progress.close()
 
 
-def _refuse_contradictions(watch: bool, dry_run: bool, moved: bool, rebuild: bool) -> None:
+def _refuse_contradictions(
+    watch: bool, dry_run: bool, rebuild: bool, moved: bool, index_place: Path | None
+) -> None:
     if watch and dry_run:
         raise typer.BadParameter("--dry-run changes nothing, and --watch does: leave out one of them")
     if moved and rebuild:
         raise typer.BadParameter(
             "--moved goes on with an index, and --rebuild does not: leave out one of them"
         )
+    if moved and index_place is None:
+        raise typer.BadParameter("--moved is for an index stored elsewhere: name it with --index")
 
 
 MERGE_EPILOG = """\b

@@ -127,7 +127,8 @@ def test_moved_needs_an_index_and_does_not_begin_one(here: Path, tmp_path: Path)
     assert not (tmp_path / "typo").exists()
     with pytest.raises(IndexNotFound):
         build_index(here, tmp_path / "typo", FakeEncoder(), BuildSettings(moved=True))
-    assert run("index", ".", "--moved", "--rebuild").exit_code == 2
+    for options in (["--moved"], ["--moved", "--rebuild", "--index", str(tmp_path)]):
+        assert run("index", ".", *options).exit_code == 2
 
 
 def test_an_object_with_a_nul_in_its_name_is_left_out(
