@@ -1,4 +1,4 @@
-"""Kinds of index are built, asked and judged alike; where ours loses is worked out and not chosen."""
+"""All kinds of index are built, searched and scored alike; where ours loses is computed, not chosen."""
 
 import json
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ ROWS, DIM = 2000, 32
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-@pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
+@pytest.mark.filterwarnings("ignore")  # from third-party libraries
 def test_each_kind_finds_a_stored_vector_first_and_most_of_the_true_neighbours(
     kind: Kind, tmp_path: Path
 ) -> None:
@@ -76,10 +76,10 @@ def test_memory_is_the_most_that_was_held_while_queries_were_answered(tmp_path: 
     ann.write_synthetic(tmp_path, 1000, 16, seed=1)
     ann.write_truth(tmp_path)
     held = [b"\1" * (256 << 20)]
-    held.clear()  # a peak of before
+    held.clear()  # an earlier peak, which must not count
 
     def search(queries: FloatArray, k: int, effort: str) -> Ids:
-        held[:] = [] if held else [b"\1" * (64 << 20)]  # every other query gives all of it back
+        held[:] = [] if held else [b"\1" * (64 << 20)]  # every other query frees all of it
         return np.zeros((len(queries), k), np.int64)
 
     kind = Kind("made", "numpy", lambda vectors, folder: None, lambda folder: search, lambda rows: [""])
@@ -116,7 +116,7 @@ def test_the_command_measures_in_processes_of_their_own_and_writes_what_it_found
     (collection,) = json.loads(out.read_text())["result"]["collections"]
     assert [kind["name"] for kind in collection["kinds"]] == [OURS, "FAISS Flat"]
     assert all(kind["points"][0]["recall_at_10"] > 0.99 for kind in collection["kinds"])
-    assert 64 < collection["kinds"][1]["bytes_per_vector"] < 65  # float32, and a few bytes for the file
+    assert 64 < collection["kinds"][1]["bytes_per_vector"] < 65  # float32 values, and a few bytes of overhead
     assert "recall@10" in capsys.readouterr().out
 
 

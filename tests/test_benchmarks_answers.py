@@ -1,4 +1,4 @@
-"""The rules of VQAv2, GQA, POPE and MME on answers judged by hand."""
+"""The scoring rules of VQAv2, GQA, POPE and MME, on answers judged by hand."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_answers_are_normalised_as_the_vqa_server_does(answer: str, normal: str)
 
 @pytest.mark.parametrize(("agree", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
 def test_vqa_accuracy_is_that_of_the_answer_among_nine_of_ten_people(agree: int, accuracy: float) -> None:
-    # One of ten agreeing is in nine of the ten sets of nine, where it is a third of what it takes: 0.3.
+    # One agreeing person is in nine of the ten subsets of nine people, and counts 1/3 in each: 0.3.
     question = ask(*["a Dog"] * agree, *["cat"] * (10 - agree))
     for task in ("vqav2", "textvqa"):
         assert score_answers(task, [question], ["dog."]).accuracy == pytest.approx(accuracy)
@@ -63,7 +63,7 @@ def test_pope_counts_yes_as_found() -> None:
     labels = ["yes", "yes", "yes", "no", "no"]
     said = ["Yes, there is.", "yes", "No", "There is not. Yes.", "a dog"]
     report = score_answers("pope", [ask(label) for label in labels], said)
-    # Found two of three, and "a dog", which says neither, counts as a yes.
+    # Two of three "yes" labels are found; "a dog", which is neither yes nor no, counts as a yes.
     assert report == (3 / 5, 2 / 3, 2 / 3, pytest.approx(2 / 3), 3 / 5, 5)
 
 

@@ -110,7 +110,7 @@ def test_scores_are_those_of_the_papers_written_out() -> None:
 
 
 def install_wordnet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """WordNet, if boats and ships were all there is, on disk as NLTK wants it."""
+    """Write a WordNet of boats and ships alone, in the files that NLTK expects."""
     place = folder / "corpora" / "wordnet"
     place.mkdir(parents=True)
     parts = [f"{kind}.{part}" for kind in ("index", "data") for part in ("noun", "verb", "adj", "adv")]
@@ -123,13 +123,13 @@ def install_wordnet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def look_for_wordnet(folders: Sequence[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have NLTK look for it anew, in these folders alone."""
+    """Make NLTK look for WordNet again, in these folders alone."""
     monkeypatch.setattr(nltk.data, "path", [str(folder) for folder in folders])
     monkeypatch.setattr(nltk.corpus, "wordnet", LazyCorpusLoader("wordnet", WordNetCorpusReader, object()))
 
 
 def compute_meteor(said: list[str], matches: list[tuple[int, int]], wanted: list[str]) -> float:
-    """Banerjee and Lavie 2005, from an alignment made by hand."""
+    """METEOR of Banerjee and Lavie 2005, from an alignment made by hand."""
     precision, recall = len(matches) / len(said), len(matches) / len(wanted)
     mean = 10 * precision * recall / (recall + 9 * precision)
     chunks = 1 + sum(later != (one + 1, other + 1) for (one, other), later in pairwise(matches))
@@ -145,7 +145,7 @@ def test_meteor_knows_stems_and_synonyms(tmp_path: Path) -> None:
         assert score_captions([said], [[wanted, "nothing alike"]]).meteor == pytest.approx(expected)
         stems = compute_meteor(["boats", "sailing"], [(0, 0), (1, 1)], ["boat", "sails"])
         assert score_captions(["boats sailing"], [["boat sails"]]).meteor == pytest.approx(stems)
-    gc.collect()  # NLTK leaves WordNet's files open; here that is expected, and in another test it is not
+    gc.collect()  # NLTK leaves WordNet's files open: close them here, where the warning is ignored
 
 
 def test_meteor_is_absent_and_not_zero_where_wordnet_was_never_fetched(

@@ -1,4 +1,4 @@
-"""What every benchmark command refuses before it works, and in which words."""
+"""What every benchmark command refuses before it starts work, and the messages."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ def test_a_result_without_a_place_is_refused_before_the_work(tmp_path: Path) -> 
     for path in (tmp_path, tmp_path / "file" / "out.json", tmp_path / "file" / "new" / "out.json"):
         with pytest.raises(Fwd2BotError, match="in the way"):
             refuse_overwriting(path, force=True)
-    refuse_overwriting(tmp_path / "new" / "new" / "out.json", force=False)  # folders are made
+    refuse_overwriting(tmp_path / "new" / "new" / "out.json", force=False)  # missing folders are made
     refuse_overwriting(tmp_path / "file", force=True)
 
 
@@ -70,7 +70,7 @@ def test_an_index_that_is_there_is_not_replaced_by_a_drawn_one(
 
 
 class ConnectError(Exception):
-    """As that of httpx, which is no OSError."""
+    """Stands in for httpx.ConnectError, which is not an OSError."""
 
     __module__ = "httpx"
 

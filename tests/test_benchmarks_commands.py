@@ -1,4 +1,4 @@
-"""The benchmark commands of generation and speed on what is known beforehand."""
+"""The generation and speed benchmarks, on inputs with known results."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def test_cross_entropy_is_that_of_the_true_captions_and_rises_with_another_photo
 
 
 def test_a_process_is_timed_with_a_memory_of_its_own() -> None:
-    # In a process of its own: Linux counts what a parent held before the exec as its child's.
+    # In a separate process: Linux counts what the parent held before the exec towards the child's peak.
     script = (
         "import sys; from pathlib import Path; from benchmarks import speed\n"
         "speed.find_command = lambda: Path(sys.executable)\n"

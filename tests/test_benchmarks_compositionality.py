@@ -1,4 +1,4 @@
-"""The compositionality command, on scenes and on published forms, with encoders of known scores."""
+"""The compositionality command, on scenes and on published formats, with encoders of known scores."""
 
 import json
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def test_an_encoder_that_tells_nothing_apart_is_given_none() -> None:
     assert result.embedding["accuracy"].accuracy == 0.0
     assert result.generative is None
     assert result.scenes is not None
-    # All tie, so only the first scene of the gallery is found at the first place.
+    # All scores tie, so only the first scene of the gallery is ever ranked first.
     assert result.scenes.recall.hits[1] <= 1 / result.scenes.unique_captions
 
 
@@ -72,7 +72,7 @@ def test_the_command_is_repeatable_from_its_own_record(
 
 
 def write_colours(folder: Path) -> Path:
-    """SugarCrepe's form: each picture's colour is its caption, and the next colour the false one."""
+    """SugarCrepe's format: each picture's caption is its colour, and its false caption the next colour."""
     colours = list(PALETTE)[:6]
     records = {}
     for number, colour in enumerate(colours):
@@ -156,7 +156,7 @@ def test_likelihoods_are_those_of_int8_tokens_for_every_pair_of_picture_and_capt
 
 
 def write_sets(folder: Path) -> dict[str, Path]:
-    """A set of each form in which colours are said rightly and wrongly."""
+    """Write a set in each format, with true and false captions about colours."""
     for colour in ("red", "blue"):
         paint(folder / f"{colour}.png", colour)
     box = {"bbox_x": 4, "bbox_y": 4, "bbox_w": 9, "bbox_h": 9}

@@ -1,4 +1,4 @@
-"""Compositionality sets: their published forms, their rules, and what is refused."""
+"""Compositionality sets: their published formats, their scoring rules, and what is refused."""
 
 import json
 from collections.abc import Callable
@@ -244,7 +244,7 @@ def test_the_threshold_is_the_best_there_is() -> None:
 
 
 def test_a_statement_is_judged_by_a_threshold_from_the_other_half() -> None:
-    # The odd rows would want a threshold of 8, the even ones of 2: each half gets the other's.
+    # A threshold of 8 fits the odd rows and one of 2 the even rows: each half is judged by the other's.
     values = [1.0, 7.0, 3.0, 9.0] * 3
     labels = [0, 0, 1, 1] * 3
     judged = judge_statements([compose(1, label) for label in labels], as_scores(*([v] for v in values)))

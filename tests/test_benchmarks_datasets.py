@@ -1,4 +1,4 @@
-"""Annotation files: what is read, and what is refused in which words."""
+"""Annotation files: what is read, what is refused, and the messages."""
 
 import csv
 import json

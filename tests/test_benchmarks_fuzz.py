@@ -1,4 +1,4 @@
-"""A small fixed part of the fuzzing, and that a crash, a hang or a fault would be found."""
+"""A small fixed run of the fuzzer, and checks that it would find a crash, a hang or a fault."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SMALL = Image.new("RGB", (4, 4))
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own, as the fuzzer forks and a test run has threads."""
+    """Run Python in a separate process: the fuzzer forks, and a test run has threads."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
@@ -36,7 +36,7 @@ def test_no_mutant_of_a_fixed_few_crashes_hangs_or_fills_the_memory(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())["result"]
     assert (result["count"], result["seed"], result["faults"]) == (90, 7, [])
-    assert min(result["decoded"], result["refused"]) > 20  # neither untouched nor all beyond recognition
+    assert min(result["decoded"], result["refused"]) > 20  # mutants are neither all intact nor all unreadable
     assert f"90 mutants: {result['decoded']} images decoded" in done.stdout
 
 

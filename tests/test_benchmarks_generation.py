@@ -1,4 +1,4 @@
-"""Captions and answers, from tokens and from pixels, by an encoder whose every word is known beforehand."""
+"""Captions and answers, from tokens and from pixels, by an encoder whose replies are known."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ COLOURS = list(PALETTE)[:4]
 
 
 class PoliteEncoder(FakeEncoder):
-    """Names the colour it sees, after "some" from tokens and "a" from pixels, and says nothing to "shh"."""
+    """Says "some red thing" from tokens and "a red thing" from pixels, by colour, and nothing to "shh"."""
 
     def _say(self, images: Sequence[str], questions: Sequence[str], article: str) -> list[str]:
         pairs = zip(images, questions, strict=True)
@@ -45,7 +45,7 @@ class PoliteEncoder(FakeEncoder):
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Four photos of one colour each, described in Karpathy's form and asked about in POPE's and GQA's."""
+    """Four photos of one colour each with captions in Karpathy's format, and a red one with GQA questions."""
     monkeypatch.setattr(generation, "load_encoder", lambda name, device: PoliteEncoder())
     records, asked = [], {}
     for colour in COLOURS:
@@ -78,7 +78,7 @@ def run(photos: Path, dataset: str, *more: str) -> dict[str, object]:
 def test_captions_are_scored_from_every_form(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run(photos, "captions.json")
     assert list(result["scores"]) == list(FORMS)
-    # "a red thing" is the first reference to the word; "some red thing" has no run of four words in it.
+    # "a red thing" is the first reference word for word; "some red thing" shares only two of its words.
     assert result["scores"]["pixels"]["cider_d"] > result["scores"]["int8"]["cider_d"] > 0
     assert result["scores"]["float32"] == result["scores"]["float16"] == result["scores"]["int8"]
     assert result["scores"]["pixels"]["rouge_l"] == 1.0
@@ -145,5 +145,5 @@ def test_a_missing_scorer_is_named_before_any_work(
 def test_a_missing_photo_stops_unless_allowed(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "red.jpg").unlink()
     asked = ["--dataset", str(photos / "gqa.json"), "--images", str(photos), "--task", "gqa"]
-    assert generation.main([*asked, "--allow-missing"]) == 1  # none would be left
+    assert generation.main([*asked, "--allow-missing"]) == 1  # no photo would be left
     assert "1 of 1 photos" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tasks of mteb's own classes on a few images of the tests' making, where mteb is installed: no network."""
+"""Tasks of mteb's own classes on a few generated images, without network, where mteb is installed."""
 
 import json
 from importlib.util import find_spec
@@ -15,12 +15,12 @@ from tests.conftest import PALETTE, FakeEncoder
 
 HAS_MTEB = find_spec("mteb") is not None
 needs_mteb = pytest.mark.skipif(not HAS_MTEB, reason="mteb is not installed")
-# Of datasets, torch and the like, which mteb leaves as they are.
+# Warnings of datasets, torch and others, which mteb lets through, must not fail these tests.
 pytestmark = pytest.mark.filterwarnings("default")
 
 
 def make_task(category: str) -> Any:
-    """Find each colour by its name among pictures ("t2i"), or the name among names ("i2t")."""
+    """A task that finds each colour's picture by its name ("t2i"), or its name by its picture ("i2t")."""
     from datasets import Dataset
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata

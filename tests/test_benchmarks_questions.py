@@ -1,4 +1,4 @@
-"""Question files in the forms in which they are published, written by the tests."""
+"""Question files in their published formats, written by the tests."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A race divides rightly, kills what it must, and asks each store as its program keeps it."""
+"""A race computes its ratios correctly, kills runs in time, and reads each program's store in its format."""
 
 import sqlite3
 import subprocess
@@ -29,7 +29,7 @@ PHOTOS = race.Photos(Path("few"), Path("all"), 132, 1.0)
 
 
 class Sluggish:
-    """Takes five seconds to start (from a cold disk a hundred) and so many a photo, without taking them."""
+    """Pretends to take 5 seconds to start (100 the first time, from a cold disk) and `seconds` per photo."""
 
     versions: Mapping[str, str] = {}
 
@@ -98,7 +98,7 @@ def test_photos_of_a_run_that_was_stopped_are_drawn_anew_and_whole_ones_kept(
 
 
 def test_weights_are_written_over_those_of_a_run_that_was_stopped(tmp_path: Path) -> None:
-    # A stand-in for open_clip and for the export, which take minutes; what makes folders is the real code.
+    # open_clip and the export, which take minutes, are stand-ins; the code that makes the folders is real.
     script = (
         "from types import SimpleNamespace as Made\n"
         "import torch, safetensors.torch\n"
@@ -122,7 +122,7 @@ def test_weights_are_written_over_those_of_a_run_that_was_stopped(tmp_path: Path
 
 
 class Writer:
-    """Writes a file and sleeps; after a kill it is done at once, as what it did is kept."""
+    """Writes a file and sleeps; when run again after a kill, it finds the file and ends at once."""
 
     name, versions = "writer", Mapping[str, str]
     script = "import sys, time; open(sys.argv[1], 'x').close(); time.sleep(60)"
@@ -149,7 +149,7 @@ def test_a_run_is_killed_in_time_and_what_it_left_is_counted(tmp_path: Path) -> 
 def test_our_store_is_counted_and_filled_so_that_it_can_be_searched(gallery: Path, tmp_path: Path) -> None:
     side = Fwd2bot(PYTHON, ARCHITECTURE, {})
     assert side.count_stored(tmp_path) == 0
-    build(gallery, FakeEncoder(summaries=False))  # as a model of open_clip
+    build(gallery, FakeEncoder(summaries=False))  # like an open_clip model
     (gallery / ".fwd2bot").rename(gallery / "index")
     assert side.count_stored(gallery) == 8
     side.fill_store(gallery, gallery, 50)

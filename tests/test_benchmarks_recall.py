@@ -18,14 +18,14 @@ from encoders.base import DatasetError, EncoderError
 
 
 def naive_recall_at_k(scores: np.ndarray, positive: np.ndarray, cutoff: int) -> np.ndarray:
-    """CLIP_benchmark's `recall_at_k`, of each query: true positives among the top K over all positives."""
+    """CLIP_benchmark's `recall_at_k` for each query: true positives among the top K over all positives."""
     top = np.argsort(-scores, axis=1, kind="stable")[:, :cutoff]
     one_hot = np.eye(scores.shape[1], dtype=int)[top]  # (queries, K, items)
     return np.asarray((one_hot * positive[:, None]).sum(axis=(1, 2)) / positive.sum(axis=1))
 
 
 def naive_hit_rate(scores: np.ndarray, positive: np.ndarray, cutoff: int) -> float:
-    """What CLIP_benchmark prints: the share of queries, batch by batch, whose recall is above zero."""
+    """What CLIP_benchmark prints: the share of queries with recall above zero, computed in batches."""
     batches = [
         naive_recall_at_k(scores[start : start + 16], positive[start : start + 16], cutoff)
         for start in range(0, len(scores), 16)
@@ -34,7 +34,7 @@ def naive_hit_rate(scores: np.ndarray, positive: np.ndarray, cutoff: int) -> flo
 
 
 def naive_clip_metrics(images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
-    """open_clip's `get_clip_metrics`: image i and text i belong together; ranks from the order of scores."""
+    """open_clip's `get_clip_metrics`: image i matches text i, and ranks come from sorting the scores."""
     metrics = {}
     for name, logits in (("image_to_text", images @ texts.T), ("text_to_image", texts @ images.T)):
         ranking = np.argsort(-logits, axis=1, kind="stable")
@@ -45,7 +45,7 @@ def naive_clip_metrics(images: np.ndarray, texts: np.ndarray) -> dict[str, float
 
 
 def naive_average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The textbook's definition for one query: precision at each positive, averaged."""
+    """The textbook definition for one query: precision at each positive, averaged."""
     found = positive[np.argsort(-scores, kind="stable")]
     return float(np.mean([found[: place + 1].mean() for place in np.flatnonzero(found)]))
 
@@ -53,7 +53,7 @@ def naive_average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 def make_pairs(
     seed: int, images: int, captions: int, levels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors of few whole-number values, so that scores are exact and ties abound."""
+    """Vectors of small integers, so that scores are exact and ties frequent."""
     random = np.random.default_rng(seed)
     image_vectors = random.integers(-levels, levels + 1, (images, 3)).astype(np.float32)
     image_of_text = random.permutation(np.repeat(np.arange(images), captions))
@@ -66,7 +66,7 @@ def make_pairs(
 def test_both_directions_equal_clip_benchmark_to_the_last_digit_ties_included(
     seed: int, levels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recall, "_BLOCK_SCORES", 700)  # several blocks, the last one ragged
+    monkeypatch.setattr(recall, "_BLOCK_SCORES", 700)  # several blocks, the last one shorter
     images, texts, image_of_text = make_pairs(seed, 37, 5, levels)
     scores, positive = texts @ images.T, image_of_text[:, None] == np.arange(37)
     report = report_pairs(images, texts, image_of_text.tolist(), cutoffs=(1, 2, 5, 10, 37))

@@ -1,4 +1,4 @@
-"""The report runs what it names, shows what was measured, and leaves hand-written words alone."""
+"""The report runs what it names, shows what was measured, and leaves hand-written text alone."""
 
 import json
 from pathlib import Path

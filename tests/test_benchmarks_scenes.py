@@ -1,4 +1,4 @@
-"""Rendered scenes: captions that are true, negatives that are not, pictures that show what is said."""
+"""Rendered scenes: captions are true, negatives are false, and pictures show what captions say."""
 
 import json
 from pathlib import Path
@@ -158,7 +158,7 @@ def test_a_caption_names_its_scene_uniquely_where_it_is_false_of_all_others() ->
     alone = Scene((place("circle", "red", 0.5, 0.5),), (), WHITE)
     other = Scene((place("star", "red", 0.5, 0.5),), (), WHITE)
     gallery = [RED_LEFT_OF_BLUE, twin, alone, other]
-    # The lone circle's caption is true of the first two scenes as well; nothing but the star is a star.
+    # The lone circle's caption is true of the first two scenes as well; only the last scene has a star.
     assert find_uniquely_named(gallery, [describe_fully(scene) for scene in gallery]) == [3]
 
 

@@ -1,4 +1,4 @@
-"""WebDataset shards, and photos in archives: read where they lie, and refused in plain words."""
+"""WebDataset shards, and photos in archives: read in place, or refused with a plain message."""
 
 import json
 import tarfile

@@ -1,4 +1,4 @@
-"""Every form is written, weighed and read back; what is lost on the way is counted."""
+"""Every storage form is written, sized and read back; what it loses on the way is counted."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The retrieval command: the exact matrix, what an index keeps, folds, and embeddings kept between runs."""
+"""The retrieval command: the exact score matrix, stored forms, folds, and embeddings kept between runs."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Run = Callable[..., int]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command on scenes in a folder with an encoder; what it keeps stays out of the user's cache."""
+    """Run the command with an encoder on the scenes of a folder; it does not touch the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run_command(folder: Path, encoder: FakeEncoder, *more: str) -> int:
@@ -82,7 +82,7 @@ def test_an_encoder_that_knows_every_picture_is_given_full_marks_in_every_form(
 
 
 def test_image_retrieval_is_text_to_image_as_clip_benchmark_has_it() -> None:
-    # Text 1 finds its image second; each image finds a text of its own first.
+    # Text 1 ranks its image second; image 1 ranks text 0, which is not its own, first.
     images = np.array([[1, 0], [0.9, 0.1]], np.float32)
     texts = np.array([[1, 0], [0.8, 0.0], [0, 1]], np.float32)
     recall = report_pairs(images, texts, [0, 1, 1])
@@ -231,7 +231,7 @@ def test_a_model_without_tokens_is_refused_before_it_ranks_again(
     write_scenes(tmp_path, 2, SEED, SIZE)
     encoder = FakeEncoder(summaries=False)
     assert run(tmp_path, encoder, "--rerank", "5") == 1
-    assert encoder.embedded == 0  # images, which it counts
+    assert encoder.embedded == 0  # no image was encoded
     assert "tiny keeps no summary tokens" in capsys.readouterr().err
 
 

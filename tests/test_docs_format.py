@@ -1,4 +1,4 @@
-"""What docs/index-format.md and docs/python.md show can be done is done."""
+"""The examples in docs/index-format.md and docs/python.md work."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ BLOCKS = {
 
 @pytest.fixture
 def table(gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch) -> EmbeddingTable:
-    """An index with dead rows, opened where it lies."""
+    """An index with dead rows; the current folder is its gallery."""
     build(gallery, encoder)
     (gallery / "red.png").rename(gallery / "moved.png")
     (gallery / "blue.png").write_bytes(b"")
