@@ -1,4 +1,4 @@
-"""An adapter a pass, one for both, or none: what is trained, and how it comes back from folder or hub."""
+"""An adapter per pass, a shared one, or none: what is trained, and how it loads from a folder or the hub."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def make_checkpoint(tiny: TinyLvlm, mode: str) -> Checkpoint:
 
 
 def run_passes(model: Fwd2Bot, tiny: TinyLvlm) -> torch.Tensor:
-    """Hidden states of both passes, one after the other."""
+    """The hidden states of both passes, concatenated."""
     summaries = model.compress(tiny.builder.images(make_pictures()))
     hidden = model.answer_hidden(summaries, tiny.builder.questions([QUESTION] * len(summaries)))
     return torch.cat([summaries, hidden], dim=1)
@@ -152,13 +152,13 @@ def test_every_mode_comes_back_with_its_base_beside_it_or_elsewhere(
         torch.testing.assert_close(
             run_passes(loaded.model, tiny), run_passes(checkpoint.model, tiny), atol=1e-5, rtol=1e-4
         )
-    # An LLM that was trained itself is no longer the base's.
+    # A fully trained LLM is no longer the base's, so it is saved here.
     assert (tmp_path / "base").exists() == (where == "beside" or mode == "none")
     assert (tmp_path / "processor").exists() == (where == "elsewhere" and mode != "none")
     assert load_encoder(str(tmp_path), "cpu").summary_shape == (SUMMARIES, 32)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # raised by PEFT
 def test_peft_alone_loads_a_shared_adapter(tiny: TinyLvlm, base: Path, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tiny, "shared")
     save_checkpoint(tmp_path, checkpoint._replace(base=str(base)))
@@ -220,7 +220,7 @@ def test_the_card_says_what_a_checkpoint_is_made_of(tiny: TinyLvlm, tmp_path: Pa
 def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
     tiny: TinyLvlm, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hub of folders: what is uploaded under a name is what a download of that name gives."""
+    """The hub is made of folders: a download gives what was uploaded under the same name."""
     hub = {"somebody/base": base}
 
     class Api:
@@ -252,7 +252,7 @@ def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
         torch.testing.assert_close(
             run_passes(encoder.model, tiny), run_passes(checkpoint.model, tiny), atol=1e-5, rtol=1e-4
         )
-    # Once more: the base stays where it is, and what its maker wrote on the card too.
+    # Pushed again: the base is still only referred to, and a card that its author wrote is kept.
     (hub["somebody/mine"] / "README.md").write_text("mine")
     loaded = Checkpoint.from_pretrained("somebody/mine")
     assert loaded.base == "somebody/base"
@@ -261,6 +261,6 @@ def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
     assert not (hub["somebody/mine"] / "base").exists()
     assert (hub["somebody/mine"] / "training" / "settings.json").read_text() == '{"seed": 1}'
     assert (hub["somebody/mine"] / "README.md").read_text() == "mine"
-    # A folder of this machine is nowhere to others.
+    # A base in a local folder cannot be found by others, so it is uploaded as well.
     loaded._replace(base=str(base)).push_to_hub("somebody/whole")
     assert (hub["somebody/whole"] / "base" / "model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Batches and the memory that holds them, lanes, and pixels prepared in threads; a stand-in is the GPU."""
+"""Batches and the memory they need, lanes, and pixels prepared in threads; the GPU is a stand-in."""
 
 import platform
 import subprocess
@@ -25,7 +25,7 @@ IMAGE = np.zeros((3, 2, 2), np.float32)
 
 
 class StandInMemory:
-    """A GPU that holds `room` images at once, and what has been asked of it."""
+    """A GPU with memory for `room` images at once; it records the batch sizes it is asked to encode."""
 
     def __init__(self, room: int, monkeypatch: pytest.MonkeyPatch, free: int | None = None) -> None:
         self.room, self.free = room, room if free is None else free
@@ -82,9 +82,9 @@ def test_what_is_no_lack_of_memory_is_raised_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("room", "free", "expected"),
     [
-        (10**6, 10**6, 512),  # no more than pays
-        (10**6, 100, 32),  # 64 in two lanes would be 128
-        (40, 10**6, 32),  # the memory turned out smaller than it said
+        (10**6, 10**6, 512),  # larger batches do not pay
+        (10**6, 100, 32),  # two lanes of 64 would need 128
+        (40, 10**6, 32),  # less fits than was reported free
         (8, 10**6, 8),
         (5, 10**6, 4),
     ],
@@ -163,7 +163,7 @@ print(left_alone, in_a_lane, given_back, once, in_training / 10, kept - count_re
 def test_what_a_layer_has_freed_is_given_to_the_next_one_and_back_at_the_end() -> None:
     done = subprocess.run([sys.executable, "-c", PAGES_TOUCHED], capture_output=True, text=True, check=True)
     left_alone, in_a_lane, given_back, once, in_training, returned = map(float, done.stdout.split())
-    pages = 8 * 256  # of 4 KiB, in a round
+    pages = 8 * 256  # of 4 KiB, per round
     assert in_a_lane < 10 * pages < left_alone and given_back > pages / 2
     large = 48 * 256
     assert in_training < large / 2 < min(once, returned)
@@ -190,7 +190,7 @@ def test_pixels_prepared_one_by_one_in_threads_are_those_the_processor_makes_of_
 
 
 class PeakProcessor:
-    """Divides every image by its own brightest value, or by what `do_rescale` leaves it, if it knows that."""
+    """Divides each image by its brightest value unless `do_rescale` is False; may lack that attribute."""
 
     def __init__(self, knows_rescale: bool) -> None:
         if knows_rescale:

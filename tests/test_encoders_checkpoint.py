@@ -1,4 +1,4 @@
-"""A checkpoint folder comes back as it was saved; one that cannot be trusted is refused in a sentence."""
+"""A checkpoint folder loads as it was saved; one that cannot be trusted is refused in one sentence."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ TEXTS = ["a red dog", "two green cats on grass"]
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Equal but for rounding: trained with plain attention, loaded with the fused kernel."""
+    """Equal up to rounding: saved from plain attention, loaded with the fused kernel."""
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -74,7 +74,7 @@ def test_a_head_tied_to_the_word_embeddings_is_written_once(saved: tuple[Path, C
         assert lvlm.get_output_embeddings().weight is lvlm.get_input_embeddings().weight
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # raised by PEFT
 def test_peft_alone_loads_each_adapter_over_the_saved_base(saved: tuple[Path, Checkpoint]) -> None:
     folder, (model, *_) = saved
     words = torch.randn(2, 5, model.summary_shape[1])
@@ -261,4 +261,4 @@ def test_a_gpu_gives_nearly_the_cpus_embeddings(saved: tuple[Path, Checkpoint]) 
         (there.encode_images(make_pictures()).vectors, here.encode_images(make_pictures()).vectors),
         (there.encode_texts(TEXTS), here.encode_texts(TEXTS)),
     ):
-        assert (ours * theirs).sum(axis=1).min() > 0.99  # bfloat16 there
+        assert (ours * theirs).sum(axis=1).min() > 0.99  # the GPU computes in bfloat16

@@ -1,4 +1,4 @@
-"""Each family of LVLMs against stock transformers, written out by hand, and against itself."""
+"""Each LVLM family against a stock transformers forward written out by hand, and against itself."""
 
 import copy
 import pickle
@@ -34,7 +34,7 @@ SIZES = [(16, 16), (20, 20), (40, 40), (40, 12), (12, 40), (33, 17), (17, 33), (
 
 
 def draw(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    """Noise, (width, height)."""
+    """A noise picture of this (width, height)."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
     return Image.fromarray(pixels)
 
@@ -50,14 +50,14 @@ def tiny(request: pytest.FixtureRequest) -> TinyLvlm:
 
 @pytest.fixture(scope="module")
 def fresh(tiny: TinyLvlm) -> Fwd2Bot:
-    """Adapters that add nothing yet."""
+    """A model with fresh adapters, which add nothing yet."""
     torch.manual_seed(1)
     return Fwd2Bot(tiny.model, SUMMARIES).eval()
 
 
 @pytest.fixture(scope="module")
 def adapted(tiny: TinyLvlm) -> Fwd2Bot:
-    """Two adapters that differ."""
+    """A model whose two adapters differ."""
     torch.manual_seed(2)
     model = Fwd2Bot(tiny.model, SUMMARIES).eval()
     for name, parameter in model.named_parameters():
@@ -78,7 +78,7 @@ def count_image_tokens(model: PreTrainedModel, input_ids: Tensor) -> list[int]:
 def test_pass_one_is_the_stock_forward_over_a_prompt_that_ends_in_the_summary_tokens(
     tiny: TinyLvlm, fresh: Fwd2Bot
 ) -> None:
-    """k words that no prompt holds get the summary tokens for embeddings; all else is the stock model."""
+    """k words that no prompt uses get the summary tokens as embeddings; all else is the stock model."""
     inputs = tiny.builder.images(PICTURES)
     ours = fresh.compress(inputs)
     words = tiny.model.get_input_embeddings().weight
@@ -101,9 +101,9 @@ def test_pass_one_is_the_stock_forward_over_a_prompt_that_ends_in_the_summary_to
 def test_pass_two_over_the_models_own_image_features_gives_the_stock_logits(
     tiny: TinyLvlm, fresh: Fwd2Bot
 ) -> None:
-    """As text: without positions in height and width, and without features added to deeper layers."""
+    """Pass 2 reads features as text: no height and width positions, no features added to deeper layers."""
     family, picture = fresh.family, draw((16, 32))
-    whole = {"do_image_splitting": False} if "fake" in family.before else {}  # of tiles, more than one
+    whole = {"do_image_splitting": False} if "fake" in family.before else {}  # one tile only
     prompt = tiny.builder.frames.fill_image(QUESTIONS[0])
     stock_inputs = tiny.builder.processor(images=[[picture]], text=[prompt], return_tensors="pt", **whole)
     pixels = {name: value for name, value in stock_inputs.items() if name != "input_ids"}
@@ -160,8 +160,8 @@ def test_half_precision_as_on_a_gpu_gives_nearly_the_same_embeddings(tiny: TinyL
 @torch.no_grad()
 def test_greedy_generation_says_the_likeliest_token_of_pass_two(tiny: TinyLvlm, adapted: Fwd2Bot) -> None:
     summaries = torch.randn(2, *adapted.summary_shape)
-    inputs = tiny.builder.questions(QUESTIONS)  # of two lengths, so one is padded
-    image = tiny.model.config.image_token_id  # which a random model may say
+    inputs = tiny.builder.questions(QUESTIONS)  # two lengths, so one is padded
+    image = tiny.model.config.image_token_id  # a random model might say it
     settings = {"pad_token_id": tiny.builder.tokenizer.pad_token_id, "suppress_tokens": [image]}
     said = adapted.generate(summaries, inputs, max_new_tokens=3, do_sample=False, **settings)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -175,7 +175,7 @@ def test_greedy_generation_says_the_likeliest_token_of_pass_two(tiny: TinyLvlm, 
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # raised by PEFT
 def test_a_checkpoint_comes_back_and_peft_alone_loads_its_adapters(
     tiny: TinyLvlm, adapted: Fwd2Bot, tmp_path: Path
 ) -> None:
@@ -210,7 +210,7 @@ def test_the_image_side_is_the_shorter_side_of_the_largest_picture(tiny: TinyLvl
 
 
 def test_a_builder_is_the_same_in_a_worker_that_is_started_anew(tiny: TinyLvlm) -> None:
-    """As workers are on macOS, and on Linux from Python 3.14 on: they are sent what they read with."""
+    """Such a worker is sent its builder pickled: on macOS, and on Linux from Python 3.14 on."""
     sent = pickle.loads(pickle.dumps(tiny.builder))
     assert sent.image_side == tiny.builder.image_side
     for ours, theirs in (

@@ -1,4 +1,4 @@
-"""Fwd2Bot against stock transformers, written out by hand, and against itself."""
+"""Fwd2Bot against a stock transformers forward written out by hand, and against itself."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ QUESTION = "What is it?"
 
 
 def make_llava(builder: InputBuilder, vision: str) -> PreTrainedModel:
-    """Stock LLaVA with a CLIP tower (less its class token) or a Swin tower: 4 image tokens."""
+    """Stock LLaVA with a CLIP tower (without its class token) or a Swin tower; 4 image tokens."""
     text = LlamaConfig(
         vocab_size=len(builder.tokenizer),
         hidden_size=32,
@@ -75,7 +75,7 @@ def model(builder: InputBuilder) -> Fwd2Bot:
 
 
 def randomize_adapters(model: Fwd2Bot) -> Fwd2Bot:
-    """LoRA starts at zero, where both adapters agree; here they must differ."""
+    """Make the adapters differ: at LoRA's initial zeros, both would do nothing."""
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -119,7 +119,7 @@ def test_pass_one_equals_a_stock_forward_written_out_by_hand(
 def test_pass_two_over_the_models_own_image_features_gives_the_stock_logits(
     lvlm: PreTrainedModel, builder: InputBuilder
 ) -> None:
-    """k is the number of image tokens here, and H_c is replaced by H_v: what is left is the stock model."""
+    """With k set to the number of image tokens and H_v in place of H_c, pass 2 is the stock model."""
     model = Fwd2Bot(lvlm, SUMMARIES).eval()
     pictures = make_pictures()
     prompt = builder.frames.fill_image(QUESTION)
@@ -215,7 +215,7 @@ def test_a_step_tells_the_mean_of_each_images_features(model: Fwd2Bot, builder: 
 
 def test_gradient_checkpointing_changes_no_gradient(model: Fwd2Bot, builder: InputBuilder) -> None:
     model.train()
-    model.lvlm.model.vision_tower.eval()  # its batch statistics are none of this test's business
+    model.lvlm.model.vision_tower.eval()  # its batch statistics are not tested here
     total_loss(model, builder).backward()
     plain = gradients(model)
     model.zero_grad()

@@ -1,4 +1,4 @@
-"""The last layer of pass 1, at the summary tokens alone, makes of them what the whole layer makes."""
+"""The last layer of pass 1, run at the summary tokens alone, gives the full layer's output there."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def make_model(builder: InputBuilder, mode: str = "per_pass") -> Fwd2Bot:
     torch.manual_seed(0)
     model = Fwd2Bot(make_fastvlm(builder), SUMMARIES, AdapterSettings(4, 4, mode)).eval()
     for name, weight in model.named_parameters():
-        if "lora_B" in name:  # or an adapter changes nothing
+        if "lora_B" in name:  # at zero, an adapter changes nothing
             torch.nn.init.normal_(weight, std=0.1)
     return model
 
@@ -35,7 +35,7 @@ def find_last_layer(tree: Any) -> Any:
 
 @torch.no_grad()
 def compress_all(model: Fwd2Bot, builder: InputBuilder) -> list[Tensor]:
-    """Images, all of one length; texts, padded; and one text alone, as texts."""
+    """Summaries of images, all of one length; of texts, with padding; and of the first text alone."""
     inputs: list[BatchEncoding] = [builder.images(make_pictures()), builder.texts(TEXTS)]
     return [model.compress(each) for each in [*inputs, builder.texts(TEXTS[:1])]]
 

@@ -1,4 +1,4 @@
-"""Names of models and of devices: what they lead to, and what is said where they lead nowhere."""
+"""Model and device names: what they resolve to, and the message where they resolve to nothing."""
 
 import gc
 import sys

@@ -31,7 +31,7 @@ def save(tiny: TinyLvlm, folder: Path) -> tuple[TinyLvlm, Path]:
 
 
 def read_by_hand(tiny: TinyLvlm, text: str, picture: Image.Image | None = None) -> np.ndarray:
-    """One prompt alone, so without padding, through the stock model's own forward."""
+    """The unit last hidden state of one prompt, without padding, by the stock model's own forward."""
     images = {"images": [[picture]]} if picture else {}
     inputs = tiny.builder.processor(text=[text], return_tensors="pt", **images)
     with torch.no_grad():

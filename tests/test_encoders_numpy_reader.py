@@ -1,4 +1,4 @@
-"""Both passes in NumPy give what transformers gives, or give way to it."""
+"""Both passes in NumPy give what transformers gives, or are left to transformers."""
 
 import json
 import shutil
@@ -29,9 +29,9 @@ from tests.tiny_models import LVLM, SUMMARIES, make_builder, make_fastvlm
 TEXTS = [
     "two green cats on grass",
     "A RED Dog, in the snow!",
-    "<image> dogs <pad> and <end> cats",  # words with a meaning of their own lose it
-    "ﬁsh \t é 猫 🐕",  # what is normalised, and what is written byte by byte
-    "a dog " * 100,  # longer than a text is read
+    "<image> dogs <pad> and <end> cats",  # special tokens lose their meaning in a text
+    "ﬁsh \t é 猫 🐕",  # characters that are normalised or split into bytes
+    "a dog " * 100,  # longer than the limit for a text
     "",
 ]
 BACKEND = "SiglipImageProcessorPil"
@@ -44,7 +44,7 @@ def save_random(folder: Path, mode: str = "per_pass", key_heads: int = LVLM.head
     config.text_config.num_key_value_heads = key_heads
     model = Fwd2Bot(FastVlmForConditionalGeneration(config), SUMMARIES, AdapterSettings(4, 8, mode)).eval()
     for name, parameter in model.named_parameters():
-        if "lora_B" in name or name.endswith("bias"):  # which start at zero
+        if "lora_B" in name or name.endswith("bias"):  # these start at zero
             torch.nn.init.normal_(parameter, std=0.2)
     prompts = Prompts(template="{content} {instruction}", text="Say it in a word.")
     save_checkpoint(folder, Checkpoint(model, builder.processor, prompts))
@@ -66,7 +66,7 @@ def load_small(folder: Path) -> NumpyReader | None:
 
 
 def require_same(name: str) -> None:
-    """All that a reader says is what transformers says."""
+    """Check that every output of the NumPy reader is that of transformers."""
     whole: Any = load_encoder(name, "cpu")
     reader = load_reader(name, whole.fingerprint)
     assert isinstance(reader, NumpyReader) and can_talk(reader)
@@ -78,7 +78,7 @@ def require_same(name: str) -> None:
     random = np.random.default_rng(1)
     pictures = [Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)) for _ in TEXTS]
     summaries = whole.encode_images(pictures).summaries
-    for texts in (TEXTS, [TEXTS[0], *TEXTS[:-1]], TEXTS[:1] * len(TEXTS)):  # equal texts are one batch
+    for texts in (TEXTS, [TEXTS[0], *TEXTS[:-1]], TEXTS[:1] * len(TEXTS)):  # equal texts share a batch
         likelihoods = reader.match(summaries, texts)
         assert likelihoods.dtype == np.float32
         np.testing.assert_allclose(likelihoods, whole.match(summaries, texts), atol=2e-4)
@@ -172,7 +172,7 @@ def test_what_is_of_another_make_is_left_to_transformers(
     assert load_small(copy) is not None
     fingerprint = fingerprint_checkpoint(copy, BACKEND)
     OTHER_MAKES[make](copy)
-    # Were the fingerprint all that differs, this would test nothing else.
+    # Keep the fingerprint the same: another one would be refused for itself.
     monkeypatch.setattr(numpy_reader, "fingerprint_checkpoint", lambda folder, backend: fingerprint)
     assert load_numpy_reader("mine", copy, fingerprint) is None
 

@@ -17,12 +17,12 @@ from encoders.openclip import OpenClipEncoder
 if find_spec("open_clip") is None:
     pytest.skip("open_clip is not installed", allow_module_level=True)
 
-# torchvision's wheels are built for CUDA torch: beside a CPU build they want these two schemas to import.
+# torchvision's wheels are built for CUDA torch: beside a CPU build, importing them needs these schemas.
 _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-ARCHITECTURE = "ViT-S-32-alt"  # the smallest; random weights do for an equality
+ARCHITECTURE = "ViT-S-32-alt"  # the smallest; random weights are enough for a comparison
 PICTURES = [Image.new("RGB", (300, 200), colour) for colour in ("red", "blue", "white")]
 TEXTS = ["a red wall", "the sea"]
 

@@ -1,4 +1,4 @@
-"""Which numbers a device computes in, and that an embedding hardly depends on it."""
+"""Which dtype a device computes in, and that an embedding hardly depends on it."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ WORDS = ["a large red circle", "a dog runs on grass"]
 
 @pytest.fixture
 def hardware(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Looks at what the CPU can do, as outside of tests."""
+    """Let the CPU's capabilities decide the dtype, as they do outside of tests."""
     monkeypatch.setattr("encoders.precision._HARDWARE", ("avx512_bf16", "amx_bf16"))
     return monkeypatch
 

@@ -1,4 +1,4 @@
-"""What the model is told: the chat template of its processor, and what of a user's text may reach it."""
+"""What the model is told: its processor's chat template, and which parts of a user's text reach it."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def test_a_users_text_holds_no_token_of_special_meaning(name: str) -> None:
 def test_an_answer_has_the_tokens_that_it_has_behind_its_question(name: str, prepend: bool) -> None:
     builder = make_lvlm_of(name).builder
     tokenizer: Any = builder.tokenizer
-    if prepend:  # as the tokenizer of LLaVA-1.5, Llama's, does
+    if prepend:  # as LLaVA-1.5's tokenizer does, which is Llama's
         tokenizer.backend_tokenizer.normalizer = Prepend(" ")
         tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     for answer in ("a dog on grass", "Yes.", "(none)"):

@@ -1,4 +1,4 @@
-"""Answers from pixels against a greedy loop over the stock model's own forward; a question for each image."""
+"""Answers from pixels, against a greedy loop over the stock model's forward; one question per image."""
 
 import itertools
 from pathlib import Path
@@ -23,7 +23,7 @@ QUESTIONS = ["what is it?", "a red dog in the snow what is it?", "two cats?"]
 
 
 def answer_by_hand(tiny: TinyLvlm, picture: Image.Image, question: str) -> str:
-    """One token at a time, without a cache and without padding."""
+    """The greedy answer, one token at a time, without a cache and without padding."""
     inputs = tiny.builder.processor(
         text=[tiny.builder.frames.fill_image(question)], images=[[picture]], return_tensors="pt"
     )
@@ -51,7 +51,7 @@ def test_answers_from_pixels_are_the_stock_models_own(tmp_path: Path) -> None:
 
 
 def test_an_answer_ends_with_what_it_was_taught_to_end_with() -> None:
-    """Whatever the configuration of the base calls an end, or nothing."""
+    """Whichever end token the base's configuration names, if any."""
     builder = make_builder()
     model = Fwd2Bot(make_fastvlm(builder), SUMMARIES).eval()
     find_base_model(model.generator).generation_config.eos_token_id = None

@@ -1,4 +1,4 @@
-"""Models of sentence-transformers against the library itself, where the extra is installed."""
+"""sentence-transformers models against the library itself, where the extra is installed."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +30,7 @@ needs_library = pytest.mark.skipif(not HAS_LIBRARY, reason="sentence-transformer
 
 
 def save_clip(folder: Path) -> Path:
-    """A CLIP of random weights, as the hub has them."""
+    """Save a CLIP with random weights in the form the hub has."""
     torch.manual_seed(0)
     tokenizer = make_lvlm_of("llava").builder.tokenizer
     tokenizer.model_max_length = 77

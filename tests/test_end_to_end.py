@@ -1,4 +1,4 @@
-"""The installed command over drawn scenes, with the embedded model, run from outside the checkout."""
+"""The installed command on drawn scenes, with the embedded model, run from outside the checkout."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ SEED = 77
 
 
 class Gallery(NamedTuple):
-    """A folder of scenes, indexed once for all tests; `report` is what the first run said."""
+    """A folder of scenes, indexed once for all tests; `report` is the first run's output."""
 
     folder: Path
     scenes: list[Scene]

@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: who imports whom, how long things are, what the README names."""
+"""The house rules that can be checked by code: imports, file and function lengths, the README's commands."""
 
 import ast
 import importlib
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("encoders", "indexer", "retrieval", "benchmarks", "training")
-# What each room may import of the others.
+# Which other rooms (top-level packages) each room may import.
 ALLOWED = {
     "encoders": set(),
     "indexer": {"encoders"},
@@ -82,7 +82,7 @@ def test_no_file_and_no_function_is_too_long_to_be_read_in_one_go(path: Path) ->
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_each_room_is_the_one_of_this_checkout(room: str) -> None:
-    # An installed package of the same name, such as another project's "training", would take its place.
+    # An installed package of the same name, such as another project's "training", would shadow ours.
     found = importlib.import_module(room).__file__
     assert found is not None
     assert Path(found).resolve() == ROOT / room / "__init__.py"
@@ -90,7 +90,7 @@ def test_each_room_is_the_one_of_this_checkout(room: str) -> None:
 
 @pytest.mark.parametrize("room", ["encoders.base", "indexer.build", "retrieval.search", "benchmarks.recall"])
 def test_importing_a_room_loads_no_model_library(room: str) -> None:
-    # Half a second of `--help` has no place for torch; a fresh process, as this one may have loaded it.
+    # `--help` takes half a second, too little to load torch. A fresh process: this one may have loaded it.
     code = f"import sys, {room}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -1,4 +1,4 @@
-"""The command as a person types it: what it prints where, and how it ends."""
+"""The command as a user types it: what it prints and where, and its exit code."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""A search among some images: those below a folder, those taken in some time."""
+"""A search among some of the images: those below a folder, or taken within a period."""
 
 import zipfile
 from datetime import datetime, timedelta
@@ -20,7 +20,7 @@ DAYS = ("2018-12-31 23:59:59", "2019-01-01 00:00:00", "2019-06-30 12:00:00", "20
 
 @pytest.fixture
 def dated(here: Path) -> Path:
-    """The gallery, four dated photos in `trip`, one more in a folder of a like name, and an archive."""
+    """The gallery, four dated photos in `trip/day`, one in the similarly named `trips`, and an archive."""
     for number, day in enumerate(DAYS):
         exif = Image.Exif()
         exif.get_ifd(0x8769)[0x9003] = day.replace("-", ":")
@@ -47,7 +47,7 @@ def test_below_a_folder_is_what_its_path_begins_with(dated: Path, monkeypatch: p
     monkeypatch.chdir(dated / "trip")
     assert list_found("--under", "day") == [f"day/{number}.jpg" for number in range(4)]
     assert list_found("--under", "..") == list_found()
-    assert len(list_found("--under", "trips")) == 1  # from here there is none: below the root there is
+    assert len(list_found("--under", "trips")) == 1  # there is none here, but one below the root
 
 
 def list_names(folder: str) -> list[str]:

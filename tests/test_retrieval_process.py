@@ -1,4 +1,4 @@
-"""The command as a process of its own: signals, closed pipes, and what it imports."""
+"""The command in a separate process: signals, closed pipes, and what it imports."""
 
 import inspect
 import json
@@ -50,7 +50,7 @@ def start(folder: Path, *arguments: str, delay: float = 0.0) -> "subprocess.Pope
 
 
 def answer(folder: Path, lines: bytes, *options: str) -> bytes:
-    """What a search says to lines of stdin."""
+    """What a search prints for these lines of stdin."""
     process = start(folder, "search", "-", *options)
     out, err = process.communicate(lines)
     assert (process.returncode, err) == (0, b"")
@@ -81,7 +81,7 @@ def test_each_line_of_stdin_is_answered_before_the_next_is_read(indexed: Path) -
 @pytest.mark.parametrize("form", [(), ("--paths",), ("-0",)])
 def test_an_answer_is_what_a_search_prints_and_an_empty_record(indexed: Path, form: tuple[str, ...]) -> None:
     end = b"\0" if form == ("-0",) else b"\n"
-    lines = b"red\n\n  blue  dog\r\n\xff cyan"  # one without words, one that is no UTF-8 and has no end
+    lines = b"red\n\n  blue  dog\r\n\xff cyan"  # one is empty, one is not UTF-8 and unterminated
     alone = [run("search", *form, words).stdout_bytes + end for words in ("red", "blue dog", "cyan")]
     assert answer(indexed, lines, *form) == b"".join((alone[0], end, *alone[1:]))
     assert answer(indexed, b"", *form) == b""
@@ -124,7 +124,7 @@ def test_what_is_said_into_a_closed_stderr_ends_nowhere(here: Path) -> None:
 
 
 def test_an_interrupted_run_ends_quietly_and_can_be_taken_up(here: Path) -> None:
-    process = start(here, "index", ".", "--batch-size", "1", delay=3)  # cut short by the signal
+    process = start(here, "index", ".", "--batch-size", "1", delay=3)  # the signal cuts the delay short
     while not (here / ".fwd2bot/lock-holder.json").exists():
         time.sleep(0.02)
     second = start(here, "index", ".")
@@ -165,8 +165,8 @@ def test_a_search_imports_nothing_heavy_but_the_model(indexed: Path) -> None:
 
 
 def test_the_command_takes_what_the_library_does_where_nothing_is_said() -> None:
-    # The command writes these down again, as `--help` does not wait for the library.
+    # The command repeats these defaults, so that `--help` need not load the library.
     typed = inspect.signature(upkeep.index).parameters
     for name, value in vars(BuildSettings()).items():
-        if name not in ("workers", "exclude"):  # None here, and what it stands for there
+        if name not in ("workers", "exclude"):  # None in the command, resolved to these later
             assert typed[name].default == value, name

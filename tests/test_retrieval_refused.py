@@ -1,4 +1,4 @@
-"""What the command makes of a place, a locale or options that it cannot work with."""
+"""What the command does with a folder, a locale or options that it cannot work with."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def nowhere(indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An index, seen from a current folder that was removed."""
+    """An index, with a current folder that was removed."""
     (tmp_path / "removed").mkdir()
     monkeypatch.chdir(tmp_path / "removed")
     (tmp_path / "removed").rmdir()

@@ -1,4 +1,4 @@
-"""The nearest images ranked again by their stored tokens: which ones, in which order, and who cannot."""
+"""Reranking the nearest images by their stored tokens: which ones, in which order, and what is refused."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ Install = Callable[[FakeEncoder], None]
 
 
 class Contrarian(FakeEncoder):
-    """Finds a text the likelier, the less light there is in an image."""
+    """Gives any text a higher likelihood the less the image resembles the colours of the palette."""
 
     def match(self, summaries: FloatArray, texts: Sequence[str]) -> FloatArray:
         assert len(summaries) == len(texts)

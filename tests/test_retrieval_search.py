@@ -1,4 +1,4 @@
-"""A sentence to images, and an image to words, from what the index keeps."""
+"""From a sentence to images, and from an image to words, using what the index keeps."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -143,9 +143,9 @@ def test_a_run_that_ends_while_a_reader_opens_is_followed(
     paint(index_dir.parent / "new.png", "red", size=(9, 9))
     (index_dir.parent / "blue.png").unlink()
     build_index(index_dir.parent, index_dir, encoder)
-    if covered:  # and the files it names are gone, as after a compaction
+    if covered:  # the files that the old manifest names are gone
         compact_index(index_dir)
-    else:  # nothing is gone, but there are rows that it does not name
+    else:  # they are all there, beside rows that it does not name
         read_by = replace(read_by, faiss=None)
     monkeypatch.setattr("retrieval.gallery.read_manifest", lambda index_dir: read_by)
     paths = {hit.path for hit in Searcher.open(index_dir).search("red", 100)}
@@ -198,10 +198,10 @@ def test_a_model_in_a_folder_is_named_by_its_whole_path(
     monkeypatch.chdir(tmp_path / "models")
     for name in ("mine", "./mine", "../models/mine", str(tmp_path / "models/mine")):
         assert choose_model(tmp_path, f"{prefix}{name}", False) == f"{prefix}{tmp_path}/models/mine"
-    for name in ("organisation/model", "none"):  # which the hub may have
+    for name in ("organisation/model", "none"):  # may be on the hub
         assert choose_model(tmp_path, f"{prefix}{name}", False) == f"{prefix}{name}"
     assert choose_model(tmp_path, "openclip:mine", False) == "openclip:mine"
-    for name in ("tiny", prefix):  # the embedded model, whatever lies here, and no name at all
+    for name in ("tiny", prefix):  # the embedded model, whatever folders there are, and an empty name
         (tmp_path / "models/tiny").mkdir(exist_ok=True)
         assert choose_model(tmp_path, name, False) == name
 

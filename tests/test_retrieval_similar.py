@@ -1,4 +1,4 @@
-"""An image to those most like it: one of the index by what is stored, any other file through the model."""
+"""The images most like one: an indexed image by its stored vector, any other file through the model."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ Install = Callable[[FakeEncoder], None]
 
 @pytest.fixture
 def shades(here: Path) -> Path:
-    """The gallery and four reds, ever darker, two of them copies, indexed."""
+    """The indexed gallery, with three ever darker shades of red and a copy of `red.png`."""
     for number, level in enumerate((240, 220, 200)):
         paint(here / f"shade{number}.png", (level, 0, 0))
     (here / "below/copy.png").write_bytes((here / "red.png").read_bytes())
@@ -56,7 +56,7 @@ def test_a_file_of_the_index_may_be_gone_and_needs_no_model(
     shades: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (shades / "red.png").unlink()
-    monkeypatch.setitem(sys.modules, "encoders.load", None)  # whoever imports it fails
+    monkeypatch.setitem(sys.modules, "encoders.load", None)  # importing it fails
     assert run("similar", "red.png", "--paths", "-k", "1").stdout == "below/copy.png\n"
     image_id = str(Gallery.open(shades).search_image("copy.png", 1)[0].id)
     assert run("similar", image_id, "--paths", "-k", "1").stdout == "below/copy.png\n"
@@ -65,7 +65,7 @@ def test_a_file_of_the_index_may_be_gone_and_needs_no_model(
 def test_any_other_file_is_read_as_the_index_reads(shades: Path, tmp_path: Path) -> None:
     outside = paint(tmp_path / "elsewhere/green.png", (0, 250, 0), size=(90, 30))
     assert run("similar", str(outside), "--paths", "-k", "1").stdout == "below/green.png\n"
-    paint(shades / "new.png", (0, 0, 250))  # in the folder, and not yet in the index
+    paint(shades / "new.png", (0, 0, 250))  # in the folder, but not yet in the index
     assert run("similar", "new.png", "--paths", "-k", "1").stdout == "blue.png\n"
 
 

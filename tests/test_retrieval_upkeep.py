@@ -1,4 +1,4 @@
-"""The commands that look after an index: what they print, repair and end with."""
+"""The commands that maintain an index: what they print and repair, and their exit codes."""
 
 import json
 from pathlib import Path
