@@ -1,4 +1,4 @@
-"""A disk that fails at a chosen operation, as a killed process or a full disk leaves it."""
+"""A fake disk that fails at a chosen operation, as under a killed process or when full."""
 
 import errno
 import os
@@ -12,18 +12,18 @@ import pytest
 
 from indexer import durable
 
-OPERATIONS = ("fsync", "replace", "unlink")  # of os; writes are those of FileIO
+OPERATIONS = ("fsync", "replace", "unlink")  # functions of os; writes go through FileIO
 
 
 class Killed(BaseException):
-    """The process is dead from here on: nothing it does reaches the disk any more."""
+    """The process counts as dead from here on: nothing it does reaches the disk."""
 
 
 class FaultyDisk:
-    """Counts writes, flushes, renames and removals, and fails from the one numbered `fatal` on.
+    """Counts writes, flushes, renames and removals, and fails from number `fatal` on (0: never).
 
-    mode "kill": that operation and all later ones do not happen. "half": a write stops half way, then as
-    "kill". "full": writes raise ENOSPC, all else works.
+    mode "kill": that operation and all later ones do not happen. "half": the same, but if that operation is a
+    write, half of it happens. "full": writes raise ENOSPC, everything else works.
     """
 
     def __init__(self, fatal: int = 0, mode: str = "kill") -> None:
@@ -34,7 +34,7 @@ class FaultyDisk:
         self.writes: set[int] = set()
 
     def fails(self) -> bool:
-        """Count one operation; whether it is doomed."""
+        """Count one operation; return whether it is number `fatal` or later."""
         self.count += 1
         return 0 < self.fatal <= self.count
 
@@ -52,7 +52,7 @@ class FaultyDisk:
         raise Killed
 
     def call(self, operate: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Do anything else to the disk, or nothing where the process is dead."""
+        """Run any other disk operation, unless the process is dead."""
         if self.fails() and self.mode != "full":
             raise Killed
         return operate(*arguments, **options)
@@ -60,7 +60,7 @@ class FaultyDisk:
 
 @contextmanager
 def install_disk(disk: FaultyDisk) -> Iterator[FaultyDisk]:
-    """Put the disk under all that is written of an index."""
+    """Send everything that is written to an index through the disk."""
 
     class CountedFile(FileIO):
         def write(self, data: Any) -> int:

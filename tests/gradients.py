@@ -1,4 +1,4 @@
-"""A small model, a step and its gradients without chunks or ranks: what both must leave as they are."""
+"""A small model, a step and its reference gradients, which neither chunks nor ranks may change."""
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ CAPTIONS = [
 
 
 def make_model(builder: InputBuilder, dropout: float = 0.0) -> Fwd2Bot:
-    """Stock LLaVA with a CLIP tower, and adapters that do something; nothing but these is trained."""
+    """Stock LLaVA with a CLIP tower and non-zero adapters; only these and the summary tokens are trained."""
     torch.manual_seed(0)
     sizes = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlavaConfig(
@@ -45,7 +45,7 @@ def make_model(builder: InputBuilder, dropout: float = 0.0) -> Fwd2Bot:
 
 
 def make_step(builder: InputBuilder) -> Chunk:
-    """Three pictures and two texts, seven captions in two parts, six answers of which one source has two."""
+    """Three pictures and two texts; seven captions in two parts; six answers, two of them to one source."""
     sources = [builder.images(make_pictures()), builder.texts(["a cat", "two red dogs in snow"])]
     targets = [builder.texts(CAPTIONS[:4]), builder.texts(CAPTIONS[4:])]
     short = Answers(torch.tensor([4, 0]), *builder.answers(["what?"] * 2, ["red", "no"]))
@@ -56,7 +56,7 @@ def make_step(builder: InputBuilder) -> Chunk:
 def loss_of(
     embeddings: Embeddings, loss: nn.Module, source_ids: Tensor, target_ids: Tensor, ranks: Ranks
 ) -> Tensor:
-    """Sources against targets, and images against targets, over all ranks."""
+    """The loss of sources against targets plus 0.3 times that of images against targets, over all ranks."""
     sources, targets, images = (ranks.gather(rows) for rows in embeddings)
     image_ids = ranks.gather(source_ids[: len(embeddings.images)])
     source_ids, target_ids = ranks.gather(source_ids), ranks.gather(target_ids)
@@ -77,7 +77,7 @@ def gradients_of(*modules: nn.Module) -> dict[str, Tensor]:
 
 
 def naive_gradients(model: Fwd2Bot, loss: nn.Module, step: Chunk) -> tuple[dict[str, Tensor], float]:
-    """One forward of everything, one backward of the sum."""
+    """One forward over the whole step, one backward of the summed loss."""
     output = run(model, step)
     embeddings = Embeddings(pool(output.sources), pool(output.targets), output.images)
     total = loss_of(embeddings, loss, SOURCE_IDS, TARGET_IDS, ALONE) + ANSWER_WEIGHT * output.answer_loss
@@ -88,5 +88,5 @@ def naive_gradients(model: Fwd2Bot, loss: nn.Module, step: Chunk) -> tuple[dict[
 def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert set(found) == set(expected)
     for name, gradient in expected.items():
-        # The gradient of a key bias is zero but for rounding, hence the second term.
+        # The gradient of a key bias is zero up to rounding, hence the second term.
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8, name

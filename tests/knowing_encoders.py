@@ -1,4 +1,4 @@
-"""Encoders whose every score is known beforehand: all-knowing, blind, and of noise."""
+"""Encoders with predictable scores: one knows every picture, one tells nothing apart, one is fixed noise."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -31,9 +31,9 @@ class MutedEncoder(FakeEncoder):
 
 
 class KnowingEncoder(FakeEncoder):
-    """Has seen scenes 0 to count - 1: a picture and its captions get one unit vector, other texts another.
+    """Knows scenes 0 to count - 1: a picture and its captions share a unit vector; other texts share another.
 
-    Its one summary token is that vector; `match` is its inner product with the text's vector, less two.
+    The only summary token is that vector; `match` is its inner product with the text's vector, minus 2.
     """
 
     def __init__(self, count: int, captions: dict[str, int], draw: Callable[[int], Image.Image]) -> None:
@@ -56,7 +56,7 @@ class KnowingEncoder(FakeEncoder):
 
 
 def know_scenes(count: int, folder: Path) -> KnowingEncoder:
-    """Write scenes into a folder and get an encoder that knows each picture by any of its captions."""
+    """Write scenes into a folder and make an encoder that knows each picture by any of its captions."""
     write_scenes(folder, count, SEED, SIZE)
     lines = [json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()]
     captions = {caption: row for row, line in enumerate(lines) for caption in line["captions"]}
@@ -64,7 +64,7 @@ def know_scenes(count: int, folder: Path) -> KnowingEncoder:
 
 
 class NoiseEncoder(FakeEncoder):
-    """Gives every image and text a vector of noise of its own, always the same; no two scores are alike."""
+    """Derives a noise vector from the content of each image or text: repeatable, and without ties."""
 
     def __init__(self) -> None:
         super().__init__("noise", "f2")

@@ -1,4 +1,4 @@
-"""Pictures for the tests of reading: one that shows how it is turned, and a reader for a file of any kind."""
+"""Helpers for the tests of image reading: a picture that shows its orientation, and readers for any file."""
 
 from io import BytesIO
 from pathlib import Path
@@ -25,21 +25,21 @@ UNDO = {
 
 
 def draw_corner(size: tuple[int, int] = (60, 40)) -> Image.Image:
-    """White, but for a red quarter at the upper left: no two of the eight orientations look alike."""
+    """White with a red upper left quarter, so that all eight orientations look different."""
     image = Image.new("RGB", size, "white")
     image.paste((255, 0, 0), (0, 0, size[0] // 2, size[1] // 2))
     return image
 
 
 def draw_bytes(kind: str = "PNG") -> bytes:
-    """A file of it."""
+    """The bytes of an image file of `draw_corner`."""
     stream = BytesIO()
     draw_corner().save(stream, kind)
     return stream.getvalue()
 
 
 def turn(upright: Image.Image, orientation: int) -> Image.Image:
-    """What a camera stores that says this orientation."""
+    """Turn an upright picture into what a camera stores with this EXIF orientation."""
     undo = UNDO[orientation]
     return upright if undo is None else upright.transpose(undo)
 
@@ -63,7 +63,7 @@ def read(path: Path, max_megapixels: float = 200.0) -> Photo:
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """The pixels of a file that can be read: int (height, width, 3)."""
+    """The pixels of a readable file: int (height, width, 3)."""
     photo = read(path)
     assert photo.error == ""
     assert photo.image is not None and photo.image.mode == "RGB"
@@ -71,7 +71,7 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 def read_all(root: Path | str, **options: bool) -> dict[str, Photo]:
-    """Read all that a source finds, by path."""
+    """Read every file that a source finds; the keys are paths."""
     source = open_source(root)
     with quiet_pillow():
         return {file.path: read_photo(source, file, SIZE, 200.0) for file in source.find(**options).files}

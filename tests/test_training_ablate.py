@@ -1,4 +1,4 @@
-"""The ablations: the command runs what is missing, goes on, and reports what it found."""
+"""The ablation command runs what is missing, resumes, and reports what it found."""
 
 import json
 from dataclasses import replace
@@ -44,7 +44,7 @@ def builder() -> InputBuilder:
 
 
 def make_trial(name: str, recall: float, nats: float, error: float = 0.5, seed: int = 1) -> Trial:
-    """Four photos, whose values lie about the figure so that it has this error."""
+    """Four photos whose values spread so that recall has this standard error, cross entropy a tenth of it."""
     offsets = [3**0.5 * error * sign for sign in (1, -1, 1, -1)]
     figures = {
         "recall@10": [recall + offset for offset in offsets],
@@ -81,7 +81,7 @@ def test_variants_are_compared_with_equal_seeds_and_their_pooled_spread() -> Non
     assert find_spread(trials, "recall@10") == pytest.approx(3)
     assert combine(trials, JOINT, "recall@10") == pytest.approx((31, (0.5**2 + 3 / 3) ** 0.5))
     found = find_advantage(trials, JOINT, "k4", "recall@10")
-    assert found is not None and found == pytest.approx((2, (0.5**2 + 3 + 3) ** 0.5))  # seed 1 alone
+    assert found is not None and found == pytest.approx((2, (0.5**2 + 3 + 3) ** 0.5))  # both have seed 1 only
     trials["k2"] = [make_trial("k2", value, 3.0, seed=seed) for seed, value in enumerate((20, 20))]
     assert find_spread(trials, "recall@10") == pytest.approx(6 / 3)
 
@@ -114,7 +114,7 @@ def test_a_trial_comes_back_from_its_file(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen pictures of four colours, of which four are to be tested on; and a checkpoint to start from."""
+    """Sixteen pictures of four colours, four of them for testing, and a checkpoint to start from."""
     folder = write_colours(tmp_path_factory.mktemp("data"))
     builder = make_builder()
     torch.manual_seed(0)
@@ -177,7 +177,7 @@ def test_more_seeds_are_run_of_what_is_near_to_joint(
     recalls = {JOINT: 30.0, "k4": 29.5, "k2": 10.0}
 
     def pretend(settings: AblationSettings, variant: Variant, seed: int, *_: object) -> Trial:
-        error = 1.0 if variant.name == "k4" else 0.5  # so that some photos tell it from the joint one
+        error = 1.0 if variant.name == "k4" else 0.5  # so that it differs from the joint one on some photos
         return make_trial(variant.name, recalls[variant.name], recalls[variant.name], error, seed)
 
     monkeypatch.setattr("training.ablate.run_trial", pretend)
@@ -218,7 +218,7 @@ def test_features_of_other_photos_or_of_none_are_refused(data: Path, tmp_path: P
 
 
 def set_all(settings: AblationSettings) -> list[str]:
-    """The command's words for these settings."""
+    """The `--set` options for these settings, with two steps per phase."""
     names = ("checkpoint", "test_split", "copies", "rank", "summary_tokens", "longest_caption")
     words = [f"{name}={getattr(settings, name)}" for name in names]
     for phase in ("stock", "variant"):

@@ -1,4 +1,4 @@
-"""Each variant of the ablations is what its name says."""
+"""Each ablation variant does what its name says."""
 
 from dataclasses import replace
 
@@ -29,14 +29,14 @@ def builder() -> InputBuilder:
 def lvlm(builder: InputBuilder) -> PreTrainedModel:
     torch.manual_seed(0)
     model = make_fastvlm(builder)
-    with torch.no_grad():  # as after training: no norm and no bias is trivial
+    with torch.no_grad():  # as after training: no norm or bias is trivial
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
 def make_variant(lvlm: PreTrainedModel, variant: Variant, stirred: bool = True) -> AblatedModel:
-    """A variant in evaluation mode; stirred: as if trained, with adapters that do something."""
+    """A variant in evaluation mode; if `stirred`, with non-zero adapters, as after training."""
     torch.manual_seed(1)
     model = make_model(lvlm, variant, SUMMARIES, RANK)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def make_features(lvlm: PreTrainedModel, rows: int = 2) -> Tensor:
 
 
 def lose(model: AblatedModel, builder: InputBuilder, memory: Tensor) -> Tensor:
-    """Nats of each caption's tokens."""
+    """The loss of each caption token, in nats."""
     places = count_placeholders(model.variant, SUMMARIES, IMAGE_TOKENS)
     asking = replace(builder, summary_count=places)
     inputs, labels = asking.answers(["what is it?"] * len(memory), CAPTIONS[: len(memory)])
@@ -110,7 +110,7 @@ def test_the_whole_llm_is_trained_and_the_stock_stays_as_it_is(lvlm: PreTrainedM
 def test_in_a_single_forward_answers_see_the_summary_tokens_and_nothing_before_them(
     lvlm: PreTrainedModel, builder: InputBuilder
 ) -> None:
-    """Against one pass over everything, with the image and its prompt masked from the answer."""
+    """Compared with one pass over everything that masks the image and its prompt from the answer."""
     model = make_variant(lvlm, VARIANTS["single_forward"])
     features, prompt = make_features(lvlm), prompt_images(builder, 2)
     reading = model.read(prompt, features)
@@ -184,7 +184,7 @@ def test_what_is_said_is_the_most_likely_token_each_time(
     memory = model.read(prompt_images(builder, 2), make_features(lvlm)).memory
     asking = replace(builder, summary_count=count_placeholders(model.variant, SUMMARIES, IMAGE_TOKENS))
     inputs = asking.questions(["what is it?", "what?"])
-    said = model.say(memory, inputs, 5, end=-5)  # which is never said
+    said = model.say(memory, inputs, 5, end=-5)  # an id that no token has
     ids, head = inputs["input_ids"], lvlm.get_output_embeddings()
     for place in range(5):
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, place), value=1)
@@ -202,7 +202,7 @@ def test_what_is_said_is_the_most_likely_token_each_time(
 def test_bytes_are_those_of_what_is_kept(
     lvlm: PreTrainedModel, builder: InputBuilder, name: str, tokens: int
 ) -> None:
-    """Two layers' keys and values are four times the summary tokens."""
+    """The keys and values of two layers take four times the bytes of the summary tokens."""
     model = make_variant(lvlm, VARIANTS[name])
     memory = model.read(prompt_images(builder, 2), make_features(lvlm)).memory
     width = model.summary_shape[1]

@@ -1,4 +1,4 @@
-"""Pass 2 taught alone: it answers otherwise, and what is stored and found stays as it is."""
+"""Training pass 2 alone changes its answers, but not what is stored and found."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_pass_two_taught_alone_leaves_what_is_stored_and_found_to_the_last_bit(
     run: Path, data: Path, tmp_path: Path
 ) -> None:
     settings = teach_answers(run)
-    assert settings.augmentation and "photos" not in settings.sources  # a step may hold scenes alone
+    assert settings.augmentation and "photos" not in settings.sources  # a step may hold nothing but scenes
     train(settings, data, tmp_path)
     before, after = (Fwd2BotEncoder.load("m", folder / "model", "cpu") for folder in (run, tmp_path))
     seen, known = before.encode_images(make_pictures()), after.encode_images(make_pictures())

@@ -1,4 +1,4 @@
-"""What a step reads: a function of seed and number alone, whoever reads it and whatever is broken."""
+"""The data of a step depend on seed and step number alone, on any rank and with any files broken."""
 
 import hashlib
 import logging
@@ -22,7 +22,7 @@ from training.data import Step, StepDataset
 from training.data_settings import BatchSettings, CaptionGroupSettings, KarpathySettings
 from training.losses import HARD_NEGATIVE
 
-# Of the steps of `BATCHES`: all that is not a pixel, and a weighted mean of the pixels of each picture.
+# For some steps of `BATCHES`: a hash of all but the pixels, and a weighted mean of each picture's pixels.
 RECORDED = {
     0: ("8f3dfbf74f8e86a6", []),
     9: (
@@ -90,7 +90,7 @@ def test_the_steps_of_a_run_stay_what_they_were(folder: Path, step: int) -> None
 
 def test_a_step_depends_on_seed_and_number_alone(folder: Path) -> None:
     one, other = make_dataset(folder), make_dataset(folder)
-    other[3], other[20]  # what was read before changes nothing
+    other[3], other[20]  # earlier reads change nothing
     assert_equal(one[9], other[9])
     assert weigh_pixels(make_dataset(folder, seed=6)[9]) != weigh_pixels(one[9])
 
@@ -115,7 +115,7 @@ def test_matching_ids_are_matching_texts(folder: Path) -> None:
             assert f"dog {known}" in text or f"cat {known}" in text
         elif known >= 2 * 10**9:
             assert f"cat {known - 2 * 10**9}" in text
-    assert (step.target_ids == HARD_NEGATIVE).sum() == 2  # one for each scene alone
+    assert (step.target_ids == HARD_NEGATIVE).sum() == 2  # one for each scene, none for families
     assert set(step.source_ids.tolist()) == set(step.target_ids.tolist()) - {HARD_NEGATIVE}
     assert step.paired.all()
 
@@ -154,7 +154,7 @@ def test_a_text_only_batch_has_no_pictures_and_two_views_of_each_group(folder: P
 
 
 def list_rows(dataset: StepDataset, step: Step) -> list[tuple[int, float, list[str]]]:
-    """Of each source in order: its id, its pixels, and what is asked and answered about it."""
+    """For each source in order: its id, its weighted pixels, and its questions and answers."""
     pixels = weigh_pixels(step) + [0.0] * len(step.source_ids)
     rows = [(known, pixels[row], list[str]()) for row, known in enumerate(step.source_ids.tolist())]
     for part in step.answers:

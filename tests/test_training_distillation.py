@@ -36,7 +36,7 @@ from training.teach import main, teach
 from training.train import train
 from training.two_tower import train_two_towers
 
-# Python 3.12 warns of every fork; the loader's worker is forked before the model computes.
+# Python 3.12 warns of forks in threaded processes; the loader's worker is forked before the model computes.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
     pytest.mark.usefixtures("few_scenes"),
@@ -48,7 +48,7 @@ def unit_rows(count: int, seed: int, dim: int = 8) -> Tensor:
 
 
 def spell_out(rows: Tensor, guides: Tensor, pictured: list[bool], temperature: float) -> float:
-    """The loss of TinyCLIP's figure, row by row, over the four pairs of kinds."""
+    """TinyCLIP's affinity loss, row by row, averaged over the four pairs of kinds (picture or text)."""
 
     def softmax(vectors: Tensor, row: int, others: list[int]) -> list[float]:
         weights = [math.exp(float(vectors[row] @ vectors[other]) / temperature) for other in others]
@@ -93,7 +93,7 @@ def test_rows_that_no_teacher_saw_take_no_part() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Photos, groups, and two pictures without captions of which one is broken."""
+    """Photos, groups, and two pictures without captions, one of them broken."""
     write_photos(tmp_path)
     (tmp_path / "more" / "deep").mkdir(parents=True)
     Image.new("RGB", (12, 12), "red").save(tmp_path / "more" / "deep" / "b.JPG")
@@ -177,7 +177,7 @@ def test_each_row_of_a_step_is_beside_what_teachers_made_of_it(folder: Path) -> 
         plain = text.strip().removesuffix("summarize the text.").strip()
         known = dataset.guides.find_texts([plain])[0]
         assert torch.equal(guide, known), plain
-    assert step.guides.targets.any(dim=1).sum() == 5  # of photos and groups, and not of scenes
+    assert step.guides.targets.any(dim=1).sum() == 5  # photos and groups have guides, scenes do not
 
 
 def test_pictures_without_captions_teach_nothing_without_teachers(folder: Path) -> None:
@@ -210,7 +210,7 @@ def test_nobody_teaches_nothing(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen pictures of four colours, of which four are both val and test, and two without captions."""
+    """Sixteen pictures of four colours, four of them both val and test, and two more without captions."""
     folder = write_tested_colours(tmp_path_factory.mktemp("data"))
     (folder / "more").mkdir()
     for colour in ("red", "blue"):
@@ -219,7 +219,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def go_on_from(run: Path, settings: TrainingSettings, steps: int) -> TrainingSettings:
-    """Settings that train the model of a run further, with teachers alone; first on pictures alone."""
+    """Settings that continue a run from its model with teachers alone, first on unlabelled pictures alone."""
     counts = {"photos": 4, "unlabelled": 2, "families": 4, "groups": 2}
     return replace(
         settings,

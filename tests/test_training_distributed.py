@@ -1,4 +1,4 @@
-"""Two processes on the CPU train as one does, with whole weights and with shares of them."""
+"""Two processes on the CPU train like one, with replicated and with sharded weights."""
 
 import os
 import socket
@@ -53,7 +53,7 @@ Result = tuple[dict[str, Tensor], float, float]  # gradients, answer loss, loss 
 
 
 def share_step(step: Chunk, rank: int) -> tuple[Chunk, Tensor, Tensor]:
-    """What one of two ranks reads of a step: the pictures and three targets, or the rest."""
+    """The part of a step that one of two ranks reads: the pictures and three targets, or the rest."""
     rows = range(3) if rank == 0 else range(3, 5)
     part = Chunk([step.sources[rank]], [step.targets[1 - rank]], take_answers(step.answers, rows))
     target_ids = TARGET_IDS[4:] if rank == 0 else TARGET_IDS[:4]
@@ -63,7 +63,7 @@ def share_step(step: Chunk, rank: int) -> tuple[Chunk, Tensor, Tensor]:
 def measure_gradients(
     builder: InputBuilder, ranks: Ranks, loss: nn.Module, size: int, shared: bool
 ) -> Result:
-    """This rank's part of the step; shared: the frozen weights are, and activations are recomputed."""
+    """Gradients and losses over all ranks; if `shared`, with sharded frozen weights and recomputation."""
     step, source_ids, target_ids = share_step(make_step(builder), ranks.rank)
     model, measured = make_model(builder).requires_grad_(not shared), []
     image_token = model.lvlm.config.image_token_id
@@ -86,7 +86,7 @@ def measure_gradients(
 
 
 def join_environment(rank: int, port: int) -> None:
-    """What `accelerate launch` tells a process."""
+    """Set the environment that `accelerate launch` gives a process."""
     torch.set_num_threads(1)
     os.environ |= {
         "WORLD_SIZE": "2",
@@ -111,13 +111,13 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
 
 
 def make_taught_run(folder: Path) -> TrainingSettings:
-    """Five rows a step, two in memory at a time, with teachers."""
+    """Settings with five rows per step, two in memory at a time, and teachers."""
     settings = settle_on(folder / "base", make_settings(4), rows=5)
     return replace(settings, distillation=DistillationSettings(str(folder / "teachers"), 1.0, 0.1))
 
 
 def require_one_whole_layer_at_a_time(patch: pytest.MonkeyPatch) -> None:
-    """A model comes to its device in shares, and a layer is let go before the next one is shared out."""
+    """Check that each layer is freed before the next is sharded, and the model moved only when all are."""
     move, share = Fwd2Bot.to, sharding.fully_shard
     begun: list[weakref.ref[nn.Parameter]] = []
 
@@ -154,7 +154,7 @@ def find_free_port() -> int:
 
 @pytest.fixture(scope="module")
 def ranks_results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
-    """What two processes found, each."""
+    """The results of each of two processes."""
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.start_processes(run_rank, (find_free_port(), folder), nprocs=2, start_method="fork")
@@ -200,7 +200,7 @@ def test_a_run_of_two_processes_is_a_run_of_one(tmp_path: Path, sharded: bool) -
     for one, two in zip(alone, together, strict=True):
         assert all(two[name] == pytest.approx(value, rel=1e-3) for name, value in one.items())
     assert Fwd2BotEncoder.load("new", run / "model", "cpu").summary_shape == (2, 32)
-    train(settings, tmp_path, run)  # one process goes on from the state that two left
+    train(settings, tmp_path, run)  # one process resumes from the state that two left
     assert read_log(run) == together
 
 

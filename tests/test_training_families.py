@@ -1,4 +1,4 @@
-"""Families of scenes: members differ in what they say, and every member is a scene like any other."""
+"""Families of scenes: members differ in their descriptions, and every member is a valid scene."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Chunks change what is in memory, and not the gradient."""
+"""Chunks change what is in memory, but not the gradient."""
 
 from collections.abc import Callable
 from functools import partial
@@ -68,11 +68,11 @@ def test_a_chunk_that_is_embedded_twice_draws_the_same_dropout() -> None:
     assert half == len(chunks)
     for first, second in zip(seen[:half], seen[half:], strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
-    assert not torch.equal(run(model, chunks[0]).sources, run(model, chunks[0]).sources)  # it does draw
+    assert not torch.equal(run(model, chunks[0]).sources, run(model, chunks[0]).sources)  # dropout is on
 
 
 def test_what_lies_in_rows_for_each_image_is_cut_with_its_prompt() -> None:
-    ids = torch.tensor([[9, 9, 1], [9, 1, 1], [9, 9, 9]])  # 2, 1 and 3 image tokens; two patches for each
+    ids = torch.tensor([[9, 9, 1], [9, 1, 1], [9, 9, 9]])  # 2, 1 and 3 image tokens, two patches per token
     inputs = BatchEncoding({"input_ids": ids, "grid": torch.arange(3), "pixel_values": torch.arange(12)})
     assert take_rows(inputs, range(0, 1), 9)["pixel_values"].tolist() == [0, 1, 2, 3]
     assert take_rows(inputs, range(1, 2), 9)["pixel_values"].tolist() == [4, 5]

@@ -1,4 +1,4 @@
-"""Another vision tower for a checkpoint: what the LLM is shown, what is refused, and a run that goes on."""
+"""Another vision tower for a checkpoint: what the LLM then sees, what is refused, and resuming a run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ pytestmark = [
 
 
 class Towers(NamedTuple):
-    """A run of two towers, and its data, which has a test split."""
+    """A two-tower run, and its data, which have a test split."""
 
     run: Path
     data: Path
@@ -45,7 +45,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Towers:
 
 
 def load(run: Path) -> tuple[Fwd2Bot, list[BatchEncoding]]:
-    """A checkpoint, and more image tokens than its projector has weights to fit them with."""
+    """A checkpoint, and pictures with more image tokens than its projector has weights per output."""
     model, processor, prompts, *_ = load_checkpoint(run / "model", "cpu")
     builder = InputBuilder(processor, prompts, model.summary_shape[0])
     random = np.random.default_rng(1)
@@ -55,13 +55,13 @@ def load(run: Path) -> tuple[Fwd2Bot, list[BatchEncoding]]:
 
 @torch.no_grad()
 def read_tower(model: Fwd2Bot, batches: list[BatchEncoding]) -> Tensor:
-    """Its features as transformers' own FastVLM takes them: (tokens, tower's width)."""
+    """The tower's features, flattened as in transformers' FastVLM: (tokens, tower's width)."""
     maps = [model.lvlm.model.vision_tower(inputs["pixel_values"]).last_hidden_state for inputs in batches]
     return torch.cat([each.flatten(2).transpose(1, 2).flatten(0, 1) for each in maps])
 
 
 def save_tower(model: Fwd2Bot, folder: Path) -> Path:
-    """The model's own tower, as a run of two towers leaves it."""
+    """Save the model's own tower in the form that a two-tower run leaves."""
     weights = model.lvlm.model.vision_tower.state_dict()
     folder.mkdir()
     torch.save(

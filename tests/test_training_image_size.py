@@ -1,4 +1,4 @@
-"""Another image size than a model was trained at: who reads it, who refuses, and what is saved."""
+"""Image sizes other than that of training: which models read them, which refuse, and what is saved."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Losses that are not InfoNCE as CLIP has it, against their definitions written out."""
+"""Losses other than CLIP's InfoNCE, against their definitions written out."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_a_scale_that_an_update_made_0_has_a_temperature(loss: ContrastiveLoss |
 
 def test_a_source_that_nothing_matches_repels_and_asks_for_no_match() -> None:
     sources, targets = unit_rows(3, 1), unit_rows(2, 2)
-    ids = torch.tensor([4, HARD_NEGATIVE, 5])  # the same number on both sides is no match
+    ids = torch.tensor([4, HARD_NEGATIVE, 5])  # the second source matches no target
     target_ids = torch.tensor([4, 5])
     loss = ContrastiveLoss(temperature=1.0)(sources, targets, ids, target_ids)
     logits = sources @ targets.T

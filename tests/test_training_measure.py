@@ -1,4 +1,4 @@
-"""The measurement of a recipe, on small models without data."""
+"""Measuring a recipe, on small models and without data."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_a_recipe_is_measured_by_one_command(shape: Path, capsys: pytest.Capture
     assert main([recipe, "--steps", "2", "--rows", "3", "--set", f"lvlm.base={shape}"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 3 and found["device"] == "cpu"
-    # 4 image tokens or k summary tokens, the instruction, caption or answer, and k more in pass 1
+    # Pass 1: image, instruction, k; and instruction, caption, k. Pass 2: k, instruction, answer.
     tokens = (4 + 20 + 16) + (20 + 30 + 16) + (16 + 20 + 100)
     assert found["tokens_per_second"] / found["images_per_second"] == pytest.approx(tokens, rel=0.01)
     assert 0 < found["flops_share"] < 100

@@ -89,7 +89,7 @@ def test_a_whole_crop_is_the_picture_and_mirrored_its_mirror() -> None:
 
     views = crop_randomly(pictures, 12, 1.0, whole, chance(2))
     assert views.shape == (2, 3, 12, 12)
-    # The aspect ratio still varies a little, so the middle rows agree and not every pixel.
+    # The aspect ratio still varies a little, so the views are near the pictures, but not equal to them.
     straight = torch.stack([pictures[0], pictures[1].flip(-1)])
     assert (views - straight).abs().mean() < (views - straight.flip(-1)).abs().mean()
 

@@ -40,7 +40,7 @@ def test_without_rounding_both_find_the_same_losses_and_weights(
         return tuned.model(chunk.sources, chunk.targets, chunk.answers)
 
     monkeypatch.setattr(tuned, "_forward", forward_exactly)
-    for number in (0, 2):  # texts alone; everything
+    for number in (0, 2):  # a step of texts alone, and one of everything
         step = dataset[number]
         first, second = (trainer.train_step(step).losses for trainer in (tuned, plain))
         assert first == pytest.approx(second, rel=1e-4) and "answer" in first

@@ -1,4 +1,4 @@
-"""Steps that cannot be made are refused at the start, each in words of its own."""
+"""Steps that cannot be made are refused at the start, each with its own message."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_a_source_that_only_losses_without_a_weight_would_read_is_refused(
 
 
 def weigh_nothing_but_sight(source: SourceSettings) -> TrainingSettings:
-    """A run on one source in which only the features of pictures and their words have a weight."""
+    """Settings with one source, in which only the feature loss and the word loss have a weight."""
     settings = replace(read_settings(CONFIG), sources={"it": source}, batches=(BatchSettings(1, {"it": 4}),))
     assert settings.word_weight and settings.feature_weight
     return replace(settings, contrastive_weight=0.0, answer_weight=0.0)

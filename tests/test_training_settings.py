@@ -1,4 +1,4 @@
-"""The shipped recipes, and settings that the command line puts over a file's."""
+"""The shipped recipes, and settings that the command line overrides."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from encoders.base import DatasetError
 from training.settings import BaseSettings, end_run_at, read_settings
 
 _FOLDER = Path(__file__).parent.parent / "training" / "configs"
-CONFIGS = sorted(set(_FOLDER.glob("*.toml")) - {_FOLDER / "ablations.toml"})  # which is many runs
+CONFIGS = sorted(set(_FOLDER.glob("*.toml")) - {_FOLDER / "ablations.toml"})  # it describes many runs
 TINY = next(path for path in CONFIGS if path.name == "tiny.toml")
 
 
@@ -19,7 +19,7 @@ def test_a_recipe_can_be_read_and_adds_up(path: Path) -> None:
     optimizer = settings.optimizer
     assert optimizer.warmup_steps + optimizer.cooldown_steps <= settings.total_steps
     assert {name for batch in settings.batches for name in batch.counts} == set(settings.sources)
-    if isinstance(settings.lvlm, BaseSettings):  # a tower that sees is trained by the paper's losses alone
+    if isinstance(settings.lvlm, BaseSettings):  # a pretrained base needs only the paper's losses
         assert settings.feature_weight == settings.word_weight == 0
         assert settings.augmentation is None
         assert f"k{settings.summary_tokens}" in path.stem

@@ -1,4 +1,4 @@
-"""WebDataset shards and the pictures in them: what is paired, what is refused, and in which words."""
+"""WebDataset shards and the pictures in them: what is paired, what is refused, and the messages."""
 
 import io
 import json
@@ -70,7 +70,7 @@ def test_a_shard_that_breaks_off_keeps_what_came_before(
     ]
     write_shard(tmp_path / "a.tar", *pictures)
     whole = (tmp_path / "a.tar").read_bytes()
-    (tmp_path / "a.tar").write_bytes(whole[: 4 * 1024 + 700])  # two samples of 2 KiB, and a piece of a header
+    (tmp_path / "a.tar").write_bytes(whole[: 4 * 1024 + 700])  # two samples of 2 KiB, and a third cut short
     (tmp_path / "b.tar").write_bytes(b"no archive" * 100)
     source = open_one(SHARDS, tmp_path)
     assert len(source) == 2

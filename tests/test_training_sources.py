@@ -1,4 +1,4 @@
-"""Each kind of source: what it reads, and what it refuses in which words."""
+"""Each kind of source: what it reads, what it refuses, and the messages."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: it comes back, belongs to one model, and is whole whatever happens."""
+"""What a run leaves on disk: it can be loaded, belongs to one model, and stays whole whatever happens."""
 
 import json
 import resource
@@ -26,7 +26,7 @@ from training.trainer import Trainer
 
 
 def make_trainer(**changes: Any) -> Trainer:
-    """A trainer of a model that no data made."""
+    """A trainer of a model that is made without data."""
     settings = replace(make_settings(6), **changes)
     builder = make_builder()
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def test_a_base_that_has_moved_is_no_other_model(tmp_path: Path) -> None:
     [
         {"summary_tokens": 3},
         {"adapters": AdapterSettings(2, 4)},
-        {"adapters": AdapterSettings(4, 32)},  # whose weights would fit
+        {"adapters": AdapterSettings(4, 32)},  # its weights would still fit
         {"prompts": Prompts(image="Say less.")},
         {"lvlm": BaseSettings("somebody/another", "none")},
     ],
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_the_last_good_state_whole(tmp_path: Path) -> None:
     trainer, path = make_trainer(), tmp_path / STATE_FILE
     save_state(trainer, path)
     before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # as a disk with half the room
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # like a disk with half the room
     try:
         with pytest.raises(Fwd2BotError, match=r"state\.pt could not be written .*make room"):
             save_state(trainer, path)
@@ -122,7 +122,7 @@ def test_a_kill_between_two_moves_and_a_full_disk_leave_a_model(tmp_path: Path) 
     save_model(folder, checkpoint, trainer.settings)
     settings = json.loads((folder / "training" / "settings.json").read_text())
     assert settings["seed"] == trainer.settings.seed
-    folder.rename(tmp_path / "model.old")  # where a kill may leave it
+    folder.rename(tmp_path / "model.old")  # where a kill may have left it
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -175,7 +175,7 @@ def test_a_step_keeps_to_its_rate_the_length_of_gradients_and_the_largest_scale(
     before = trainer.model.summary_tokens.detach().clone()
     report = trainer.train_step(make_step(trainer.model, rows=2))
     moved = (trainer.model.summary_tokens - before).abs().max().item()
-    # AdamW's first step moves a weight by its rate, whatever the gradient.
+    # AdamW's first step moves a weight by the learning rate, whatever the gradient.
     assert report.rate == settings.learning_rate / settings.warmup_steps == pytest.approx(moved, rel=0.01)
     lengths = [each.grad.norm() for each in trainer.model.parameters() if each.grad is not None]
     assert torch.stack(lengths).norm().item() == pytest.approx(settings.gradient_norm, rel=0.01)

@@ -1,4 +1,4 @@
-"""A whole training run, minutes made seconds: it learns, it can be killed, and what it leaves can be used."""
+"""A whole training run, cut down to seconds: it learns, survives a kill, and leaves a usable model."""
 
 import errno
 import multiprocessing
@@ -30,7 +30,7 @@ from training.train import DIVERGED_FILE, main, train
 from training.trainer import Trainer, schedule_rate
 from training.validate import read_held_out, score_measures
 
-# Python 3.12 warns of every fork; the loader's worker is forked before the model computes.
+# Python 3.12 warns of forks in threaded processes; the loader's worker is forked before the model computes.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
     pytest.mark.usefixtures("few_scenes"),
@@ -38,7 +38,7 @@ pytestmark = [
 
 
 def train_until_killed(settings: TrainingSettings, data: Path, run: Path, step: int) -> None:
-    """Die, with no chance to clean up, after a step was logged and before its state is written."""
+    """Train, and die without cleaning up after a step is logged and before its state is written."""
     torch.set_num_threads(1)
     whole = states.save_state
 
@@ -74,7 +74,7 @@ def test_a_run_on_a_gpu_has_nearly_the_losses_of_one_on_the_cpu(
 ) -> None:
     settings = make_settings(4)
     train(settings, data, tmp_path / "gpu")
-    train(settings, data, tmp_path / "gpu")  # reads its state, and has nothing left to do
+    train(settings, data, tmp_path / "gpu")  # loads its state, with nothing left to do
     monkeypatch.setattr("training.distributed.choose_device", lambda _: "cpu")
     train(settings, data, tmp_path / "cpu")
     cpu, gpu = ([line for line in read_log(tmp_path / run) if "rate" in line] for run in ("cpu", "gpu"))
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_as_the_run_that_was_not(data: Path, tmp_path: Path
     assert killed.exitcode == -signal.SIGKILL
     assert [line["step"] for line in read_log(tmp_path / "killed")][-1] == 4
     assert torch.load(tmp_path / "killed" / STATE_FILE, weights_only=True)["step"] == 3
-    (tmp_path / "killed" / "best").rename(tmp_path / "killed" / "best.old")  # as in the middle of saving it
+    (tmp_path / "killed" / "best").rename(tmp_path / "killed" / "best.old")  # as if killed while saving it
     train(settings, data, tmp_path / "killed")
 
     assert (tmp_path / "killed" / "best").is_dir() and not (tmp_path / "killed" / "best.old").exists()
@@ -224,7 +224,7 @@ def test_missing_data_is_one_line_and_exit_code_one(
 def test_a_run_that_can_read_none_of_its_rows_ends_in_one_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
-    """Whoever makes the steps ready: an error in a worker comes as one in this process."""
+    """Whichever process prepares the steps: an error in a worker ends the run like one in this process."""
     settings = make_settings(4)
     (tmp_path / "groups.jsonl").write_text('{"captions": []}\n' * 3)
     groups = CaptionGroupSettings("caption_groups", str(tmp_path / "groups.jsonl"), True, True)

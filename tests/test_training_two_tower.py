@@ -1,4 +1,4 @@
-"""Two towers: as many weights as Fwd2Bot, the same rows in the same order, and a run that can be killed."""
+"""Two towers: as many weights as Fwd2Bot, the same rows in the same order, and a run that survives a kill."""
 
 import json
 import math
@@ -32,7 +32,7 @@ from training.two_tower import (
     write_plainly,
 )
 
-# Python 3.12 warns of every fork; the loader's worker is forked before the model computes.
+# Python 3.12 warns of forks in threaded processes; the loader's worker is forked before the model computes.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
     pytest.mark.usefixtures("few_scenes"),
@@ -41,12 +41,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen pictures of four colours, of which four are both val and test."""
+    """Sixteen pictures of four colours, four of them both val and test."""
     return write_tested_colours(tmp_path_factory.mktemp("data"))
 
 
 def make_towers(settings: TrainingSettings, data: Path) -> tuple[TwoTowers, StepDataset, int]:
-    """Towers, what they read, and the weights of the Fwd2Bot beside them."""
+    """The towers, their dataset, and the number of weights of the corresponding Fwd2Bot."""
     assert isinstance(settings.lvlm, LvlmSettings)
     sources = open_sources(settings.sources, data)
     initial = make_initial_model(settings, sources, torch.device("cpu"))
@@ -84,7 +84,7 @@ def test_the_rows_and_views_of_a_step_are_those_that_fwd2bot_is_trained_on(data:
             if "pixel_values" in mine:
                 assert torch.equal(mine["pixel_values"], other["pixel_values"])
         assert ours.answers == [] and ours.targets
-        if theirs.targets:  # not where the tower alone is trained
+        if theirs.targets:  # there are none where only the vision tower is trained
             said, prompted = (
                 builder.tokenizer.batch_decode(part["input_ids"], skip_special_tokens=True)
                 for part in (ours.targets[0], theirs.targets[0])
@@ -114,7 +114,7 @@ def test_a_share_of_a_run_has_that_share_of_every_phase() -> None:
 
 
 def run_until_killed(settings: TrainingSettings, data: Path, run: Path) -> None:
-    """Die before the state of step 4 is written."""
+    """Train, and die before the state of step 4 is written."""
     torch.set_num_threads(1)
     whole = states.save_state
 

@@ -1,4 +1,4 @@
-"""A random model of each family of LVLMs: its real class, a few layers deep, its processor and its chat."""
+"""A random model of each LVLM family: the real class, a few layers deep, with processor and chat template."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -73,7 +73,7 @@ class TinyLvlm(NamedTuple):
 
 
 def make_lvlm_of(name: str, summaries: int = SUMMARIES) -> TinyLvlm:
-    """The model and the processor of a family, by its model type."""
+    """The model and the input builder of a family, by its model type."""
     if name == "fast_vlm":
         builder = make_builder()
         return TinyLvlm(make_fastvlm(builder), builder)

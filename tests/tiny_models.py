@@ -1,4 +1,4 @@
-"""Random models of a few thousand weights, of the real classes, for the tests of encoders and training."""
+"""Random models of the real classes with a few thousand weights, for the tests of encoders and training."""
 
 import numpy as np
 from PIL import Image
@@ -10,7 +10,7 @@ from training.lvlm import make_lvlm, make_processor, train_tokenizer
 from training.settings import LvlmSettings
 
 BATCH = 3
-SUMMARIES = 4  # as many as a 16 x 16 picture has image tokens at a stride of 8
+SUMMARIES = 4  # the number of image tokens of a 16 x 16 picture at a stride of 8
 LVLM = LvlmSettings(
     image_size=16,
     tower_stem=8,
@@ -26,16 +26,16 @@ WORDS = ["a red dog in the snow", "two green cats on grass", "what is it? descri
 
 
 def make_builder() -> InputBuilder:
-    """A processor with a tokenizer of its own, and a chat template as LLaVA's."""
+    """An input builder whose processor has its own tokenizer and a chat template like LLaVA's."""
     return InputBuilder(make_processor(train_tokenizer(WORDS, LVLM.vocabulary), LVLM), Prompts(), SUMMARIES)
 
 
 def make_fastvlm(builder: InputBuilder) -> FastVlmForConditionalGeneration:
-    """The class of the embedded default."""
+    """A random model of the embedded default model's class."""
     return make_lvlm(builder.tokenizer, LVLM).eval()
 
 
 def make_pictures() -> list[Image.Image]:
-    """Noise of three sizes."""
+    """Square noise pictures of three sizes."""
     random = np.random.default_rng(0)
     return [Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)) for side in (16, 20, 40)]

@@ -1,4 +1,4 @@
-"""A small made-up data set and its settings, for the tests of what training reads."""
+"""A small made-up data set and its settings, for the tests of training data."""
 
 import io
 import json
@@ -46,7 +46,7 @@ PROMPTS = Prompts(
 
 
 def make_plain_builder() -> InputBuilder:
-    """A processor with prompts of its own, whatever the defaults are."""
+    """An input builder with fixed prompts, whatever the defaults are."""
     return InputBuilder(make_processor(train_tokenizer(WORDS, LVLM.vocabulary), LVLM), PROMPTS, SUMMARIES)
 
 
@@ -55,7 +55,7 @@ def write_lines(path: Path, records: Sequence[Any]) -> None:
 
 
 def write_photos(folder: Path) -> None:
-    """Noise, of which `dataset.json` says "dog 3 one" and the like; and `groups.jsonl`."""
+    """Noise pictures, their captions ("dog 3 one" and the like) in `dataset.json`, and `groups.jsonl`."""
     random = np.random.default_rng(0)
     records = []
     for number, side in zip(range(PHOTOS), ["left", "right", "top"] * 3, strict=False):
@@ -91,7 +91,7 @@ def make_dataset(
 
 
 def share_out(count: int) -> list[Ranks]:
-    """So many ranks, in one process."""
+    """This many ranks, in one process."""
     return [replace(ALONE, rank=rank, count=count) for rank in range(count)]
 
 

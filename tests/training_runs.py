@@ -1,4 +1,4 @@
-"""Settings and data of runs that take seconds, from nothing and on a base."""
+"""Settings and data for training runs that take seconds, from scratch and on a base model."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 
 
 def write_colours(folder: Path) -> Path:
-    """Sixteen noisy pictures of four colours, in the form of the shipped settings' data."""
+    """Sixteen noisy pictures of four colours, laid out as the shipped settings expect."""
     images = folder / "flickr8k" / "images"
     images.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def write_colours(folder: Path) -> Path:
 
 
 def write_tested_colours(folder: Path) -> Path:
-    """The same, where the photos of val are those of test too."""
+    """The same, with the photos of val also listed as test photos."""
     write_colours(folder)
     path = folder / "flickr8k" / "dataset_flickr8k.json"
     records = json.loads(path.read_text())["images"]
@@ -73,7 +73,7 @@ def read_log(run: Path) -> list[dict[str, float]]:
 
 
 def make_base(folder: Path) -> LlavaForConditionalGeneration:
-    """A random LLaVA, saved as it would come from the hub, with its processor."""
+    """A random LLaVA, saved with its processor as if downloaded from the hub."""
     builder = make_builder()
     sizes = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     lvlm = LlavaForConditionalGeneration(
@@ -92,7 +92,7 @@ def make_base(folder: Path) -> LlavaForConditionalGeneration:
 
 
 def settle_on(base: Path, settings: TrainingSettings, rows: int) -> TrainingSettings:
-    """The same run of adapters on a base, over the photos alone, in chunks of two."""
+    """The same run with adapters on a base model, on the photos alone, in chunks of two."""
     photos = settings.sources["photos"]
     assert isinstance(photos, KarpathySettings)
     return replace(
