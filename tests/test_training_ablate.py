@@ -108,7 +108,7 @@ def test_a_trial_comes_back_from_its_file(tmp_path: Path) -> None:
     assert read_trial(path) == make_trial(JOINT, 30, 3.0)
     for damage in ("{", "[]", '{"measures": {}}'):
         path.write_text(damage)
-        with pytest.raises(DatasetError, match="no trial"):
+        with pytest.raises(DatasetError, match="is not a trial"):
             read_trial(path)
 
 
