@@ -5,6 +5,8 @@ path that both have, the target keeps its own row; merging twice has the same ef
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encoders.base import EncoderMismatch, IndexFailure, IndexNotFound
+from encoders.base import EncoderMismatch, IndexDamaged, IndexFailure, IndexNotFound
 
 from .audit import audit_part
 from .faiss_library import require_faiss
@@ -46,17 +48,29 @@ def merge_index(target: str | Path, source: str | Path) -> MergeReport:
         manifest, other = read_manifest(target), read_manifest(source)
         _require_alike(target, manifest, source, other)
         prefix = _relate_folders(target, manifest, source, other)
-        for part in other.parts:
-            audit_part(source, other, part, room=len(prefix.encode()))
-        wanted, known = _find_news(target, manifest, source, other, prefix)
         writer = IndexWriter(target, manifest)
-        for part in other.parts:
-            for table in read_groups(source, other, part):
-                rows = table.filter(pa.array(mark_members(table["id"], wanted)))
-                writer.append_table(rows, _add_prefix(prefix, rows["path"]))
+        with _explain_changes(source, other):
+            for part in other.parts:
+                audit_part(source, other, part, room=len(prefix.encode()))
+            wanted, known = _find_news(target, manifest, source, other, prefix)
+            for part in other.parts:
+                for table in read_groups(source, other, part):
+                    rows = table.filter(pa.array(mark_members(table["id"], wanted)))
+                    writer.append_table(rows, _add_prefix(prefix, rows["path"]))
         writer.commit()
         writer.refresh_faiss()
     return MergeReport(len(wanted), known)
+
+
+@contextmanager
+def _explain_changes(source: Path, other: Manifest) -> Iterator[None]:
+    """Ask for another run, instead of calling `source` damaged, if a run has changed it while it was read."""
+    try:
+        yield
+    except IndexDamaged:
+        if read_manifest(source) == other:
+            raise
+        raise IndexFailure(f"{source} was changed while it was being merged: merge again") from None
 
 
 def create_above(target: str | Path, one: str | Path, other: str | Path) -> None:

@@ -143,6 +143,18 @@ def test_a_merge_adds_what_is_new_below_its_folder(
     assert build(gallery, encoder) == BuildReport(0, 0, 8, 0, 0)
 
 
+def test_a_source_that_is_compacted_while_it_is_merged_is_not_called_damaged(
+    two: tuple[Path, Path], gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gallery / "below/green.png").unlink()
+    build(gallery / "below", encoder)
+    with monkeypatch.context() as patch, pytest.raises(IndexFailure, match="merge again") as caught:
+        patch.setattr("indexer.merge.audit_part", lambda *_, **__: compact_index(two[1]))
+        merge_index(*two)
+    assert not isinstance(caught.value, IndexDamaged)
+    assert merge_index(*two) == MergeReport(added=3, known=0)
+
+
 def test_two_folders_side_by_side_merge_into_an_index_of_the_one_above(
     gallery: Path, encoder: FakeEncoder, tmp_path: Path
 ) -> None:
