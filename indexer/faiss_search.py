@@ -1,5 +1,6 @@
 """Queries against the FAISS index: batching, ties, lists with too few results, and the GPU for many."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,30 @@ ROWS_PER_PRODUCT = 8192
 Found = tuple[FloatArray, NDArray[np.int64]]  # scores and ids, both (n, k), best first; id -1 is no result
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Some ids to search among: how many, and the faiss selector of them. See `select_for_faiss`."""
+
+    count: int
+    selector: Any
+
+
+def select_for_faiss(ids: NDArray[np.int64]) -> Selection:
+    """Prepare ids for `search_faiss`: some 50 bytes each, however large they are."""
+    return Selection(len(ids), import_faiss().IDSelectorBatch(ids))
+
+
 def search_faiss(
-    index: FaissIndex, queries: FloatArray, k: int, only: NDArray[np.int64] | None = None
+    index: FaissIndex, queries: FloatArray, k: int, only: Selection | None = None
 ) -> list[list[tuple[int, float]]]:
     """The k best (id, score) pairs of each query (n, dim), best first, ties in order of id.
 
     only: the ids to search among; None for all.
     """
-    count = index.count if only is None else len(only)
-    k = min(k, count)
+    k = min(k, only.count if only else index.count)
     if k == 0:
         return [[] for _ in queries]
-    selector = None if only is None else _make_selector(only)
-    scores, ids = _search_past_ties(index, np.ascontiguousarray(queries, np.float32), k, count, selector)
+    scores, ids = _search_past_ties(index, np.ascontiguousarray(queries, np.float32), k, only)
     order = np.lexsort((ids, -scores))[:, :k]
     scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
     return [
@@ -40,19 +52,13 @@ def search_faiss(
     ]
 
 
-def _make_selector(only: NDArray[np.int64]) -> Any:
-    """The faiss selector of these ids: a bitmap with one bit per id, up to the largest."""
-    marks = np.zeros(int(only.max()) + 1, bool)
-    marks[only] = True
-    return import_faiss().IDSelectorBitmap(np.packbits(marks, bitorder="little"))
-
-
-def _search_past_ties(index: FaissIndex, queries: FloatArray, k: int, count: int, selector: Any) -> Found:
-    """The k best of `count` and all ties with the k-th, to be broken by id; at most max(k + 1, MOST_TIES)."""
+def _search_past_ties(index: FaissIndex, queries: FloatArray, k: int, only: Selection | None) -> Found:
+    """The k best and all ties with the k-th, to be broken by id; at most max(k + 1, MOST_TIES)."""
+    count = only.count if only else index.count
     most = min(count, max(k + 1, MOST_TIES))
     wanted = min(count, k + 1)
     while True:
-        scores, ids = _search_enough(index, queries, wanted, selector)
+        scores, ids = _search_enough(index, queries, wanted, only.selector if only else None)
         tied = (scores[:, -1] == scores[:, k - 1]) & (ids[:, -1] != -1)
         if wanted == most or not tied.any():
             return scores, ids

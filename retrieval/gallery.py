@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from encoders.base import FloatArray, IndexDamaged, QueryError
 from indexer.faiss_file import load_faiss
 from indexer.faiss_index import FaissIndex
 from indexer.faiss_refresh import refresh_faiss
-from indexer.faiss_search import search_faiss
+from indexer.faiss_search import Selection, search_faiss, select_for_faiss
 from indexer.manifest import Manifest, locate_root, read_manifest
 from indexer.parts import REPAIR_REMEDY, find_rows
 from indexer.paths import leads_out, show_path, unescape_path
@@ -44,9 +44,9 @@ class Gallery:
         index_dir: Path,
         manifest: Manifest,
         neighbours: FaissIndex,
-        only: NDArray[np.int64] | None = None,
+        only: Selection | None = None,
     ) -> None:
-        """only: the ids of the images to search, ascending; None for all."""
+        """only: the images to search; None for all."""
         self.index_dir = index_dir
         self.manifest = manifest
         self.root = locate_root(manifest, index_dir)
@@ -60,7 +60,7 @@ class Gallery:
 
     def __len__(self) -> int:
         """The number of images searched."""
-        return self._neighbours.count if self._only is None else len(self._only)
+        return self._only.count if self._only else self._neighbours.count
 
     def search_image(self, image: str | Path | int, k: int = 10) -> list[Hit]:
         """The k images most similar to another, best first, without that image itself.
@@ -126,14 +126,12 @@ def _to_unit_rows(vectors: ArrayLike, dim: int) -> FloatArray:
     return np.asarray(rows / lengths, np.float32)
 
 
-def open_index(
-    index_dir: str | Path, wanted: Filter
-) -> tuple[Path, Manifest, FaissIndex, NDArray[np.int64] | None]:
-    """An index's folder, manifest and FAISS index, and the ids that pass the filter (None for all)."""
+def open_index(index_dir: str | Path, wanted: Filter) -> tuple[Path, Manifest, FaissIndex, Selection | None]:
+    """An index's folder, manifest and FAISS index, and the images that pass the filter (None for all)."""
     place = find_index(index_dir)
 
-    def read(manifest: Manifest) -> tuple[FaissIndex, NDArray[np.int64] | None]:
-        only = None if wanted == ALL else select_ids(place, manifest, wanted)
+    def read(manifest: Manifest) -> tuple[FaissIndex, Selection | None]:
+        only = None if wanted == ALL else select_for_faiss(select_ids(place, manifest, wanted))
         return open_neighbours(place, manifest), only
 
     manifest, opened = read_following(place, read_manifest(place), read)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from encoders.base import CannotAnswer, Talker, TextEncoder, can_talk
 from indexer.columns import decode_summaries
 from indexer.faiss_index import FaissIndex
+from indexer.faiss_search import Selection
 from indexer.manifest import Manifest, require_same_encoder
 from indexer.parts import trust_nothing
 from indexer.table import list_token_columns
@@ -28,7 +28,7 @@ class Searcher(Gallery):
         manifest: Manifest,
         neighbours: FaissIndex,
         encoder: TextEncoder,
-        only: NDArray[np.int64] | None = None,
+        only: Selection | None = None,
     ) -> None:
         super().__init__(index_dir, manifest, neighbours, only)
         self.encoder = encoder

@@ -16,7 +16,7 @@ from indexer import faiss_gpu, faiss_index, faiss_recipe, faiss_search
 from indexer.faiss_file import load_faiss, save_faiss
 from indexer.faiss_index import FaissIndex, VectorBlocks, build_faiss, read_faiss_ids, update_faiss
 from indexer.faiss_recipe import count_lists, count_probes, is_outgrown
-from indexer.faiss_search import search_faiss
+from indexer.faiss_search import search_faiss, select_for_faiss
 from tests.conftest import to_unit
 
 
@@ -137,15 +137,18 @@ def test_equal_scores_come_in_the_order_of_their_ids(count: int) -> None:
 @pytest.mark.parametrize("count", [900, 3000])
 @pytest.mark.parametrize("kept", [1, 7, 400])
 def test_among_some_ids_those_are_found_that_an_index_of_them_finds(count: int, kept: int) -> None:
-    vectors, ids = clustered_units(count), np.arange(count, dtype=np.int64) * 3 + 7
+    vectors, ids = (
+        clustered_units(count),
+        np.arange(count, dtype=np.int64) * 3 + (7 << 50),
+    )  # more than memory has bits
     rows = np.sort(np.random.default_rng(0).permutation(count)[:kept])
     queries, index = to_unit(vectors[:60].astype(np.float32)), build(vectors, ids)
     for asked in (queries[:1], queries):
-        found = search_faiss(index, asked, 10, ids[rows])
+        found = search_faiss(index, asked, 10, select_for_faiss(ids[rows]))
         assert measure_recall(found, rank_exactly(vectors[rows], ids[rows], asked, 10)) > 0.9
         assert {len(hits) for hits in found} == {min(kept, 10)}
         assert {image_id for hits in found for image_id, _ in hits} <= set(ids[rows].tolist())
-    assert search_faiss(index, queries[:2], 10, ids[:0]) == [[], []]
+    assert search_faiss(index, queries[:2], 10, select_for_faiss(ids[:0])) == [[], []]
 
 
 def test_nothing_invents_an_id() -> None:
@@ -173,7 +176,7 @@ from encoders.base import IndexDamaged
 from indexer.durable import digest_file
 from indexer.faiss_file import load_faiss
 from indexer.faiss_index import read_faiss_ids
-from indexer.faiss_search import search_faiss
+from indexer.faiss_search import search_faiss, select_for_faiss
 from indexer.manifest import FaissRecord
 
 path, rows, trained = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
