@@ -78,6 +78,10 @@ class IndexDamaged(IndexFailure):
     """A manifest, part or FAISS file that cannot be trusted."""
 
 
+class ManifestDamaged(IndexDamaged):
+    """A manifest that cannot be trusted, though the parts may well be sound."""
+
+
 class IndexLocked(IndexFailure):
     """Another process is writing to this index."""
 

@@ -1,7 +1,6 @@
-"""Describe an index, check every byte of it against its manifest, and repair it."""
+"""Describe an index, and check every byte of it against its manifest."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,12 +16,11 @@ from .contents import DIGEST_LENGTH
 from .durable import digest_file
 from .faiss_file import blame_faiss, check_faiss_file, load_faiss
 from .faiss_index import FAISS_REMEDY, read_faiss_ids
-from .lock import lock_index
-from .manifest import PARTS_FOLDER, Manifest, PartRecord, locate_root, read_manifest, write_manifest
+from .manifest import PARTS_FOLDER, Manifest, PartRecord, read_manifest
 from .parts import LONGEST_ROW, REPAIR_REMEDY, read_groups, trust_nothing
 from .paths import leads_out
+from .roots import locate_root
 from .table import read_following, read_images, read_newest_rows
-from .writer import IndexWriter, remove_orphans
 
 STATUSES = {"ok", "skipped", "deleted"}
 DIGEST_PATTERN = f"^[0-9a-f]{{{DIGEST_LENGTH}}}$"
@@ -74,7 +72,7 @@ def describe_index(index_dir: str | Path) -> IndexDescription:
     size = sum(part.size for part in manifest.parts) + (manifest.faiss.size if manifest.faiss else 0)
     return IndexDescription(
         folder=str(index_dir),
-        root=str(locate_root(manifest, index_dir)),
+        root=str(locate_root(manifest.root, index_dir)),
         model=manifest.encoder.name,
         fingerprint=manifest.encoder.fingerprint,
         dim=manifest.encoder.dim,
@@ -117,25 +115,6 @@ def audit_index(index_dir: str | Path) -> Iterator[Fault]:
     except IndexDamaged as error:
         if read_manifest(index_dir).faiss == manifest.faiss:
             yield Fault(str(error), None)
-
-
-def repair_index(index_dir: str | Path) -> list[Fault]:
-    """Drop damaged parts and rebuild the FAISS file; returns what was wrong.
-
-    The next run embeds the images of the dropped parts again. IndexFailure, with nothing dropped, if a part
-    cannot be read just now.
-    """
-    index_dir = Path(index_dir)
-    with lock_index(index_dir):
-        remove_orphans(index_dir)
-        faults = list(audit_index(index_dir))
-        if faults:
-            manifest = read_manifest(index_dir)
-            damaged = {fault.part for fault in faults}
-            parts = tuple(part for part in manifest.parts if part not in damaged)
-            manifest = write_manifest(index_dir, replace(manifest, parts=parts, faiss=None))
-            IndexWriter(index_dir, manifest).refresh_faiss()
-    return faults
 
 
 def audit_part(index_dir: Path, manifest: Manifest, part: PartRecord, room: int = 0) -> None:

@@ -24,20 +24,19 @@ from .file_list import FoundImages
 from .images import ImageFile
 from .lock import lock_index
 from .manifest import (
+    MANIFEST_NAME,
     Manifest,
-    Root,
     TokenFormat,
     create_manifest,
-    locate_root,
     read_manifest,
-    relate_root,
     require_same_encoder,
-    resolve_root,
     write_manifest,
 )
 from .plan import BuildPlan, compare_files
 from .recorder import BatchRecorder, BuildObserver, SilentObserver
-from .sources import name_root, open_source
+from .repair import restore_manifest
+from .roots import Root, locate_root, name_root, relate_root, resolve_root
+from .sources import open_source
 from .writer import ROWS_PER_PART, IndexWriter, remove_orphans
 
 
@@ -109,14 +108,14 @@ def build(
     with lock_index(index), quiet_pillow():
         if _read_date(index) != before:  # another run may know of files newer than this listing
             found = _find_some_images(folder, settings, observer)
-        remove_orphans(index)
         manifest = _read_matching_manifest(folder, index, settings)
+        if manifest is not None and (settings.moved or not (index / MANIFEST_NAME).exists()):
+            manifest = write_manifest(index, manifest)  # even if there is nothing to read
+        remove_orphans(index)
         plan = compare_files(found, index, manifest, settings.max_megapixels)
         del found
         if manifest is not None and (plan.fresh or encoder.name != manifest.encoder.name):
             manifest = _follow_encoder(index, manifest, encoder)
-        if manifest is not None and settings.moved:
-            manifest = write_manifest(index, manifest)  # even if there is nothing to read
         manifest = manifest or create_manifest(folder, index, encoder, _choose_tokens(encoder, settings))
         writer = IndexWriter(index, manifest)
         _mark_removed(plan.removed, writer)
@@ -165,16 +164,22 @@ def _read_date(index: Path) -> str:
 
 
 def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) -> Manifest | None:
-    """The manifest to continue from, or None for a new index; IndexFailure if its folder or tokens differ."""
+    """The manifest to continue from, or None for a new index; IndexFailure if its folder or tokens differ.
+
+    An index whose manifest was lost continues from its parts.
+    """
     if settings.rebuild:
         return None
     try:
         manifest = read_manifest(index)
     except IndexNotFound:
-        if settings.moved:
-            raise
-        return None
-    indexed = locate_root(manifest, index)
+        restored, _ = restore_manifest(index, relate_root(folder, index))
+        if restored is None:
+            if settings.moved:
+                raise
+            return None
+        manifest = restored
+    indexed = locate_root(manifest.root, index)
     if indexed != resolve_root(folder) and not settings.moved:
         raise IndexFailure(
             f"{index} is the index of {indexed}, not of {folder}: "

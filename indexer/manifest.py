@@ -9,13 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from encoders.base import Encoder, EncoderMismatch, IndexDamaged, IndexNotFound, TextEncoder
+from encoders.base import Encoder, EncoderMismatch, IndexDamaged, IndexNotFound, ManifestDamaged, TextEncoder
 
-from .durable import replace_durably
-from .paths import escape_path, unescape_path
+from .durable import digest_stream, replace_durably
+from .roots import Root, check_root, relate_root
 
 FORMAT = 2
 LARGEST_MANIFEST = 1 << 26  # bytes: a billion images need a third of it
@@ -27,9 +28,9 @@ PARTS_FOLDER = "parts"
 PART_NAME = re.compile(r"part-(\d{6,12})\.parquet")
 FAISS_NAME = re.compile(r"index-(\d{6,12})\.faiss")
 REBUILD_REMEDY = "run `fwd2bot index DIR --rebuild`"
+RESTORE_REMEDY = "run `fwd2bot verify --repair`, which makes it again from the parts"
 
 TokenFormat = Literal["int8", "float16", "none"]
-Root = Path | str  # a folder, or a URL such as s3://bucket/photos
 
 
 @dataclass(frozen=True)
@@ -100,43 +101,6 @@ def create_manifest(root: Root, index_dir: Path, encoder: Encoder, tokens: Token
     return Manifest(relate_root(root, index_dir), record, tokens, created=now, updated=now)
 
 
-def relate_root(root: Root, index_dir: Path) -> str:
-    """A root as the manifest of this index stores it."""
-    root = resolve_root(root)
-    return ".." if index_dir.resolve().parent == root else escape_path(str(root))
-
-
-def locate_root(manifest: Manifest, index_dir: Path) -> Root:
-    """The folder or URL that the paths of the index are relative to."""
-    root = unescape_path(manifest.root)
-    return resolve_root(root if is_url(root) else index_dir / root)
-
-
-def resolve_root(folder: Root) -> Root:
-    """The absolute form of a folder or URL, the same from every current directory."""
-    folder = parse_root(folder)
-    if isinstance(folder, Path):
-        return folder.resolve()
-    scheme, _, place = folder.partition("://")
-    return f"{scheme}://{place.rstrip('/')}"
-
-
-def parse_root(named: Root) -> Root:
-    """Turn a name into a folder (also for `file://`) or into a URL."""
-    name = named.removeprefix("file://") if isinstance(named, str) else named
-    return name if is_url(name) else Path(name)
-
-
-def join_url(root: str, path: str) -> str:
-    """The URL of a path below a root, which may be a bare scheme: `memory://`."""
-    return f"{root.removesuffix('/')}/{path}"
-
-
-def is_url(root: Root) -> bool:
-    """Whether a root is an fsspec URL and not a folder."""
-    return isinstance(root, str) and re.match(r"\w[^/]*://", root) is not None
-
-
 def require_same_encoder(encoder: TextEncoder, manifest: Manifest) -> None:
     """Raise EncoderMismatch unless the encoder has the fingerprint of the one that made the index."""
     made_by, ours = manifest.encoder, encoder.fingerprint
@@ -154,14 +118,18 @@ def require_same_encoder(encoder: TextEncoder, manifest: Manifest) -> None:
 def write_manifest(index_dir: Path, manifest: Manifest) -> Manifest:
     """Replace the manifest atomically; returns it as written, with `updated` set to now."""
     manifest = replace(manifest, updated=read_clock())
-    content = {"format": FORMAT, **asdict(manifest)}
+    content: dict[str, Any] = {"format": FORMAT, **asdict(manifest)}
+    content["digest"] = _digest(content)
     with replace_durably(index_dir / MANIFEST_NAME) as stream:
         stream.write((json.dumps(content, indent=1) + "\n").encode("utf-8"))
     return manifest
 
 
 def read_manifest(index_dir: Path) -> Manifest:
-    """Read the manifest: IndexNotFound if there is none, IndexDamaged if it cannot be trusted."""
+    """Read the manifest: IndexNotFound if there is none, ManifestDamaged if it cannot be trusted.
+
+    A plain IndexDamaged if a newer version of fwd2bot made it.
+    """
     path = index_dir / MANIFEST_NAME
     try:
         data = json.loads(_read_bounded(path))
@@ -174,7 +142,23 @@ def read_manifest(index_dir: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise IndexNotFound(f"no index at {index_dir}: make one with `fwd2bot index DIR`") from None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise IndexDamaged(f"{path} is damaged ({_describe_fault(error)}): {REBUILD_REMEDY}") from None
+        raise ManifestDamaged(f"{path} is damaged ({_describe_fault(error)}): {RESTORE_REMEDY}") from None
+
+
+def read_legible_root(index_dir: Path) -> str | None:
+    """The root that a damaged manifest names, if it can still be read."""
+    text = (index_dir / MANIFEST_NAME).read_bytes()[:LARGEST_MANIFEST].decode("utf-8", errors="replace")
+    found = re.search(r'^ "root": (".*"),$', text, re.MULTILINE)
+    try:
+        return check_root(json.loads(found[1])) if found else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """xxh3-128 of everything else in a manifest, so that no flipped bit in it decides what is deleted."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return digest_stream(BytesIO(json.dumps(rest, sort_keys=True).encode()))
 
 
 def _describe_fault(error: Exception) -> str:
@@ -198,15 +182,15 @@ def read_clock() -> str:
 def _parse_manifest(data: Any) -> Manifest:
     if data["format"] != FORMAT:
         raise ValueError(f"its format is {data['format']} where this version of fwd2bot reads {FORMAT}")
-    tokens = _take(data, "tokens", str)
-    if tokens not in get_args(TokenFormat):
-        raise ValueError(f"unknown tokens {tokens!r}")
+    if data.get("digest", None) not in (None, _digest(data)):  # older versions wrote none
+        raise ValueError("its content is not what was written")
+    tokens = parse_tokens(data["tokens"])
     next_id = _take(data, "next_id", int)
     if next_id > MOST_IDS:
         raise ValueError(f"impossible next id {next_id}")
     return Manifest(
-        root=_check_root(_take(data, "root", str)),
-        encoder=_parse_encoder(data["encoder"], tokens),
+        root=check_root(_take(data, "root", str)),
+        encoder=parse_encoder(data["encoder"], tokens),
         tokens=tokens,
         created=_take(data, "created", str),
         updated=_take(data, "updated", str),
@@ -216,15 +200,15 @@ def _parse_manifest(data: Any) -> Manifest:
     )
 
 
-def _check_root(root: str) -> str:
-    """Return the root; ValueError unless it has the form that `relate_root` gives a folder or URL."""
-    place = parse_root(unescape_path(root))
-    if "\0" in str(place) or not (root == ".." or isinstance(place, str) or place.is_absolute()):
-        raise ValueError(f"impossible root {root!r}")
-    return root
+def parse_tokens(tokens: Any) -> TokenFormat:
+    """Check the name of a form of summary tokens; ValueError unless it is one."""
+    if tokens not in get_args(TokenFormat):
+        raise ValueError(f"unknown tokens {tokens!r}")
+    return cast(TokenFormat, tokens)
 
 
-def _parse_encoder(data: Any, tokens: str) -> EncoderRecord:
+def parse_encoder(data: Any, tokens: TokenFormat) -> EncoderRecord:
+    """Check the record of a model; ValueError if its sizes are impossible, or not those of such tokens."""
     shape = data["summary_shape"]
     if (shape is None) != (tokens == "none"):
         raise ValueError(f"summary shape {shape} with tokens {tokens!r}")

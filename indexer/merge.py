@@ -21,9 +21,10 @@ from encoders.base import EncoderMismatch, IndexDamaged, IndexFailure, IndexNotF
 from .audit import audit_part
 from .faiss_library import require_faiss
 from .lock import lock_index
-from .manifest import Manifest, Root, locate_root, read_clock, read_manifest, relate_root, write_manifest
+from .manifest import Manifest, read_clock, read_manifest, write_manifest
 from .parts import read_groups
 from .paths import escape_path, leads_out
+from .roots import Root, locate_root, relate_root
 from .table import mark_members, read_newest_rows
 from .writer import IndexWriter, remove_orphans
 
@@ -82,7 +83,7 @@ def create_above(target: str | Path, one: str | Path, other: str | Path) -> None
         except IndexNotFound:
             manifest, second = read_manifest(one), read_manifest(other)
             _require_alike(one, manifest, other, second)
-            folder = _find_folder_above(locate_root(manifest, one), locate_root(second, other))
+            folder = _find_folder_above(locate_root(manifest.root, one), locate_root(second.root, other))
             above = relate_root(folder, target)
             empty = replace(manifest, root=above, created=read_clock(), next_id=0, parts=(), faiss=None)
             write_manifest(target, empty)
@@ -112,7 +113,7 @@ def _relate_folders(target: Path, manifest: Manifest, source: Path, other: Manif
     """The prefix that makes a path of `source` one of `target`: a stored path that ends in a slash, or ""."""
     ours, theirs = (
         f"{escape_path(str(root)).removesuffix('/')}/"
-        for root in (locate_root(manifest, target), locate_root(other, source))
+        for root in (locate_root(manifest.root, target), locate_root(other.root, source))
     )
     below = theirs.removeprefix(ours)
     if theirs.startswith(ours) and not leads_out(below):  # a URL may have a `..`

@@ -100,14 +100,20 @@ def open_part(index_dir: Path, manifest: Manifest, part: PartRecord) -> Iterator
     """Open a part; IndexDamaged unless its size, schema, model and number of rows match the manifest."""
     path = index_dir / PARTS_FOLDER / part.name
     with trust_nothing(path):
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a regular file")
-        if status.st_size != part.size:
-            raise ValueError(f"{status.st_size} bytes where the manifest says {part.size}")
+        size = require_regular(path)
+        if size != part.size:
+            raise ValueError(f"{size} bytes where the manifest says {part.size}")
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _require_agreement(file, path, manifest, part)
             yield file
+
+
+def require_regular(path: Path) -> int:
+    """The size of a part in bytes; ValueError if it is a pipe or the like, which would never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    return status.st_size
 
 
 def _require_agreement(file: pq.ParquetFile, path: Path, manifest: Manifest, part: PartRecord) -> None:

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from encoders.base import NothingToIndex
-
 from .file_list import FoundImages
 from .folder import FolderSource
-from .manifest import Root, parse_root
+from .roots import Root, parse_root
 
 
 class Source(Protocol):
@@ -33,10 +31,3 @@ def open_source(root: Root) -> Source:
     from .remote import UrlSource  # half a second of imports that a folder does not need
 
     return UrlSource(root)
-
-
-def name_root(typed: Root) -> Root:
-    """Parse the folder or URL that the user gave; NothingToIndex if empty, as an unset variable is."""
-    if isinstance(typed, str) and not typed.removeprefix("file://"):
-        raise NothingToIndex("the name of the folder is empty: name one, or `.` for the current one")
-    return parse_root(typed)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from encoders.base import CannotAnswer, FloatArray, IndexDamaged, IndexFailure, QueryError
 
 from .columns import build_schema, decode_summaries, decode_vectors
-from .manifest import EncoderRecord, Manifest, locate_root, read_manifest
+from .manifest import EncoderRecord, Manifest, read_manifest
 from .parts import read_columns, read_rows, trust_nothing
+from .roots import locate_root
 
 Read = TypeVar("Read")
 
@@ -58,7 +59,7 @@ class EmbeddingTable:
     def __init__(self, index_dir: Path, manifest: Manifest, files: pa.Table) -> None:
         self.index_dir = index_dir
         self.manifest = manifest
-        self.root = locate_root(manifest, index_dir)
+        self.root = locate_root(manifest.root, index_dir)
         self.files = files  # columns id and path
         self.ids: NDArray[np.int64] = files["id"].to_numpy()
 

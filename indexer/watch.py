@@ -7,9 +7,8 @@ from pathlib import Path
 from encoders.base import Encoder, IndexFailure, IndexLocked, NothingToIndex
 
 from .build import BuildReport, BuildSettings, build
-from .manifest import Root
 from .recorder import BuildObserver
-from .sources import name_root
+from .roots import Root, name_root
 
 QUIET_MS = 500  # changes are collected until none has come for this long,
 LONGEST_MS = 10_000  # or until they have kept coming for this long

@@ -135,12 +135,10 @@ def remove_orphans(index_dir: Path) -> None:
     try:
         manifest = read_manifest(index_dir)
         named = {part.name for part in manifest.parts} | {manifest.faiss.name if manifest.faiss else ""}
-    except IndexNotFound:
-        named = set()
-    except IndexDamaged:  # to be refused or rebuilt: a damaged manifest must not decide what is deleted
+    except (IndexNotFound, IndexDamaged):  # a lost or damaged manifest must not decide what is deleted
         return
     for folder, pattern in ((index_dir / PARTS_FOLDER, PART_NAME), (index_dir, FAISS_NAME)):
-        for path in _list_files(folder):
+        for path in list_files(folder):
             if pattern.fullmatch(path.name.removesuffix(TEMPORARY_SUFFIX)) and path.name not in named:
                 path.unlink(missing_ok=True)
 
@@ -151,11 +149,11 @@ def name_next_part(index_dir: Path) -> str:
 
 
 def _find_last_number(folder: Path, pattern: re.Pattern[str]) -> int:
-    found = (pattern.fullmatch(path.name) for path in _list_files(folder))
+    found = (pattern.fullmatch(path.name) for path in list_files(folder))
     return max((int(match[1]) for match in found if match), default=0)
 
 
-def _list_files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """The entries of a folder, none if it does not exist; OSError if it cannot be listed."""
     try:
         return list(folder.iterdir())

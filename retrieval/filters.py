@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from encoders.base import QueryError
-from indexer.manifest import Manifest, locate_root
+from indexer.manifest import Manifest
+from indexer.roots import locate_root
 from indexer.table import read_newest_rows
 
 from .find_image import list_spellings
@@ -64,7 +65,7 @@ def select_ids(index_dir: Path, manifest: Manifest, wanted: Filter) -> NDArray[n
     rows = read_newest_rows(index_dir, manifest, ["id", "path", "status", "taken_at"])
     rows = rows.filter(pc.equal(rows["status"], "ok"))
     if wanted.under:
-        root = locate_root(manifest, index_dir)
+        root = locate_root(manifest.root, index_dir)
         rows = rows.filter(_lie_below(rows["path"], list_spellings(root, str(wanted.under))))
         if not len(rows):
             raise QueryError(

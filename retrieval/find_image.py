@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from encoders.base import QueryError
-from indexer.manifest import Root, join_url
 from indexer.paths import escape_path, show_path, unescape_path
+from indexer.roots import Root, join_url
 from indexer.table import EmbeddingTable
 
 

@@ -13,9 +13,10 @@ from indexer.faiss_file import load_faiss
 from indexer.faiss_index import FaissIndex
 from indexer.faiss_refresh import refresh_faiss
 from indexer.faiss_search import Selection, search_faiss, select_for_faiss
-from indexer.manifest import Manifest, locate_root, read_manifest
+from indexer.manifest import Manifest, read_manifest
 from indexer.parts import REPAIR_REMEDY, find_rows
 from indexer.paths import leads_out, show_path, unescape_path
+from indexer.roots import locate_root
 from indexer.table import read_following, read_images
 
 from .filters import ALL, Filter, select_ids
@@ -49,7 +50,7 @@ class Gallery:
         """only: the images to search; None for all."""
         self.index_dir = index_dir
         self.manifest = manifest
-        self.root = locate_root(manifest, index_dir)
+        self.root = locate_root(manifest.root, index_dir)
         self._neighbours = neighbours
         self._only = only
 

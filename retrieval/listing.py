@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from indexer.manifest import Root, join_url
 from indexer.paths import show_path, unescape_path
+from indexer.roots import Root, join_url
 
 from .gallery import Hit
 

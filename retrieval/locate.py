@@ -10,7 +10,8 @@ from encoders.base import (
     IndexFailure,
     IndexNotFound,
 )
-from indexer.manifest import MANIFEST_NAME, Root, read_manifest, resolve_root
+from indexer.manifest import MANIFEST_NAME, read_manifest
+from indexer.roots import Root, resolve_root
 
 INDEX_FOLDER = ".fwd2bot"
 

@@ -68,7 +68,7 @@ def index(
     """Index a folder of images, or bring its index up to date."""
     from indexer.build import BuildSettings, build, plan_build
     from indexer.lazy import LazyEncoder
-    from indexer.sources import name_root
+    from indexer.roots import name_root
     from indexer.watch import watch_folder
     from retrieval.locate import choose_model, find_index, place_index
 
@@ -159,8 +159,8 @@ def merge(
 
 
 VERIFY_EPILOG = """\b
---repair builds the FAISS file anew and drops damaged parts; the next `fwd2bot index` embeds
-their images again.
+--repair makes the FAISS file and a damaged manifest anew and drops damaged parts; the next
+`fwd2bot index` embeds their images again.
 
 \b
 Examples:
@@ -173,7 +173,8 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
 ) -> None:
     """Read every byte of the index and name what is damaged."""
-    from indexer.audit import Fault, audit_index, repair_index
+    from indexer.audit import Fault, audit_index
+    from indexer.repair import repair_index
     from retrieval.locate import find_index
 
     place = find_index(index_dir)

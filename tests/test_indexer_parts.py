@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from encoders.base import IndexDamaged, IndexFailure
-from indexer.audit import audit_index, describe_index, repair_index
+from indexer.audit import audit_index, describe_index
 from indexer.build import BuildReport
 from indexer.durable import digest_file
 from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import merge_index
 from indexer.parts import LONGEST_ROW, ROWS_PER_GROUP, find_rows
+from indexer.repair import repair_index
 from indexer.table import EmbeddingTable, read_following
 from retrieval.search import Searcher
 from tests.conftest import FakeEncoder, build, open_table, paint, write_rows

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from encoders.base import IndexFailure
-from indexer.audit import audit_index, repair_index
+from indexer.audit import audit_index
 from indexer.build import build as build_index
 from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import merge_index
+from indexer.repair import repair_index
 from tests.conftest import FakeEncoder, build
 
 

@@ -16,8 +16,8 @@ import pytest
 from encoders.base import MissingDependency, NothingToIndex
 from indexer import remote
 from indexer.build import build
-from indexer.manifest import is_url
 from indexer.remote import read_stamp
+from indexer.roots import is_url
 from indexer.sources import open_source
 from indexer.table import EmbeddingTable
 from tests.conftest import FakeEncoder

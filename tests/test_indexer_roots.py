@@ -15,8 +15,9 @@ from encoders.base import IndexFailure, IndexNotFound, NothingToIndex
 from indexer.audit import audit_index
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
-from indexer.manifest import locate_root, read_manifest, write_manifest
+from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import merge_index
+from indexer.roots import locate_root
 from indexer.table import EmbeddingTable
 from retrieval.search import Searcher
 from tests.conftest import FakeEncoder, paint, run
@@ -43,7 +44,7 @@ def test_a_url_is_indexed_and_followed_by_its_digests(
     assert build_index(f"{bucket}/", index, encoder) == BuildReport(0, 0, 8, 0, 0)
     fsspec.filesystem("memory").mv("/photos/below", "/photos/moved", recursive=True)
     assert build_index(bucket, index, encoder) == BuildReport(0, 4, 4, 4, 0)
-    assert locate_root(read_manifest(index), index) == bucket
+    assert locate_root(read_manifest(index).root, index) == bucket
     assert Searcher.open(index).search("green")[0].path == "moved/green.png"
     assert run("search", "--paths", "-k", "1", "--index", str(index), "green").stdout == (
         "memory://photos/moved/green.png\n"
@@ -81,7 +82,7 @@ def test_a_folder_and_its_file_url_are_one_root(here: Path, tmp_path: Path, enco
     for number, name in enumerate((f"file://{here}/", here, f"file://{here}")):
         assert build_index(name, index, encoder).reused == (8 if number else 0)
     write_manifest(index, replace(read_manifest(index), root=f"file://{here}/"))
-    assert locate_root(read_manifest(index), index) == here
+    assert locate_root(read_manifest(index).root, index) == here
     assert run("search", "--paths", "-k", "1", "--index", str(index), "red").stdout == "red.png\n"
     assert run("index", f"file://{here}").exit_code == 0 and (here / ".fwd2bot").is_dir()
     with pytest.raises(IndexFailure, match="is the folder of the images"):
@@ -103,7 +104,7 @@ def test_an_index_follows_its_folder_to_another_place(
         build_index(new, index, encoder)
     encoder.embedded = 0
     assert json.loads(run("index", str(new), "--index", str(index), "--moved", "--dry-run", "--json").stdout)
-    assert locate_root(read_manifest(index), index) == gallery
+    assert locate_root(read_manifest(index).root, index) == gallery
     assert build_index(new, index, encoder, BuildSettings(moved=True)) == BuildReport(0, 1, 7, 0, 0)
     assert build_index(new, index, encoder) == BuildReport(0, 0, 8, 0, 0) and encoder.embedded == 0
     assert run("search", "--paths", "-k", "1", "--index", str(index), "red").stdout == f"{new}/red.png\n"
@@ -117,7 +118,7 @@ def test_an_index_follows_where_nothing_is_new_and_to_a_url_and_back(
     for root, reused in ((new, 8), (bucket, 0), (gallery, 0), (gallery, 8)):
         report = build_index(root, tmp_path / "index", encoder, BuildSettings(moved=True))
         assert (report.reused, report.copied) == (reused, 8 - reused)
-        assert str(locate_root(read_manifest(tmp_path / "index"), tmp_path / "index")) == str(root)
+        assert str(locate_root(read_manifest(tmp_path / "index").root, tmp_path / "index")) == str(root)
     assert encoder.embedded == 8
 
 

@@ -11,12 +11,13 @@ import pytest
 
 from encoders.base import EncoderMismatch, IndexDamaged, IndexFailure
 from indexer import compact, writer
-from indexer.audit import audit_index, describe_index, repair_index
+from indexer.audit import audit_index, describe_index
 from indexer.build import BuildReport
 from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import MergeReport, create_above, merge_index
 from indexer.parts import find_rows
+from indexer.repair import repair_index
 from indexer.table import EmbeddingTable
 from retrieval.search import Searcher
 from tests.conftest import FakeEncoder, build, open_table, paint, write_rows

@@ -238,15 +238,16 @@ def test_a_full_gpu_is_one_line(
     assert code == 1 and err.count("\n") == 1 and "the GPU's memory is full" in err
 
 
-def test_a_damaged_manifest_is_one_line_and_rebuild_its_remedy(
+def test_a_damaged_manifest_is_one_line_and_says_what_mends_it(
     indexed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (indexed / ".fwd2bot/manifest.json").write_text("{")
-    for arguments in (("index", "."), ("search", "red"), ("info",), ("verify",)):
-        code, _, err = run_main(monkeypatch, capsys, *arguments)
-        assert code == 1 and "manifest.json is damaged" in err and "--rebuild" in err
-    assert run_main(monkeypatch, capsys, "index", ".", "--rebuild")[0] == 0
-    assert run("verify").exit_code == 0
+    for remedy in (("verify", "--repair"), ("index", ".", "--rebuild")):
+        (indexed / ".fwd2bot/manifest.json").write_text("{")
+        for arguments in (("index", "."), ("search", "red"), ("info",), ("verify",)):
+            code, _, err = run_main(monkeypatch, capsys, *arguments)
+            assert code == 1 and "manifest.json is damaged" in err and "verify --repair" in err
+        assert run_main(monkeypatch, capsys, *remedy)[0] == 0
+        assert run("verify").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import pytest
 from numpy.typing import ArrayLike
 
 from encoders.base import CannotAnswer, EncoderMismatch, IndexDamaged, IndexNotFound, QueryError
-from indexer.audit import audit_index, describe_index, repair_index
+from indexer.audit import audit_index, describe_index
 from indexer.build import BuildSettings, plan_build
 from indexer.build import build as build_index
 from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import create_above, merge_index
+from indexer.repair import repair_index
 from indexer.table import EmbeddingTable
 from retrieval.ask import ask, caption
 from retrieval.find_image import find_image

@@ -22,7 +22,7 @@ def test_info_says_what_there_is_not(here: Path) -> None:
     result = run("info")
     assert {"bytes per image: none", "faiss: current"} <= set(result.stdout.splitlines())
     path = here / ".fwd2bot/manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"faiss": None}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"faiss": None, "digest": None}))
     result = run("info", "--json")
     facts = json.loads(result.stdout)
     assert (facts["bytes_per_image"], facts["faiss"]) == (None, "behind")
@@ -36,7 +36,7 @@ def test_words_of_an_index_from_elsewhere_forge_no_line_and_rule_no_terminal(
     evil = "x\nimages: 9\x1b]0;title\x07\x9b2J\u2028"
     data = json.loads(path.read_text())
     data["encoder"]["name"] = data["updated"] = evil
-    path.write_text(json.dumps(data | {"root": f"/{evil}", "parts": [], "faiss": None}))
+    path.write_text(json.dumps(data | {"root": f"/{evil}", "parts": [], "faiss": None, "digest": None}))
     lines = run("info").stdout.splitlines()
     assert (
         "images: 0" in lines

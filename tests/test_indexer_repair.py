@@ -1,0 +1,176 @@
+"""A lost or damaged manifest is made again from the parts, and decides nothing before."""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from encoders.base import IndexDamaged, IndexFailure, ManifestDamaged
+from indexer import repair, writer
+from indexer.audit import audit_index
+from indexer.build import BuildSettings
+from indexer.build import build as build_index
+from indexer.compact import compact_index
+from indexer.manifest import read_manifest, write_manifest
+from indexer.repair import repair_index, restore_manifest
+from indexer.roots import locate_root
+from indexer.table import EmbeddingTable
+from tests.conftest import FakeEncoder, build, paint
+
+
+@pytest.fixture
+def index(gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An index of several parts, with dead rows; what its parts replaced is still there."""
+    monkeypatch.setattr(writer, "ROWS_PER_COMMIT", 3)
+    build(gallery, encoder)
+    paint(gallery / "red.png", "white", size=(9, 9))
+    (gallery / "blue.png").unlink()
+    build(gallery, encoder)
+    return gallery / ".fwd2bot"
+
+
+def list_parts(index: Path) -> set[str]:
+    return {path.name for path in (index / "parts").iterdir()}
+
+
+def forget_time(index: Path) -> object:
+    """The manifest without what a restored one cannot know: its dates and its FAISS file."""
+    return replace(read_manifest(index), created="", updated="", faiss=None)
+
+
+def test_an_index_that_lost_its_manifest_embeds_nothing_again(index: Path, encoder: FakeEncoder) -> None:
+    before, rows, encoder.embedded = forget_time(index), EmbeddingTable.open(index).to_arrow(), 0
+    (index / "manifest.json").unlink()
+    report = build(index.parent, encoder)
+    assert (report.indexed, report.copied, report.reused, encoder.embedded) == (0, 0, 7, 0)
+    assert forget_time(index) == before
+    assert EmbeddingTable.open(index).to_arrow().equals(rows)
+    assert list(audit_index(index)) == []
+
+
+def test_an_index_elsewhere_that_lost_its_manifest_is_that_of_the_folder_named(
+    gallery: Path, tmp_path: Path, encoder: FakeEncoder
+) -> None:
+    index = tmp_path / "elsewhere"
+    build_index(gallery, index, encoder)
+    before = forget_time(index)
+    (index / "manifest.json").unlink()
+    assert build_index(gallery, index, encoder).reused == 8
+    assert forget_time(index) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 2}'])
+def test_repair_makes_a_manifest_again(index: Path, content: bytes) -> None:
+    before, rows = forget_time(index), EmbeddingTable.open(index).to_arrow()
+    (index / "manifest.json").write_bytes(content)
+    (fault,) = repair_index(index)
+    count = sum(part.rows for part in before.parts)
+    assert "manifest.json is damaged" in fault.sentence and f"from {count} rows" in fault.sentence
+    assert str(index.parent) in fault.sentence
+    assert forget_time(index) == before
+    assert EmbeddingTable.open(index).to_arrow().equals(rows)
+    assert list(audit_index(index)) == [] == repair_index(index)
+
+
+def test_repair_keeps_the_folder_that_a_damaged_manifest_still_names(
+    gallery: Path, tmp_path: Path, encoder: FakeEncoder
+) -> None:
+    index = tmp_path / "elsewhere"
+    build_index(gallery, index, encoder)
+    path = index / "manifest.json"
+    path.write_bytes(path.read_bytes()[:200])
+    repair_index(index)
+    assert locate_root(read_manifest(index).root, index) == gallery
+
+
+def test_any_flipped_bit_of_a_manifest_is_noticed_and_no_part_is_deleted(index: Path) -> None:
+    path, parts = index / "manifest.json", list_parts(index)
+    sound, manifest = path.read_bytes(), read_manifest(index)
+    last = sound.index(b'"digest": "', sound.rindex(b"]"))  # a key that older versions did not write
+    for place in range(len(sound)):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << place % 7]) + sound[place + 1 :])
+        try:
+            assert read_manifest(index) == manifest and (last <= place or sound[place : place + 1].isspace())
+        except ManifestDamaged:
+            writer.remove_orphans(index)
+    assert list_parts(index) >= parts
+
+
+@pytest.mark.parametrize("act", [compact_index, repair_index, writer.remove_orphans])
+def test_without_a_manifest_nothing_is_deleted(index: Path, act) -> None:
+    (index / "manifest.json").unlink()
+    parts = list_parts(index)
+    with suppress(IndexFailure):
+        act(index)
+    assert list_parts(index) == parts
+
+
+def test_rows_of_parts_that_were_joined_count_once(index: Path) -> None:
+    old = {name: (index / "parts" / name).read_bytes() for name in list_parts(index)}
+    compact_index(index)
+    rows = EmbeddingTable.open(index).to_arrow()
+    for name, content in old.items():
+        (index / "parts" / name).write_bytes(content)
+    (index / "manifest.json").unlink()
+    manifest, damaged = restore_manifest(index, "..")
+    assert manifest is not None and damaged == []
+    write_manifest(index, manifest)
+    assert EmbeddingTable.open(index).to_arrow().equals(rows)
+
+
+def test_parts_of_another_model_are_left_out(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    build_index(gallery, gallery / ".fwd2bot", FakeEncoder("other", "fake-2"), BuildSettings(rebuild=True))
+    index = gallery / ".fwd2bot"
+    before = forget_time(index)
+    assert len(list_parts(index)) == 2
+    (index / "manifest.json").write_bytes(b"")
+    repair_index(index)
+    assert forget_time(index) == before
+
+
+def test_a_damaged_part_is_named_and_left_out(index: Path, encoder: FakeEncoder) -> None:
+    victim = index / "parts" / read_manifest(index).parts[0].name
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    (index / "manifest.json").write_bytes(b"")
+    faults = [fault.sentence for fault in repair_index(index)]
+    assert len(faults) == 2 and victim.name in faults[1]
+    assert list(audit_index(index)) == []
+    assert len(build(index.parent, encoder)) and len(EmbeddingTable.open(index)) == 7
+
+
+def test_a_part_that_cannot_be_read_just_now_is_waited_for(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (index / "manifest.json").write_bytes(b"")
+    parts = list_parts(index)
+
+    def fail(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(repair, "digest_file", fail)
+    with pytest.raises(IndexFailure, match="cannot be read"):
+        repair_index(index)
+    assert list_parts(index) == parts and (index / "manifest.json").read_bytes() == b""
+
+
+def test_an_index_without_a_sound_part_says_what_is_left_to_do(index: Path) -> None:
+    for path in (index / "parts").iterdir():
+        path.write_bytes(b"PAR1")
+    os.mkfifo(index / "parts/part-000099.parquet")
+    (index / "manifest.json").write_bytes(b"")
+    with pytest.raises(IndexDamaged, match=r"no sound part.*--rebuild"):
+        repair_index(index)
+
+
+def test_a_manifest_of_an_older_version_has_no_digest(index: Path) -> None:
+    path, before = index / "manifest.json", read_manifest(index)
+    data = json.loads(path.read_text())
+    assert len(data.pop("digest")) == 32
+    path.write_text(json.dumps(data))
+    assert read_manifest(index) == before
