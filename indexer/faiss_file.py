@@ -4,12 +4,13 @@ A file from elsewhere comes with a manifest from elsewhere, so a matching digest
 faiss_layout.py.
 """
 
+import errno
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import numpy as np
 
-from encoders.base import IndexDamaged
+from encoders.base import IndexDamaged, IndexFailure
 
 from .durable import digest_file, replace_durably
 from .faiss_index import FAISS_REMEDY, FaissIndex
@@ -31,7 +32,10 @@ def save_faiss(index: FaissIndex, path: Path, next_id: int) -> FaissRecord:
 
 
 def load_faiss(index_dir: Path, record: FaissRecord, dim: int, mapped: bool = True) -> FaissIndex:
-    """Open the file for searching or, if not `mapped`, for updating; IndexDamaged if it is unsound."""
+    """Open the file for searching or, if not `mapped`, for updating.
+
+    IndexDamaged if it is unsound; a plain IndexFailure if there is no memory for it.
+    """
     faiss = import_faiss()
     path = index_dir / record.name
     try:
@@ -41,6 +45,9 @@ def load_faiss(index_dir: Path, record: FaissRecord, dim: int, mapped: bool = Tr
         # Adding to a mapped index aborts the process.
         return FaissIndex(faiss.read_index(str(path)), record.trained)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            remedy = "make room and run it again"
+            raise IndexFailure(f"{path} cannot be opened (no memory left): {remedy}") from None
         raise blame_faiss(path, error) from None
 
 

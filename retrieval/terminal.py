@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows the progress of a run on stderr: a bar if it is a terminal, and a line per skipped file."""
+    """Shows the progress of a run on stderr: a bar if it is a terminal, and a line per skipped file.
+
+    `done` counts the files that were read.
+    """
 
     def __init__(self) -> None:
+        self.done = 0
         self._bar: Any = None
 
     def begin(self, total: int) -> None:
@@ -31,6 +35,7 @@ class Progress:
 
     def advance(self, count: int) -> None:
         """See BuildObserver."""
+        self.done += count
         self._bar.update(count)
 
     def skip(self, path: str, reason: str) -> None:

@@ -102,7 +102,7 @@ def index(
             print_report(build(root, place, encoder, settings, progress), as_json)
     except KeyboardInterrupt:
         progress.close()
-        anew = " without --rebuild" if rebuild else ""
+        anew = " without --rebuild" if rebuild and progress.done else ""  # before, the old index stands
         print_note(f"stopped: what was read is kept, and the same command{anew} goes on from there")
         raise
     finally:

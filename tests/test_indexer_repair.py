@@ -1,5 +1,6 @@
 """A lost or damaged manifest is made again from the parts, and decides nothing before."""
 
+import errno
 import json
 import os
 from contextlib import suppress
@@ -173,4 +174,20 @@ def test_a_manifest_of_an_older_version_has_no_digest(index: Path) -> None:
     data = json.loads(path.read_text())
     assert len(data.pop("digest")) == 32
     path.write_text(json.dumps(data))
+    assert read_manifest(index) == before
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))])
+def test_a_faiss_file_that_finds_no_memory_is_not_to_be_built_again(
+    index: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    before = read_manifest(index)
+    monkeypatch.setattr("indexer.faiss_file.check_layout", refuse)
+    for act in (repair_index, lambda index: list(audit_index(index))):
+        with pytest.raises(IndexFailure, match=r"faiss cannot be opened \(no memory left\)") as caught:
+            act(index)
+        assert not isinstance(caught.value, IndexDamaged)
     assert read_manifest(index) == before

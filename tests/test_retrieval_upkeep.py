@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieval.terminal import Progress
 from tests.conftest import run, run_main
 
 
@@ -79,3 +80,17 @@ def test_compact_and_merge_end_with_their_numbers(indexed: Path) -> None:
     result = run("merge", "below", ".", "--out", "both")
     assert result.stderr == "added 4, known 0\nadded 3, known 4\n"
     assert len(run("search", "--index", "both", "red").stdout.splitlines()) == 7
+
+
+@pytest.mark.parametrize(("done", "anew"), [(0, ""), (3, " without --rebuild")])
+def test_a_stopped_rebuild_says_which_command_goes_on(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], done: int, anew: str
+) -> None:
+    def stop(root: object, place: object, encoder: object, settings: object, observer: Progress) -> None:
+        observer.begin(8)
+        observer.advance(done)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("indexer.build.build", stop)
+    code, _, err = run_main(monkeypatch, capsys, "index", ".", "--rebuild")
+    assert code == 130 and f"the same command{anew} goes on from there" in err
