@@ -17,6 +17,7 @@ from .durable import digest_file
 from .faiss_file import blame_faiss, check_faiss_file, load_faiss
 from .faiss_index import FAISS_REMEDY, read_faiss_ids
 from .manifest import PARTS_FOLDER, Manifest, PartRecord, read_manifest
+from .observer import SILENT, Observer
 from .parts import LONGEST_ROW, REPAIR_REMEDY, read_groups, trust_nothing
 from .paths import leads_out
 from .roots import locate_root
@@ -91,7 +92,7 @@ def describe_index(index_dir: str | Path) -> IndexDescription:
     )
 
 
-def audit_index(index_dir: str | Path) -> Iterator[Fault]:
+def audit_index(index_dir: str | Path, observer: Observer = SILENT) -> Iterator[Fault]:
     """Read every byte of an index, as it is now, and yield the faults found.
 
     A file that a run or a compaction replaces meanwhile is no fault, as it may be gone before it is read.
@@ -100,6 +101,7 @@ def audit_index(index_dir: str | Path) -> Iterator[Fault]:
     index_dir = Path(index_dir)
     manifest = read_manifest(index_dir)
     damaged = False
+    observer.begin("verifying", sum(part.rows for part in manifest.parts))
     for part in manifest.parts:
         try:
             audit_part(index_dir, manifest, part)
@@ -110,6 +112,7 @@ def audit_index(index_dir: str | Path) -> Iterator[Fault]:
             if not isinstance(error, IndexDamaged):
                 raise
             yield Fault(str(error), part)
+        observer.advance(part.rows)
     try:
         _audit_faiss(index_dir, manifest, compare=not damaged)
     except IndexDamaged as error:

@@ -32,8 +32,9 @@ from .manifest import (
     require_same_encoder,
     write_manifest,
 )
+from .observer import SILENT, Observer
 from .plan import BuildPlan, compare_files
-from .recorder import BatchRecorder, BuildObserver, SilentObserver
+from .recorder import BatchRecorder
 from .repair import restore_manifest
 from .roots import Root, locate_root, name_root, relate_root, resolve_root
 from .sources import open_source
@@ -92,7 +93,7 @@ def build(
     index: str | Path,
     encoder: Encoder,
     settings: BuildSettings | None = None,
-    observer: BuildObserver | None = None,
+    observer: Observer = SILENT,
 ) -> BuildReport:
     """Bring the index of a folder or URL up to date, embedding only bytes it has not seen before.
 
@@ -102,7 +103,7 @@ def build(
     OSError of a full disk.
     """
     folder, index = name_root(folder), Path(index)
-    settings, observer = settings or BuildSettings(), observer or SilentObserver()
+    settings = settings or BuildSettings()
     require_faiss()
     before, found = _read_date(index), _find_some_images(folder, settings, observer)
     with lock_index(index), quiet_pillow():
@@ -127,7 +128,7 @@ def build(
         plan = plan._replace(fresh=plan.fresh[:0])  # frees a long listing before FAISS needs the memory
         writer.commit()
         give_back_memory()  # that of the model and of the last part
-        writer.refresh_faiss()
+        writer.refresh_faiss(observer)
     skipped = plan.skipped_before + done.skipped
     return BuildReport(done.embedded, done.copied, plan.reused, len(plan.removed), skipped)
 
@@ -136,18 +137,19 @@ def plan_build(
     folder: Root,
     index: str | Path,
     settings: BuildSettings | None = None,
-    observer: BuildObserver | None = None,
+    observer: Observer = SILENT,
 ) -> BuildPlan:
     """Say what `build` would do, with the same refusals, but without a model and without writing anything."""
     folder, index = name_root(folder), Path(index)
     settings = settings or BuildSettings()
-    found = _find_some_images(folder, settings, observer or SilentObserver())
+    found = _find_some_images(folder, settings, observer)
     manifest = _read_matching_manifest(folder, index, settings)
     return compare_files(found, index, manifest, settings.max_megapixels)
 
 
-def _find_some_images(folder: Root, settings: BuildSettings, observer: BuildObserver) -> FoundImages:
-    found = open_source(folder).find(settings.exclude, settings.follow_links)
+def _find_some_images(folder: Root, settings: BuildSettings, observer: Observer) -> FoundImages:
+    observer.begin("listing", 0)
+    found = open_source(folder).find(settings.exclude, settings.follow_links, observer.advance)
     for path, reason in (*found.unreadable, *found.refused):  # first: they may be why there is no image
         observer.skip(path or ".", reason)
     if not found.files:  # an unmounted disk is likelier than every photo gone: leave the index as it is
@@ -223,13 +225,13 @@ def _embed_files(
     encoder: Encoder,
     settings: BuildSettings,
     writer: IndexWriter,
-    observer: BuildObserver,
+    observer: Observer,
 ) -> BatchRecorder:
     """Read files and write their rows: embed new bytes, copy the rows of known ones."""
     asked = writer.manifest if files else replace(writer.manifest, parts=())  # no files: no digest looked up
     contents = KnownContents.read(writer.index_dir, asked)
     recorder = BatchRecorder(writer, contents, observer)
-    observer.begin(len(files))
+    observer.begin("reading", len(files))
     known: Container[str] = contents
     while files:
         read = partial(

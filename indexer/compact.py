@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .columns import build_schema
 from .lock import lock_index
 from .manifest import Manifest, PartRecord, read_manifest, write_manifest
+from .observer import SILENT, Observer
 from .parts import read_groups, write_part
 from .table import mark_members, read_newest_rows
 from .writer import ROWS_PER_PART, name_next_part, remove_orphans
@@ -30,7 +31,7 @@ class CompactReport(NamedTuple):
     parts: int
 
 
-def compact_index(index_dir: str | Path) -> CompactReport:
+def compact_index(index_dir: str | Path, observer: Observer = SILENT) -> CompactReport:
     """Drop dead rows and join small parts; an index that is already compact is left unchanged."""
     index_dir = Path(index_dir)
     with lock_index(index_dir):
@@ -38,7 +39,7 @@ def compact_index(index_dir: str | Path) -> CompactReport:
         before = read_manifest(index_dir)
         rows = read_newest_rows(index_dir, before, ["id", "status"])
         living = rows.filter(pc.not_equal(rows["status"], "deleted"))["id"].to_numpy()
-        parts = tuple(_rewrite_parts(index_dir, before, living))
+        parts = tuple(_rewrite_parts(index_dir, before, living, observer))
         if parts != before.parts:
             write_manifest(index_dir, replace(before, parts=parts))
             remove_orphans(index_dir)
@@ -49,14 +50,18 @@ def compact_index(index_dir: str | Path) -> CompactReport:
     )
 
 
-def _rewrite_parts(index_dir: Path, manifest: Manifest, living: NDArray[np.int64]) -> Iterator[PartRecord]:
+def _rewrite_parts(
+    index_dir: Path, manifest: Manifest, living: NDArray[np.int64], observer: Observer
+) -> Iterator[PartRecord]:
     schema = build_schema(manifest)
+    observer.begin("compacting", sum(part.rows for part in manifest.parts))
     for group in _group_parts(manifest.parts, living):
         if len(group) == 1 and _count_living(group[0], living) == group[0].rows:
             yield group[0]
         elif any(_count_living(part, living) for part in group):
             rows = _read_living(index_dir, manifest, group, living)
             yield write_part(index_dir, name_next_part(index_dir), schema, rows)
+        observer.advance(sum(part.rows for part in group))
 
 
 def _group_parts(parts: Sequence[PartRecord], living: NDArray[np.int64]) -> list[list[PartRecord]]:

@@ -1,6 +1,6 @@
 """The listing of a source, in columns: some 50 bytes a file, where Python objects would take 240."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -12,6 +12,12 @@ from .images import ImageFile
 
 _SCHEMA = pa.schema([("path", pa.large_string()), ("size", pa.int64()), ("mtime_ns", pa.int64())])
 _ROWS_AT_ONCE = 4096
+
+Advance = Callable[[int], None]  # is told how many more files were found
+
+
+def ignore(count: int) -> None:
+    """An Advance that nobody listens to."""
 
 
 class FileList(Sequence[ImageFile]):
@@ -57,9 +63,10 @@ class FoundImages(NamedTuple):
 
 
 class FileCollector:
-    """Collects files, in any order, into a FileList."""
+    """Collects files, in any order, into a FileList; `advance` is told how many more there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, advance: Advance = ignore) -> None:
+        self._advance = advance
         self._waiting: list[ImageFile] = []
         self._tables = [_SCHEMA.empty_table()]
 
@@ -84,4 +91,5 @@ class FileCollector:
     def _store(self) -> None:
         columns = [list(values) for values in zip(*self._waiting, strict=True)]
         self._tables.append(pa.table(columns, schema=_SCHEMA))
+        self._advance(len(self._waiting))
         self._waiting = []

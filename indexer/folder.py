@@ -9,7 +9,7 @@ from typing import BinaryIO
 from encoders.base import NothingToIndex
 
 from .archives import ARCHIVE_EXTENSIONS, find_archive, list_archive, open_member, read_all
-from .file_list import FileCollector, FoundImages
+from .file_list import Advance, FileCollector, FoundImages, ignore
 from .images import Selection, describe_error, is_image_name, make_image_file
 from .paths import escape_path, show_path, unescape_path
 
@@ -23,11 +23,13 @@ class FolderSource:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
+    def find(
+        self, exclude: Sequence[str] = (), follow_links: bool = False, advance: Advance = ignore
+    ) -> FoundImages:
         """See Source. Each folder is visited once, by its own path rather than by a link to it."""
         if not self.root.is_dir():
             raise NothingToIndex(f"{self.root} is not a folder: name one that holds images")
-        return _FolderWalk(self.root, Selection(exclude), follow_links).find()
+        return _FolderWalk(self.root, Selection(exclude), follow_links, FileCollector(advance)).find()
 
     def open(self, path: str) -> BinaryIO:
         """See Source."""
@@ -42,11 +44,11 @@ class FolderSource:
 class _FolderWalk:
     """One listing in progress: what was found, and the folders and links still to visit."""
 
-    def __init__(self, root: Path, selection: Selection, follow_links: bool) -> None:
+    def __init__(self, root: Path, selection: Selection, follow_links: bool, files: FileCollector) -> None:
         self.root = root
         self.selection = selection
         self.follow_links = follow_links
-        self.files = FileCollector()
+        self.files = files
         self.unreadable, self.refused = list[tuple[str, str]](), list[tuple[str, str]]()
         self.folders, self.links = [""], list[str]()
         self._seen = set[tuple[int, int]]()

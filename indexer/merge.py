@@ -22,6 +22,7 @@ from .audit import audit_part
 from .faiss_library import require_faiss
 from .lock import lock_index
 from .manifest import Manifest, read_clock, read_manifest, write_manifest
+from .observer import SILENT, Observer
 from .parts import read_groups
 from .paths import escape_path, leads_out
 from .roots import Root, locate_root, relate_root
@@ -36,7 +37,7 @@ class MergeReport(NamedTuple):
     known: int
 
 
-def merge_index(target: str | Path, source: str | Path) -> MergeReport:
+def merge_index(target: str | Path, source: str | Path, observer: Observer = SILENT) -> MergeReport:
     """Add to the index `target` the rows whose paths only the index `source` has; `source` is not changed.
 
     IndexDamaged if a part of `source` is unsound, before any row is added. A killed merge keeps the rows it
@@ -51,15 +52,19 @@ def merge_index(target: str | Path, source: str | Path) -> MergeReport:
         prefix = _relate_folders(target, manifest, source, other)
         writer = IndexWriter(target, manifest)
         with _explain_changes(source, other):
+            observer.begin("verifying", sum(part.rows for part in other.parts))
             for part in other.parts:
                 audit_part(source, other, part, room=len(prefix.encode()))
+                observer.advance(part.rows)
             wanted, known = _find_news(target, manifest, source, other, prefix)
+            observer.begin("merging", len(wanted))
             for part in other.parts:
                 for table in read_groups(source, other, part):
                     rows = table.filter(pa.array(mark_members(table["id"], wanted)))
                     writer.append_table(rows, _add_prefix(prefix, rows["path"]))
+                    observer.advance(len(rows))
         writer.commit()
-        writer.refresh_faiss()
+        writer.refresh_faiss(observer)
     return MergeReport(len(wanted), known)
 
 

@@ -1,46 +1,20 @@
 """Batches of photos to rows: new photos are appended with their embeddings, known ones are copied."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from encoders.base import ImageEmbeddings
 
 from .columns import LARGEST_SIDE, FileRow
 from .contents import KnownContents
 from .images import ImageFile, Photo
+from .observer import Observer
 from .writer import IndexWriter
-
-
-class BuildObserver(Protocol):
-    """Receives the progress of a run; paths are in stored form."""
-
-    def begin(self, total: int) -> None:
-        """`total` files will be read."""
-
-    def advance(self, count: int) -> None:
-        """`count` more files are done."""
-
-    def skip(self, path: str, reason: str) -> None:
-        """This file, archive or folder was skipped."""
-
-
-class SilentObserver:
-    """An observer that ignores everything."""
-
-    def begin(self, total: int) -> None:
-        """See BuildObserver."""
-
-    def advance(self, count: int) -> None:
-        """See BuildObserver."""
-
-    def skip(self, path: str, reason: str) -> None:
-        """See BuildObserver."""
 
 
 class BatchRecorder:
     """Writes batches, informs the observer, and counts embedded, copied and skipped files."""
 
-    def __init__(self, writer: IndexWriter, contents: KnownContents, observer: BuildObserver) -> None:
+    def __init__(self, writer: IndexWriter, contents: KnownContents, observer: Observer) -> None:
         self.embedded = self.copied = self.skipped = 0
         self._writer = writer
         self._contents = contents

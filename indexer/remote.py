@@ -15,7 +15,7 @@ import xxhash
 from encoders.base import MissingDependency, NothingToIndex
 
 from .archives import ARCHIVE_EXTENSIONS
-from .file_list import FileCollector, FoundImages
+from .file_list import Advance, FileCollector, FoundImages, ignore
 from .images import (
     LONGEST_NAME,
     LONGEST_SHOWN,
@@ -51,9 +51,11 @@ class UrlSource:
         self._files, root = _open_file_system(url)
         self._root = root.rstrip("/")
 
-    def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
+    def find(
+        self, exclude: Sequence[str] = (), follow_links: bool = False, advance: Advance = ignore
+    ) -> FoundImages:
         """See Source."""
-        selection, files, folders = Selection(exclude), FileCollector(), [""]
+        selection, files, folders = Selection(exclude), FileCollector(advance), [""]
         unreadable, archives, long = list[tuple[str, str]](), list[str](), list[str]()
         while folders:
             folder = folders.pop()

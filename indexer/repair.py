@@ -30,12 +30,13 @@ from .manifest import (
     read_manifest,
     write_manifest,
 )
+from .observer import SILENT, Observer
 from .parts import require_regular, trust_nothing
 from .roots import locate_root
 from .writer import IndexWriter, list_files, remove_orphans
 
 
-def repair_index(index_dir: str | Path) -> list[Fault]:
+def repair_index(index_dir: str | Path, observer: Observer = SILENT) -> list[Fault]:
     """Drop damaged parts, and rebuild the FAISS file and a damaged manifest; returns what was wrong.
 
     The next run embeds the images of the dropped parts again. IndexFailure, with nothing dropped, if a part
@@ -45,13 +46,13 @@ def repair_index(index_dir: str | Path) -> list[Fault]:
     with lock_index(index_dir):
         mended = list(_mend_manifest(index_dir))
         remove_orphans(index_dir)
-        faults = list(audit_index(index_dir))
+        faults = list(audit_index(index_dir, observer))
         if faults:
             manifest = read_manifest(index_dir)
             damaged = {fault.part for fault in faults}
             parts = tuple(part for part in manifest.parts if part not in damaged)
             manifest = write_manifest(index_dir, replace(manifest, parts=parts, faiss=None))
-            IndexWriter(index_dir, manifest).refresh_faiss()
+            IndexWriter(index_dir, manifest).refresh_faiss(observer)
     return mended or faults  # without a manifest there is no FAISS file either, which is no other fault
 
 

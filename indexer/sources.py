@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from .file_list import FoundImages
+from .file_list import Advance, FoundImages, ignore
 from .folder import FolderSource
 from .roots import Root, parse_root
 
@@ -12,11 +12,14 @@ from .roots import Root, parse_root
 class Source(Protocol):
     """A place that images come from. Paths are relative to its root, in stored form."""
 
-    def find(self, exclude: Sequence[str] = (), follow_links: bool = False) -> FoundImages:
+    def find(
+        self, exclude: Sequence[str] = (), follow_links: bool = False, advance: Advance = ignore
+    ) -> FoundImages:
         """List the image files, sorted by path; NothingToIndex if there is no such folder or URL.
 
         Names that begin with a dot are left out. `exclude` globs are matched against the path below the root
         and against each name. Links that lead out of the root are refused unless `follow_links`.
+        `advance` is told from time to time how many more files were found.
         """
 
     def open(self, path: str) -> BinaryIO:

@@ -7,7 +7,7 @@ from pathlib import Path
 from encoders.base import Encoder, IndexFailure, IndexLocked, NothingToIndex
 
 from .build import BuildReport, BuildSettings, build
-from .recorder import BuildObserver
+from .observer import Observer
 from .roots import Root, name_root
 
 QUIET_MS = 500  # changes are collected until none has come for this long,
@@ -19,7 +19,7 @@ def watch_folder(
     index: str | Path,
     encoder: Encoder,
     settings: BuildSettings,
-    observer: BuildObserver,
+    observer: Observer,
     report: Callable[[BuildReport], None],
 ) -> None:
     """Build the index now and after every batch of changes, until interrupted; `report` gets each result.

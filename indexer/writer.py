@@ -21,6 +21,7 @@ from .durable import TEMPORARY_SUFFIX
 from .faiss_file import is_faiss_sound, save_faiss
 from .faiss_refresh import refresh_faiss
 from .manifest import FAISS_NAME, PART_NAME, PARTS_FOLDER, Manifest, PartRecord, read_manifest, write_manifest
+from .observer import SILENT, Observer
 from .parts import read_groups, read_rows, write_part
 from .table import EmbeddingTable
 
@@ -81,11 +82,12 @@ class IndexWriter:
             self._join_small_parts()
         self._last_commit = time.monotonic()
 
-    def refresh_faiss(self) -> None:
+    def refresh_faiss(self, observer: Observer = SILENT) -> None:
         """Write a FAISS file and name it in the manifest, unless the current one is sound and up to date."""
         if not self.manifest.parts or is_faiss_sound(self.index_dir, self.manifest):
             return
-        index = refresh_faiss(self.index_dir, self.manifest, EmbeddingTable.open(self.index_dir).ids)
+        living = EmbeddingTable.open(self.index_dir).ids
+        index = refresh_faiss(self.index_dir, self.manifest, living, observer)
         number = _find_last_number(self.index_dir, FAISS_NAME) + 1
         record = save_faiss(index, self.index_dir / f"index-{number:06d}.faiss", self.manifest.next_id)
         self._replace_manifest(replace(self.manifest, faiss=record))

@@ -16,30 +16,34 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows the progress of a run on stderr: a bar if it is a terminal, and a line per skipped file.
+    """An Observer that shows on stderr how far a run has come.
 
-    `done` counts the files that were read.
+    On a terminal there is a bar for each task that takes over a second; each skipped file has a line. `read`
+    counts the files that were read.
     """
 
     def __init__(self) -> None:
-        self.done = 0
+        self.read = 0
+        self._task = ""
         self._bar: Any = None
 
-    def begin(self, total: int) -> None:
-        """See BuildObserver."""
+    def begin(self, task: str, total: int) -> None:
+        """See Observer."""
         from tqdm import tqdm
 
         self.close()
-        if total:
-            self._bar = tqdm(total=total, unit="image", disable=None)
+        self._task = task
+        if sys.stderr is not None:
+            self._bar = tqdm(desc=task, total=total or None, unit=" images", delay=1, disable=None)
 
     def advance(self, count: int) -> None:
-        """See BuildObserver."""
-        self.done += count
-        self._bar.update(count)
+        """See Observer."""
+        self.read += count if self._task == "reading" else 0
+        if self._bar is not None:
+            self._bar.update(count)
 
     def skip(self, path: str, reason: str) -> None:
-        """See BuildObserver."""
+        """See Observer."""
         from tqdm import tqdm
 
         tqdm.write(f"skipped {show_path(unescape_path(path))}: {show_line(reason)}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +32,7 @@ from .terminal import Progress, complain, print_note, print_plan, print_report, 
 
 if TYPE_CHECKING:
     from encoders.base import Encoder
+    from indexer.build import BuildReport
 
 INDEX_EPILOG = """\b
 A second run reads only what is new or has changed; what has moved is not embedded again.
@@ -88,25 +91,36 @@ def index(
         moved=moved,
     )
     progress = Progress()
+
+    def show(report: "BuildReport") -> None:
+        progress.close()
+        print_report(report, as_json)
+
     if dry_run:
-        print_plan(plan_build(root, place, settings, progress), as_json)
+        with closing(progress):
+            plan = plan_build(root, place, settings, progress)
+        print_plan(plan, as_json)
         return
     name = choose_model(place, model, rebuild)
     encoder = LazyEncoder(name, lambda: _load_encoder(name, device))
-    try:
+    with _explain_stop(progress, rebuild):
         if watch:
-            watch_folder(
-                root, place, encoder, settings, progress, lambda report: print_report(report, as_json)
-            )
+            watch_folder(root, place, encoder, settings, progress, show)
         else:
-            print_report(build(root, place, encoder, settings, progress), as_json)
-    except KeyboardInterrupt:
-        progress.close()
-        anew = " without --rebuild" if rebuild and progress.done else ""  # before, the old index stands
-        print_note(f"stopped: what was read is kept, and the same command{anew} goes on from there")
-        raise
-    finally:
-        progress.close()
+            show(build(root, place, encoder, settings, progress))
+
+
+@contextmanager
+def _explain_stop(progress: Progress, rebuild: bool) -> Iterator[None]:
+    """Close the progress bar in the end and, after Ctrl-C, say which command goes on."""
+    with closing(progress):
+        try:
+            yield
+        except KeyboardInterrupt:
+            progress.close()
+            anew = " without --rebuild" if rebuild and progress.read else ""  # before, the old index stands
+            print_note(f"stopped: what was read is kept, and the same command{anew} goes on from there")
+            raise
 
 
 def _refuse_contradictions(
@@ -147,15 +161,23 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Add one index to another, without reading an image."""
-    from indexer.merge import create_above, merge_index
+    from indexer.merge import create_above
     from retrieval.locate import find_index
 
     target, other = find_index(into), find_index(source)
     if out is not None:
         create_above(out, target, other)
-        print_report(merge_index(out, target), as_json)
+        _merge(out, target, as_json)
         target = out
-    print_report(merge_index(target, other), as_json)
+    _merge(target, other, as_json)
+
+
+def _merge(target: Path, source: Path, as_json: bool) -> None:
+    from indexer.merge import merge_index
+
+    with closing(Progress()) as progress:
+        report = merge_index(target, source, progress)
+    print_report(report, as_json)
 
 
 VERIFY_EPILOG = """\b
@@ -179,9 +201,11 @@ def verify(
 
     place = find_index(index_dir)
     faults = list[Fault]()
-    for fault in repair_index(place) if repair else audit_index(place):
-        faults.append(fault)
-        complain(fault.sentence)  # at once: reading the next part may raise
+    with closing(Progress()) as progress:
+        for fault in repair_index(place, progress) if repair else audit_index(place, progress):
+            faults.append(fault)
+            progress.close()
+            complain(fault.sentence)  # at once: reading the next part may raise
     if faults and not repair:
         raise typer.Exit(1)
     lost = sum(fault.part.rows for fault in faults if fault.part is not None)
@@ -198,7 +222,9 @@ def compact(index_dir: IndexOption = None, as_json: JsonOption = False) -> None:
     from indexer.compact import compact_index
     from retrieval.locate import find_index
 
-    print_report(compact_index(find_index(index_dir)), as_json)
+    with closing(Progress()) as progress:
+        report = compact_index(find_index(index_dir), progress)
+    print_report(report, as_json)
 
 
 def _load_encoder(name: str, device: str) -> "Encoder":

@@ -18,8 +18,8 @@ from encoders.base import Encoder, FloatArray, ImageEmbeddings, PreparedImage
 from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
 from indexer.manifest import read_manifest, write_manifest
+from indexer.observer import SilentObserver
 from indexer.parts import write_part
-from indexer.recorder import SilentObserver
 from indexer.table import EmbeddingTable
 from retrieval import cli
 
@@ -154,11 +154,14 @@ class Witness(SilentObserver):
         self.skipped: dict[str, str] = {}
         self.total = self.done = 0
 
-    def begin(self, total: int) -> None:
-        self.total = total
+    def begin(self, task: str, total: int) -> None:
+        self.task = task
+        if task == "reading":
+            self.total = total
 
     def advance(self, count: int) -> None:
-        self.done += count
+        if self.task == "reading":
+            self.done += count
 
     def skip(self, path: str, reason: str) -> None:
         self.skipped[path] = reason

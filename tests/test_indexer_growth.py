@@ -18,6 +18,9 @@ from indexer.compact import compact_index
 from indexer.file_list import FoundImages
 from indexer.folder import FolderSource
 from indexer.manifest import Manifest, PartRecord, read_manifest
+from indexer.merge import create_above, merge_index
+from indexer.observer import SilentObserver
+from indexer.repair import repair_index
 from tests.conftest import FakeEncoder, Witness, build, open_table, paint
 
 
@@ -40,7 +43,8 @@ class Impatient(Witness):
     """Interrupts a run at its first batch."""
 
     def advance(self, count: int) -> None:
-        raise KeyboardInterrupt
+        if self.task == "reading":
+            raise KeyboardInterrupt
 
 
 def test_rows_wait_for_a_commit_until_five_seconds_after_the_last(
@@ -137,3 +141,42 @@ def test_what_another_run_found_since_the_listing_is_not_gone(
 
     monkeypatch.setattr(FolderSource, "find", find_slowly)
     assert build(gallery, encoder) == BuildReport(0, 0, 9, 0, 0)
+
+
+class Log(SilentObserver):
+    """Keeps the name and the total of each task, and how much of it was done."""
+
+    def __init__(self) -> None:
+        self.tasks: list[list[Any]] = []
+
+    def begin(self, task: str, total: int) -> None:
+        self.tasks.append([task, total, 0])
+
+    def advance(self, count: int) -> None:
+        self.tasks[-1][2] += count
+
+
+def test_long_work_tells_of_every_task_to_its_end(
+    gallery: Path, encoder: FakeEncoder, tmp_path: Path
+) -> None:
+    index, above, log = gallery / ".fwd2bot", tmp_path / "above", Log()
+    build_index(gallery, index, encoder, BuildSettings(batch_size=3), log)
+    assert log.tasks == [["listing", 0, 8], ["reading", 8, 8], ["FAISS", 8, 8]]
+    (gallery / "red.png").unlink()
+    build(gallery, encoder)
+    create_above(above, index, index)
+    for act, tasks in (
+        (lambda log: list(audit_index(index, log)), [["verifying", 9, 9]]),
+        (lambda log: compact_index(index, log), [["compacting", 9, 9]]),
+        (
+            lambda log: merge_index(above, index, log),
+            [["verifying", 7, 7], ["merging", 7, 7], ["FAISS", 7, 7]],
+        ),
+    ):
+        log = Log()
+        act(log)
+        assert log.tasks == tasks
+    next(index.glob("*.faiss")).unlink()
+    log = Log()
+    repair_index(index, log)
+    assert log.tasks == [["verifying", 7, 7], ["FAISS", 7, 7]]

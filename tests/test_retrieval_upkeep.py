@@ -87,7 +87,7 @@ def test_a_stopped_rebuild_says_which_command_goes_on(
     indexed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], done: int, anew: str
 ) -> None:
     def stop(root: object, place: object, encoder: object, settings: object, observer: Progress) -> None:
-        observer.begin(8)
+        observer.begin("reading", 8)
         observer.advance(done)
         raise KeyboardInterrupt
 
