@@ -98,9 +98,9 @@ def search(
 
 
 SIMILAR_EPILOG = """\b
-Prints what `fwd2bot search` prints, the image itself left out; copies of it score 1. An image of
-the index is compared by what is stored of it: its file may be gone, and no model is loaded. Any
-other image file is read by the model that made the index.
+Prints what `fwd2bot search` prints, the image itself left out; copies of it score 1, or less by a
+rounding. An image of the index is compared by what is stored of it: its file may be gone, and no
+model is loaded. Any other image file is read by the model that made the index.
 
 \b
 Examples:

@@ -82,7 +82,11 @@ class Gallery:
         ids = sorted({image_id for row in found for image_id, _ in row})
         images = self._read_images(ids)
         return [
-            [Hit(score=score, **images[image_id]) for image_id, score in row if image_id in images]
+            [
+                Hit(score=_clip_score(score), **images[image_id])
+                for image_id, score in row
+                if image_id in images
+            ]
             for row in found
         ]
 
@@ -125,6 +129,11 @@ def _to_unit_rows(vectors: ArrayLike, dim: int) -> FloatArray:
     if not (np.isfinite(lengths) & (lengths > 0)).all():
         raise QueryError("a vector holds NaN or infinity, or nothing but zeros, and is near to no image")
     return np.asarray(rows / lengths, np.float32)
+
+
+def _clip_score(score: float) -> float:
+    """A score as a cosine can be: stored vectors are rounded, so some are a little longer than 1."""
+    return max(-1.0, min(score, 1.0))
 
 
 def open_index(index_dir: str | Path, wanted: Filter) -> tuple[Path, Manifest, FaissIndex, Selection | None]:

@@ -52,6 +52,18 @@ def test_it_is_the_argsort_of_the_stored_vectors(shades: Path) -> None:
             assert image_id not in [hit.id for hit in hits]
 
 
+def test_no_score_is_over_1_though_stored_vectors_are_rounded(here: Path) -> None:
+    for level in range(40):
+        paint(here / f"{level}.png", (level, 255 - 6 * level, 3 * level))
+    assert run("index", ".").exit_code == 0
+    vectors = EmbeddingTable.open(here / ".fwd2bot").vectors.astype(np.float32)
+    assert (np.linalg.norm(vectors, axis=1) > 1).any()
+    gallery = Gallery.open(here)
+    for sign in (1, -1):
+        scores = [hit.score for row in gallery.search_vectors(sign * vectors, len(gallery)) for hit in row]
+        assert 0.999 < sign * max(scores, key=lambda score: sign * score) <= 1
+
+
 def test_a_file_of_the_index_may_be_gone_and_needs_no_model(
     shades: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
