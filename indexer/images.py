@@ -67,7 +67,8 @@ class Selection:
     """Decides which names in a listing count: not those that begin with a dot or match an exclude glob."""
 
     def __init__(self, exclude: Sequence[str]) -> None:
-        self._excluded = re.compile("|".join(fnmatch.translate(pattern) for pattern in exclude) or r"(?!)")
+        globs = (pattern.removeprefix("./").rstrip("/") for pattern in exclude)  # as a shell completes a name
+        self._excluded = re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
 
     def takes(self, path: str) -> bool:
         """Whether a file or folder counts if the folders above it do; `path` is relative to the root."""

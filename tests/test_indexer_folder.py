@@ -31,6 +31,8 @@ def test_excluded_globs_match_names_and_paths(tmp_path: Path) -> None:
     touch(tmp_path, "keep/a.jpg", "keep/thumb_a.jpg", "trash/b.jpg", "deep/trash/c.jpg")
     assert names(tmp_path, "thumb_*", "trash") == ["keep/a.jpg"]
     assert names(tmp_path, "keep/*") == ["deep/trash/c.jpg", "trash/b.jpg"]
+    assert names(tmp_path, "trash/", "./keep") == []
+    assert names(tmp_path, "./deep/trash/", "keep/") == ["trash/b.jpg"]
 
 
 def test_a_folder_linked_in_a_circle_is_visited_once_and_by_its_own_path(tmp_path: Path) -> None:
