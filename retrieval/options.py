@@ -15,6 +15,13 @@ def read_place(typed: str) -> Path:
     return Path(typed)
 
 
+def _require_pixels(megapixels: float) -> float:
+    """Return the limit; BadParameter unless it lets through an image of some size."""
+    if not megapixels > 0:  # written so that nan is refused too
+        raise typer.BadParameter(f"{megapixels:g} megapixels are none: give more than 0")
+    return megapixels
+
+
 IndexOption = Annotated[
     Path | None,
     typer.Option(
@@ -60,7 +67,12 @@ FollowOption = Annotated[
     bool, typer.Option("--follow-links", help="Follow links that lead out of the folder, too.")
 ]
 MegapixelsOption = Annotated[
-    float, typer.Option(min=0.0, metavar="N", help="Leave out larger images, judged by their header.")
+    float,
+    typer.Option(
+        metavar="N",
+        callback=_require_pixels,
+        help="Leave out larger images, judged by their header; those in the index stay.",
+    ),
 ]
 RebuildOption = Annotated[
     bool,

@@ -256,6 +256,8 @@ def test_a_damaged_manifest_is_one_line_and_says_what_mends_it(
         ("search",),
         ("index",),
         ("index", ".", "--tokens", "int4"),
+        ("index", ".", "--max-megapixels", "0"),
+        ("index", ".", "--max-megapixels", "nan"),
         ("search", "-k", "0", "red"),
         ("nonsense",),
         ("ask", "a"),
