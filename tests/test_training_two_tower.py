@@ -113,6 +113,14 @@ def test_a_share_of_a_run_has_that_share_of_every_phase() -> None:
     assert (half.optimizer.warmup_steps, half.optimizer.cooldown_steps) == (2, 10)
 
 
+def test_a_run_of_a_share_of_the_steps_ends_at_the_step_that_is_named() -> None:
+    settings = replace(make_settings(4), batches=(BatchSettings(10, {"groups": 2}),))
+    assert [adapt_settings(settings, 0.5, step).total_steps for step in (None, 5, 2)] == [5, 5, 2]
+    assert adapt_settings(settings, 1.5, 13).total_steps == 13
+    with pytest.raises(DatasetError, match="have 5 steps: a run ends at one of these, and not at 6"):
+        adapt_settings(settings, 0.5, 6)
+
+
 def run_until_killed(settings: TrainingSettings, data: Path, run: Path) -> None:
     """Train, and die before the state of step 4 is written."""
     torch.set_num_threads(1)

@@ -36,7 +36,13 @@ from training.data_settings import UnlabelledSettings
 from training.distributed import join_ranks
 from training.initial_model import make_initial_model
 from training.run_log import RunLog, run_command, tell
-from training.settings import LvlmSettings, TrainingSettings, read_settings, restore_settings
+from training.settings import (
+    LvlmSettings,
+    TrainingSettings,
+    end_run_at,
+    read_settings,
+    restore_settings,
+)
 from training.sources.open import Sources, open_sources
 from training.states import STATE_FILE, read_state
 from training.train import run_steps
@@ -133,16 +139,17 @@ def count_weights(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings:
+def adapt_settings(settings: TrainingSettings, share: float, until: int | None = None) -> TrainingSettings:
     """Adapt a run's settings to two towers: InfoNCE on every row, for `share` times the steps.
 
-    Distillation is kept if the file has it, and with it the unlabelled pictures. Raises DatasetError if
-    `share` is not positive and finite.
+    Distillation is kept if the file has it, and with it the unlabelled pictures. until: the step to end at,
+    one of those that the share leaves. Raises DatasetError if `share` is not positive and finite, or there
+    is no such step.
     """
     if not 0 < share < math.inf:
         raise DatasetError(f"A share of {share} is none of a run's steps: give --share a number above 0")
     optimizer = settings.optimizer
-    return replace(
+    adapted = replace(
         settings,
         contrastive_weight=1.0,
         contrastive_loss="infonce",
@@ -165,13 +172,16 @@ def adapt_settings(settings: TrainingSettings, share: float) -> TrainingSettings
             cooldown_steps=round(share * optimizer.cooldown_steps),
         ),
     )
+    return adapted if until is None else end_run_at(adapted, until)
 
 
-def train_two_towers(settings: TrainingSettings, data: Path, run: Path, share: float = 1.0) -> dict[str, Any]:
+def train_two_towers(
+    settings: TrainingSettings, data: Path, run: Path, share: float = 1.0, until: int | None = None
+) -> dict[str, Any]:
     """Run or resume the training in the folder `run`; returns the contents of result.json."""
     _require_shape(settings)
     run.mkdir(parents=True, exist_ok=True)
-    settings = adapt_settings(settings, share)
+    settings = adapt_settings(settings, share, until)
     sources = open_sources(settings.sources, data)
     towers, builder, weights = start_two_towers(settings, sources)
     tell("  ".join(f"weights of {name}: {count:,}" for name, count in weights.items()))
@@ -262,8 +272,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def command() -> None:
-        settings = read_settings(options.settings, options.overrides, options.until)
-        print(json.dumps(train_two_towers(settings, options.data, options.run, options.share)))
+        settings = read_settings(options.settings, options.overrides)
+        result = train_two_towers(settings, options.data, options.run, options.share, options.until)
+        print(json.dumps(result))
 
     return run_command(command)
 
