@@ -21,7 +21,7 @@ class Variant:
     summaries: k, or 0 for that of the settings. trained: an adapter for each pass ("adapters"), one of twice
     the rank for both ("shared", with as many trained weights), the LLM itself, or only the summary tokens.
     reading: where answers are read from: summary tokens in a second forward ("double"), summary tokens in the
-    forward that makes them ("single"), or the image tokens ("image").
+    forward that makes them ("single", which can have only one adapter), or the image tokens ("image").
     """
 
     name: str
