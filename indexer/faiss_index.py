@@ -36,7 +36,7 @@ VectorBlocks = Callable[[], Iterator[tuple[NDArray[np.int64], NDArray[np.float16
 
 @dataclass
 class FaissIndex:
-    """An index of faiss (which ships no types), and how many vectors it was trained on: 0 if it is exact.
+    """An index of faiss (which ships no types), and how many vectors it held when trained: 0 if it is exact.
 
     `gpu` is a copy on the GPU, made once enough queries arrive together. `pages` is the memory-mapped file,
     if any, and `touched` the bytes that searches have read of it since its pages were last released.

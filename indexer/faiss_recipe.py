@@ -40,7 +40,7 @@ def count_probes(lists: int) -> int:
 
 
 def is_outgrown(trained: int, count: int) -> bool:
-    """Whether an index trained on this many vectors (0: exact) should be rebuilt for `count` of them."""
+    """Whether an index of this many vectors when trained (0: exact) should be rebuilt for `count` of them."""
     if trained == 0:
         return not is_exact(count)
     return not trained <= GROWTH_BEFORE_TRAINING * count <= GROWTH_BEFORE_TRAINING**2 * trained
