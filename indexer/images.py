@@ -47,9 +47,10 @@ class ImageFile(NamedTuple):
 class Photo(NamedTuple):
     """A file that was read: `image` is RGB and upright, or None, with the reason in `error` unless `known`.
 
-    width and height are those of the upright original, 0 if it could not be decoded. `unread`: the bytes are
-    not at fault and the file is to be tried again: it could not be opened, took too long, or its format needs
-    a package that is not installed. `known`: its digest is known, so it was not decoded.
+    width and height are those of the upright original, 0 if it could not be decoded; if they are the reason
+    in `error`, they are those of its header, not turned. `unread`: the bytes are not at fault and the file is
+    to be tried again: it could not be opened, took too long, or its format needs a package that is not
+    installed. `known`: its digest is known, so it was not decoded.
     """
 
     file: ImageFile
