@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 INDEX_EPILOG = """\b
 A second run reads only what is new or has changed; what has moved is not embedded again.
 A killed run goes on where it was; a killed --rebuild does so without --rebuild, and with it
-begins again. Files that cannot be read are named on stderr, and left alone until they change.
+begins again. Files that cannot be decoded are named on stderr, and left alone until they change;
+files that cannot be opened are tried again.
 Hidden files and folders are left out.
 
 \b
