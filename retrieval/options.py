@@ -48,7 +48,7 @@ FolderArgument = Annotated[
 ModelOption = Annotated[str | None, typer.Option(metavar="NAME", help=MODEL_HELP)]
 TokensOption = Annotated[
     Literal["int8", "float16", "none"] | None,
-    typer.Option(help="How summary tokens are kept, for caption and ask; int8 for a new index."),
+    typer.Option(help="How summary tokens are kept, for caption and ask; int8 for a new index or --rebuild."),
 ]
 DeviceOption = Annotated[
     str,
