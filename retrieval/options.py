@@ -38,7 +38,7 @@ IndexPlaceOption = Annotated[
     ),
 ]
 MODEL_HELP = (
-    "tiny, a Fwd2Bot checkpoint (folder or hub name), lvlm:NAME (any LVLM, untrained), "
+    "tiny, a Fwd2Bot checkpoint (folder or hub name), lvlm:NAME (an LVLM of ten families, untrained), "
     "openclip:ARCH/PRETRAINED, or st:NAME (sentence-transformers); "
     "else the one the index was made with, tiny for a new one."
 )
