@@ -28,7 +28,7 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
     or, after "st:", of any sentence-transformers model that reads images.
 
     device: "cpu", "cuda", one GPU such as "cuda:1", or "auto" (a GPU if there is one). Raises
-    EncoderNotFound, EncoderDamaged and MissingDependency.
+    EncoderNotFound, EncoderDamaged, EncoderMismatch and MissingDependency.
     """
     if name in (_OPENCLIP, SENTENCE_PREFIX, LVLM_PREFIX):
         raise EncoderNotFound(f"{name!r} lacks the name of a model: write it after the colon")
