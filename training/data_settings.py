@@ -85,7 +85,7 @@ class CaptionGroupSettings:
 
 @dataclass(frozen=True)
 class UnlabelledSettings:
-    """Pictures without captions: every image file below a folder.
+    """Pictures without captions: every JPEG, PNG, WebP, GIF, BMP and TIFF file below a folder.
 
     They are trained on only through teachers' embeddings (see `training.guides`).
     """

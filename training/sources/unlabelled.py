@@ -1,4 +1,4 @@
-"""Pictures without captions: the image files below a folder."""
+"""Pictures without captions: the image files below a folder, of the formats that are common in data sets."""
 
 from collections.abc import Sequence
 from pathlib import Path
