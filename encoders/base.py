@@ -126,7 +126,7 @@ class TextEncoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights, prompts and preprocessing: equal fingerprints give equal embeddings."""
+        """Hash of weights, prompts and preprocessing; equal ones give equal embeddings, to a rounding."""
 
     @property
     def dim(self) -> int:
