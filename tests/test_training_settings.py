@@ -50,6 +50,8 @@ def test_the_command_line_sets_what_the_file_says_otherwise() -> None:
         ("seed=one", "seed must be int"),
         ("contrastive_loss=triplet", "must be one of infonce, sigmoid, and is 'triplet'"),
         ("optimizer=3", "optimizer must hold exactly .*learning_rate.*, and holds 3"),
+        ("sead=1", "must hold .*workers, may hold augmentation, distillation, longest_answer, and holds"),
+        ("adapters=3", "adapters must hold nothing, may hold alpha, mode, rank, and holds 3"),
         ("sources.photos.kind=karpaty", "sources.photos"),
         ("sources=3", "sources must be a table"),
         ("validate_every=0", "validate_every must be at least 1, and is 0"),

@@ -83,19 +83,26 @@ def _build(kind: Any, values: Any, where: str) -> Any:
     known: tuple[Field[Any], ...] = fields(kind)
     if not _fits(known, values):
         given = ", ".join(sorted(values)) if isinstance(values, dict) else repr(values)
-        raise DatasetError(f"{where} must hold {_list_names(known)}, and holds {given}")
+        raise DatasetError(f"{where} must hold {_list_names(known)} and holds {given}")
     hints = get_type_hints(kind, include_extras=True)
     return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
 
 
 def _fits(known: tuple[Field[Any], ...], values: Any) -> bool:
     """Whether every field without a default has a value, and there are no unknown names."""
-    needed = {field.name for field in known if field.default is MISSING and field.default_factory is MISSING}
-    return isinstance(values, dict) and needed <= set(values) <= {field.name for field in known}
+    return isinstance(values, dict) and _find_needed(known) <= set(values) <= {field.name for field in known}
+
+
+def _find_needed(known: tuple[Field[Any], ...]) -> set[str]:
+    return {field.name for field in known if field.default is MISSING and field.default_factory is MISSING}
 
 
 def _list_names(known: tuple[Field[Any], ...]) -> str:
-    return "exactly " + ", ".join(sorted(field.name for field in known))
+    """The names that a table must have, "exactly" if it has no others, and those that it may have."""
+    needed = _find_needed(known)
+    free = sorted({field.name for field in known} - needed)
+    must = ", ".join(sorted(needed))
+    return f"{must or 'nothing'}, may hold {', '.join(free)}," if free else f"exactly {must},"
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
