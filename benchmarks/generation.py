@@ -217,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--instruction", default="", help="a line after each question; for captions, what is asked instead"
     )
     options = parser.parse_args(arguments)
+    if options.split and options.task != _CAPTIONS:
+        parser.error("--split is for captions: the files of questions have no splits")
 
     def measure() -> None:
         refuse_overwriting(options.json, options.force)

@@ -147,3 +147,9 @@ def test_a_missing_photo_stops_unless_allowed(photos: Path, capsys: pytest.Captu
     asked = ["--dataset", str(photos / "gqa.json"), "--images", str(photos), "--task", "gqa"]
     assert generation.main([*asked, "--allow-missing"]) == 1  # no photo would be left
     assert "1 of 1 photos" in capsys.readouterr().err
+
+
+def test_a_split_of_questions_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        generation.main(["--task", "pope", "--dataset", "coco_pope_random.json", "--split", "val"])
+    assert stopped.value.code == 2 and "have no splits" in capsys.readouterr().err
