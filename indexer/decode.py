@@ -34,6 +34,9 @@ from .sources import Source
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 DEFAULT_MAX_MEGAPIXELS = 200.0
+PIXELS_OPTION = (
+    " (--max-megapixels)"  # after the reason to refuse an image: how the command takes it all the same
+)
 LONGEST_SHAPE = 100  # aspect ratio: a model that crops enlarges the shorter side first, to gigabytes
 
 
@@ -109,7 +112,7 @@ def refuse_shape(width: int, height: int, max_megapixels: float) -> str:
     pixels = width * height
     if pixels > max_megapixels * 1e6:
         megapixels = math.ceil(pixels / 1e4) / 100  # rounded up, or it could seem to be within the limit
-        return f"{megapixels:,g} megapixels are over the limit of {max_megapixels:,g} (--max-megapixels)"
+        return f"{megapixels:,g} megapixels are over the limit of {max_megapixels:,g}{PIXELS_OPTION}"
     if max(width, height) > LONGEST_SHAPE * min(width, height):
         return f"{width} x {height} pixels are more than {LONGEST_SHAPE} times as long as wide"
     return ""

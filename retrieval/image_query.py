@@ -26,7 +26,7 @@ def embed_query_image(index_dir: Path, image: str | Path | int) -> tuple[FloatAr
 def _embed_file(path: Path, manifest: Manifest) -> FloatArray:
     # These import torch, transformers and Pillow, which no other query need wait for.
     from encoders.load import load_encoder
-    from indexer.decode import DEFAULT_MAX_MEGAPIXELS, quiet_pillow, read_photo
+    from indexer.decode import DEFAULT_MAX_MEGAPIXELS, PIXELS_OPTION, quiet_pillow, read_photo
     from indexer.images import make_image_file
     from indexer.sources import open_source
 
@@ -37,5 +37,6 @@ def _embed_file(path: Path, manifest: Manifest) -> FloatArray:
     with quiet_pillow():
         photo = read_photo(open_source(path.parent), file, encoder.image_size, DEFAULT_MAX_MEGAPIXELS)
     if photo.image is None:
-        raise QueryError(f"{path} cannot be read as an image ({photo.error}): give another")
+        reason = photo.error.removesuffix(PIXELS_OPTION)  # which only `index` has
+        raise QueryError(f"{path} cannot be read as an image ({reason}): give another")
     return encoder.encode_images([photo.image]).vectors

@@ -120,6 +120,14 @@ def test_what_is_no_image_is_one_sentence(shades: Path, tmp_path: Path, installe
     assert run("similar", "red.png", "--json", "-0").exit_code == 2
 
 
+def test_a_refused_image_is_told_of_no_option_that_only_indexing_has(
+    shades: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.decode.DEFAULT_MAX_MEGAPIXELS", 0.001)
+    with pytest.raises(QueryError, match=r"\(0\.01 megapixels are over the limit of 0\.001\): give another"):
+        run("similar", str(paint(tmp_path / "new.png", "red", size=(100, 100))))
+
+
 def test_more_copies_than_are_asked_for_leave_the_image_out_all_the_same(
     here: Path, encoder: FakeEncoder
 ) -> None:
