@@ -62,9 +62,10 @@ class Checkpoint(NamedTuple):
         return load_checkpoint(find_checkpoint(name), device)
 
     def push_to_hub(self, repository: str) -> str:
-        """Upload what `save_checkpoint` writes to a hub repository, created if missing; returns its URL.
+        """Upload what `save_checkpoint` writes to a hub repository; returns the URL of the commit.
 
-        A base in a local folder is uploaded too. A model card that the repository already has is kept.
+        The repository is created if it is missing. A base in a local folder is uploaded too. A model card
+        that the repository already has is kept.
         """
         pushed = self._replace(base=OWN_BASE) if Path(self.base).is_dir() else self
         api = HfApi()
