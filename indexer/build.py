@@ -45,7 +45,7 @@ from .writer import ROWS_PER_PART, IndexWriter, remove_orphans
 class BuildSettings:
     """How to build.
 
-    tokens: None keeps the format of the index, and is int8 for a new index whose model has tokens.
+    tokens: None keeps the format of the index, and is int8 for a new or rebuilt one whose model has tokens.
     batch_size: None lets the encoder choose for its device. rebuild: the first commit replaces the
     existing index as a whole. moved: the index of another folder or URL becomes that of this one, to which
     its files have moved.
@@ -139,7 +139,10 @@ def plan_build(
     settings: BuildSettings | None = None,
     observer: Observer = SILENT,
 ) -> BuildPlan:
-    """Say what `build` would do, with the same refusals, but without a model and without writing anything."""
+    """Say what `build` would do, without writing anything.
+
+    Its refusals are those of `build`, but for those of the model, which is not loaded.
+    """
     folder, index = name_root(folder), Path(index)
     settings = settings or BuildSettings()
     found = _find_some_images(folder, settings, observer)

@@ -13,7 +13,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from encoders.base import Encoder, EncoderMismatch, IndexDamaged, IndexNotFound, ManifestDamaged, TextEncoder
+from encoders.base import (
+    Encoder,
+    EncoderMismatch,
+    IndexDamaged,
+    IndexFailure,
+    IndexNotFound,
+    ManifestDamaged,
+    TextEncoder,
+)
 
 from .durable import digest_stream, replace_durably
 from .roots import Root, check_root, relate_root
@@ -60,7 +68,7 @@ class FaissRecord:
     """The FAISS file.
 
     `next_id` is that of the manifest it was made for: if the current one is larger, the file is out of date.
-    `trained` is how many vectors it was trained on, 0 if it is exact.
+    `trained` is how many vectors it held when it was trained, 0 if it is exact.
     """
 
     name: str
@@ -75,7 +83,8 @@ class FaissRecord:
 class Manifest:
     """Everything an index consists of; `root` is `..` if the index lies directly in it, so both can move.
 
-    `next_id` is the id of the next row to be written: ids are never reused, even when their rows are gone.
+    `next_id` is the id of the next row to be written: until a rebuild, ids are never reused, even when their
+    rows are gone.
     """
 
     root: str
@@ -128,7 +137,7 @@ def write_manifest(index_dir: Path, manifest: Manifest) -> Manifest:
 def read_manifest(index_dir: Path) -> Manifest:
     """Read the manifest: IndexNotFound if there is none, ManifestDamaged if it cannot be trusted.
 
-    A plain IndexDamaged if a newer version of fwd2bot made it.
+    A plain IndexDamaged if a newer version of fwd2bot made it; IndexFailure if the system cannot read it.
     """
     path = index_dir / MANIFEST_NAME
     try:
@@ -141,6 +150,8 @@ def read_manifest(index_dir: Path) -> Manifest:
         return _parse_manifest(data)
     except (FileNotFoundError, NotADirectoryError):
         raise IndexNotFound(f"no index at {index_dir}: make one with `fwd2bot index DIR`") from None
+    except OSError as error:
+        raise IndexFailure(f"{path} cannot be read ({error.strerror}): fix that and run it again") from None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ManifestDamaged(f"{path} is damaged ({_describe_fault(error)}): {RESTORE_REMEDY}") from None
 

@@ -61,7 +61,8 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Decoding threads; else one per CPU.")
 ]
 ExcludeOption = Annotated[
-    list[str] | None, typer.Option(metavar="GLOB", help="Leave out names or paths like this; repeatable.")
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Leave out names or paths like this; repeatable, not remembered."),
 ]
 FollowOption = Annotated[
     bool, typer.Option("--follow-links", help="Follow links that lead out of the folder, too.")

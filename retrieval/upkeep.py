@@ -182,8 +182,8 @@ def _merge(target: Path, source: Path, as_json: bool) -> None:
 
 
 VERIFY_EPILOG = """\b
---repair makes the FAISS file and a damaged manifest anew and drops damaged parts; the next
-`fwd2bot index` embeds their images again.
+Where something is damaged, --repair makes the FAISS file and the manifest anew and drops the
+damaged parts; the next `fwd2bot index` embeds their images again.
 
 \b
 Examples:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoders.base import IndexDamaged, IndexNotFound, ManifestDamaged, QueryError
+from encoders.base import IndexDamaged, IndexFailure, IndexNotFound, ManifestDamaged, QueryError
 from indexer.build import build as build_index
 from indexer.faiss_file import load_faiss
 from indexer.manifest import read_manifest, write_manifest
@@ -98,6 +98,14 @@ def test_a_manifest_that_is_no_manifest_is_refused(index_dir: Path, content: byt
     with pytest.raises(ManifestDamaged, match="verify --repair") as caught:
         read_manifest(index_dir)
     assert not PYTHON.search(str(caught.value))
+
+
+def test_a_manifest_that_the_system_cannot_read_is_no_damage(index_dir: Path) -> None:
+    (index_dir / "manifest.json").unlink()
+    (index_dir / "manifest.json").mkdir()
+    with pytest.raises(IndexFailure, match=r"cannot be read \(Is a directory\)") as caught:
+        read_manifest(index_dir)
+    assert not isinstance(caught.value, IndexDamaged)
 
 
 def test_an_index_of_a_newer_version_is_not_given_up(index_dir: Path) -> None:
