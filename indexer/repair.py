@@ -15,6 +15,7 @@ from .columns import build_schema
 from .durable import digest_file
 from .lock import lock_index
 from .manifest import (
+    MANIFEST_NAME,
     MOST_IDS,
     PART_NAME,
     PARTS_FOLDER,
@@ -60,14 +61,14 @@ def _mend_manifest(index_dir: Path) -> Iterator[Fault]:
     """Write another manifest in the place of a damaged one; IndexDamaged if there is no sound part."""
     try:
         read_manifest(index_dir)
-    except ManifestDamaged as error:
+    except ManifestDamaged:
         manifest, damaged = restore_manifest(index_dir, read_legible_root(index_dir) or "..")
         if manifest is None:
             raise IndexDamaged(f"{index_dir} has no sound part: {REBUILD_REMEDY}") from None
         write_manifest(index_dir, manifest)
         rows, place = sum(part.rows for part in manifest.parts), locate_root(manifest.root, index_dir)
         restored = f"made again from {rows:,} rows, as the index of {place}"
-        yield Fault(f"{str(error).partition(': ')[0]}: {restored}", None)
+        yield Fault(f"{index_dir / MANIFEST_NAME} is damaged: {restored}", None)
         yield from (Fault(sentence, None) for sentence in damaged)
 
 
@@ -137,8 +138,7 @@ def _describe_part(index_dir: Path, name: str, root: str) -> Manifest:
 
 def _describe_rows(path: Path, metadata: pq.FileMetaData) -> PartRecord:
     """The record of a part; audit_part will tell whether its statistics are right."""
-    groups = metadata.num_row_groups
-    ids = [metadata.row_group(place).column(0).statistics for place in {0, groups - 1} if groups]
+    ids = [metadata.row_group(number).column(0).statistics for number in range(metadata.num_row_groups)]
     if not ids or not all(some and isinstance(some.min, int) and isinstance(some.max, int) for some in ids):
         raise ValueError("it does not say which ids it has")
     first, last = ids[0].min, ids[-1].max
