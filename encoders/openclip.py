@@ -1,7 +1,7 @@
 """Any open_clip model behind the `Encoder` protocol: the baseline, which has no summary tokens."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xxhash
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from encoders.base import (
     EncoderNotFound,
@@ -24,6 +25,7 @@ from encoders.precision import choose_dtype
 
 _TEXTS_AT_ONCE = 256
 _NAMES_SHOWN = 3
+_RANDOM = {"normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_"}
 _ONE_BUILD = "torch and torchvision must be of one build: pip install --force-reinstall torch torchvision"
 
 
@@ -60,7 +62,10 @@ class OpenClipEncoder(ImageEncoder):
             there = f"it has, for one, {few}" if known else "open_clip.list_pretrained() lists what it has"
             raise EncoderNotFound(f"open_clip has no {model_name!r}: {there}")
         try:
-            model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
+            with _LeaveUnset():
+                model, _, preprocess = open_clip.create_model_and_transforms(
+                    architecture, pretrained=pretrained
+                )
         except (OSError, RuntimeError) as error:  # a failed download, or a file that is not a checkpoint
             reason = first_line(error)
             raise EncoderNotFound(
@@ -103,5 +108,17 @@ def _fingerprint(model: torch.nn.Module, preprocess: str) -> str:
     digest = xxhash.xxh3_128(preprocess.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+class _LeaveUnset(TorchFunctionMode):
+    """Draws no random weights for a new model, which would take a second: a file then overwrites them all."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)

@@ -1,7 +1,7 @@
 """The open_clip baseline against open_clip itself, where the extra is installed: `make test-openclip`."""
 
 import copy
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,7 @@ from transformers.utils.import_utils import is_torchvision_available
 from encoders.base import EncoderNotFound, TalkingEncoder
 from encoders.load import load_encoder
 from encoders.openclip import OpenClipEncoder
-
-if find_spec("open_clip") is None:
-    pytest.skip("open_clip is not installed", allow_module_level=True)
-
-# torchvision's wheels are built for CUDA torch: beside a CPU build, importing them needs these schemas.
-_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
-_LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from tests.open_clip_here import make_model, publish
 
 ARCHITECTURE = "ViT-S-32-alt"  # the smallest; random weights are enough for a comparison
 PICTURES = [Image.new("RGB", (300, 200), colour) for colour in ("red", "blue", "white")]
@@ -31,9 +24,9 @@ TEXTS = ["a red wall", "the sea"]
 def encoder() -> OpenClipEncoder:
     import open_clip
 
-    torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms(ARCHITECTURE)
-    return OpenClipEncoder("mine", model, preprocess, open_clip.get_tokenizer(ARCHITECTURE), "cpu")
+    preprocess = open_clip.create_model_and_transforms(ARCHITECTURE)[2]
+    tokenizer = open_clip.get_tokenizer(ARCHITECTURE)
+    return OpenClipEncoder("mine", make_model(ARCHITECTURE), preprocess, tokenizer, "cpu")
 
 
 def test_embeddings_are_open_clips_own(encoder: OpenClipEncoder) -> None:
@@ -96,3 +89,11 @@ def test_torchvision_makes_no_other_model_of_an_lvlm() -> None:
 def test_an_unknown_name_says_which_are_known(name: str, hint: str) -> None:
     with pytest.raises(EncoderNotFound, match=hint):
         OpenClipEncoder.load(f"openclip:{name}", name, "cpu")
+
+
+def test_weights_that_are_not_drawn_are_all_read(
+    encoder: OpenClipEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = publish(encoder.model, ARCHITECTURE, tmp_path, monkeypatch)
+    same = OpenClipEncoder("mine", encoder.model, encoder.preprocess, encoder.tokenizer, "cpu")
+    assert load_encoder(name, "cpu").fingerprint == same.fingerprint
