@@ -95,7 +95,7 @@ gpu-here: ## the same with PYTHON as it is, where nothing can be installed
 test-openclip: ## the tests of the extra [openclip], in an environment of their own
 	$(MAKE) VENV=.venv-openclip .venv-openclip/.installed
 	.venv-openclip/bin/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
-	.venv-openclip/bin/python -m pytest -q tests/test_encoders_openclip.py
+	.venv-openclip/bin/python -m pytest -q tests/test_encoders_openclip.py tests/test_encoders_openclip_reader.py
 
 test-st: $(VENV)-st/.extras ## the tests of the extras [st] and [mteb], in an environment of their own
 	HF_HUB_OFFLINE=1 $(VENV)-st/bin/python -m pytest -q tests/test_encoders_sentence.py tests/test_benchmarks_mteb.py

@@ -58,9 +58,14 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
 def load_reader(name: str, fingerprint: str) -> TextEncoder:
     """Load a reader of texts and stored tokens that matches the encoder of this name and fingerprint.
 
-    A small checkpoint is read with NumPy, which saves seconds of importing torch. Any other model, and a
-    checkpoint with another fingerprint, is loaded as a full encoder.
+    A small checkpoint, and a plain CLIP of open_clip that was loaded here before, is read with NumPy, which
+    saves seconds of importing torch. Any other model, and one with another fingerprint, is loaded as a full
+    encoder.
     """
+    if name.startswith(_OPENCLIP):
+        from encoders.openclip_reader import load_clip_reader
+
+        return load_clip_reader(name, fingerprint) or load_encoder(name)
     from encoders.fwd2bot.numpy_reader import load_numpy_reader
 
     return load_numpy_reader(name, _place_checkpoint(name), fingerprint) or load_encoder(name)

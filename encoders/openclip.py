@@ -21,6 +21,7 @@ from encoders.base import (
 )
 from encoders.batches import stack_pixels, to_unit_rows
 from encoders.imaging import ImageEncoder
+from encoders.openclip_reader import remember_weights
 from encoders.precision import choose_dtype
 
 _TEXTS_AT_ONCE = 256
@@ -37,9 +38,7 @@ class OpenClipEncoder(ImageEncoder):
     def __init__(
         self, name: str, model: torch.nn.Module, preprocess: Any, tokenizer: Any, device: str
     ) -> None:
-        # In some versions the repr holds a function's memory address, which differs in every process.
-        steps = re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(preprocess))
-        super().__init__(name, _fingerprint(model, steps), torch.device(device))
+        super().__init__(name, _fingerprint(model, _list_steps(preprocess)), torch.device(device))
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self._dtype = choose_dtype(self.device.type)
         self.model: Any = model.to(self.device, self._dtype).eval()
@@ -71,7 +70,10 @@ class OpenClipEncoder(ImageEncoder):
             raise EncoderNotFound(
                 f"the weights of {name} cannot be had ({reason}): check the network"
             ) from error
-        return cls(name, model, preprocess, open_clip.get_tokenizer(architecture), device)
+        tokenizer = open_clip.get_tokenizer(architecture)
+        source = open_clip.get_pretrained_cfg(architecture, pretrained).get("hf_hub", "")
+        remember_weights(name, source, _list_steps(preprocess), lambda text: _embed(model, tokenizer, text))
+        return cls(name, model, preprocess, tokenizer, device)
 
     @cached_property
     def dim(self) -> int:
@@ -110,6 +112,20 @@ def _fingerprint(model: torch.nn.Module, preprocess: str) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+@torch.inference_mode()
+def _embed(model: torch.nn.Module, tokenizer: Any, text: str) -> FloatArray:
+    """The embedding of a text by a model that has just been read, in float32: (dim,)."""
+    encode: Any = model.eval().encode_text
+    (row,) = to_unit_rows(encode(tokenizer([text])))
+    return np.asarray(row, np.float32)
+
+
+def _list_steps(preprocess: Any) -> str:
+    """How images are prepared, for the fingerprint."""
+    # In some versions the repr holds a function's memory address, which differs in every process.
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(preprocess))
 
 
 class _LeaveUnset(TorchFunctionMode):
