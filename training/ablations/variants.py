@@ -1,6 +1,7 @@
 """The variants and what each computes: Fwd2Bot over image features, with one thing changed."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -121,14 +122,9 @@ class AblatedModel(Fwd2Bot):
 
     def _continue(self, embeddings: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        hidden: Tensor = (
-            find_base_model(self.generator)
-            .get_decoder()(
-                inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, past_key_values=cache
-            )
-            .last_hidden_state
+        return _extend_cache(
+            find_base_model(self.generator).get_decoder(), embeddings, mask, positions, cache
         )
-        return hidden
 
 
 class SingleForward(AblatedModel):
@@ -146,16 +142,9 @@ class SingleForward(AblatedModel):
         tokens = self.summary_tokens.expand(len(embeddings), -1, -1)
         mask = nn.functional.pad(inputs["attention_mask"], (0, count), value=1)
         cache = DynamicCache()
-        hidden = (
-            find_base_model(self.compressor)
-            .get_decoder()(
-                inputs_embeds=torch.cat([embeddings, tokens], dim=1),
-                attention_mask=mask,
-                position_ids=torch.arange(mask.shape[1]).expand_as(mask) - (mask.shape[1] - count),
-                past_key_values=cache,
-            )
-            .last_hidden_state
-        )
+        positions = torch.arange(mask.shape[1]).expand_as(mask) - (mask.shape[1] - count)
+        llm = find_base_model(self.compressor).get_decoder()
+        hidden = _extend_cache(llm, torch.cat([embeddings, tokens], dim=1), mask, positions, cache)
         layers: Any = cache.layers
         kept = [part[:, :, -count:] for layer in layers for part in (layer.keys, layer.values)]
         return Reading(hidden[:, -count:], torch.stack(kept, dim=1))
@@ -175,6 +164,18 @@ class Uncompressed(AblatedModel):
         """The features, unchanged."""
         assert features is not None  # never used to embed texts
         return Reading(features, features)
+
+
+def _extend_cache(
+    llm: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Run the LLM behind what the cache holds, and add to it: last hidden states (batch, length, width)."""
+    is_new = "cache" in inspect.signature(llm.forward).parameters  # its name from transformers 5.24 on
+    kept = {"cache" if is_new else "past_key_values": cache}
+    hidden: Tensor = llm(
+        inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, **kept
+    ).last_hidden_state
+    return hidden
 
 
 _KINDS = {"double": AblatedModel, "single": SingleForward, "image": Uncompressed}
