@@ -8,14 +8,13 @@ which is meant to end so). Nothing heavy is imported at the top, so that `--help
 import errno
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import finding, upkeep
 from .options import ImageArgument, IndexOption, JsonOption
-from .terminal import complain, print_answer, print_facts, print_note, print_results
+from .terminal import complain, keep_talking, print_answer, print_facts, print_note, print_results
 
 app = typer.Typer(
     add_completion=False,
@@ -110,8 +109,7 @@ app.command(epilog=upkeep.MERGE_EPILOG)(upkeep.merge)
 
 def main() -> None:
     """Run the command line; every expected failure is one line on stderr and exit code 1."""
-    # If the caller closed stderr (`2>&-`), the next file opened would get its descriptor, and our messages.
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - stays open until exit
+    keep_talking()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its messages would drown the command's own
     try:
         app(prog_name="fwd2bot")

@@ -5,6 +5,8 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from io import BufferedWriter, FileIO, TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import typer
@@ -117,6 +119,28 @@ def _read_lines(stream: BinaryIO, prompt: str) -> Iterator[str]:
         yield line.decode("utf-8", "replace")
     if prompt:  # Ctrl-D leaves the cursor after the prompt
         typer.echo(err=True)
+
+
+class _Heedless(FileIO):
+    """A file that loses what cannot be written to it, and never fails."""
+
+    def write(self, data: Any) -> int:
+        """Write what can be written, and say that all was."""
+        try:
+            return super().write(data) or len(data)  # None, where a terminal would have to be waited for
+        except OSError:
+            return len(data)
+
+
+def keep_talking() -> None:
+    """Let no message stop a run because stderr is closed, on a full disk, or a pipe that nobody reads."""
+    if sys.stderr is None:  # by `2>&-`: the next file opened would get its descriptor, and our messages
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - stays open until exit
+        return
+    encoding, errors = sys.stderr.encoding, sys.stderr.errors
+    if os.name == "posix" and sys.stderr is sys.__stderr__:  # a console of Windows is no file
+        stream = BufferedWriter(_Heedless(2, "w", closefd=False))
+        sys.stderr = TextIOWrapper(stream, encoding, errors, line_buffering=True)
 
 
 def print_note(sentence: str) -> None:

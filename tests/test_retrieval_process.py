@@ -123,6 +123,17 @@ def test_what_is_said_into_a_closed_stderr_ends_nowhere(here: Path) -> None:
     assert run("verify").exit_code == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+@pytest.mark.parametrize("end", ["2>/dev/full", "2>&1 | true"])
+def test_a_run_goes_on_where_its_messages_cannot_be_written(here: Path, end: str) -> None:
+    (here / "bad.png").write_bytes(b"")
+    script = COMMAND.format(root=str(ROOT), delay=0)
+    command = ["sh", "-c", f'"$@" {end}', "sh", sys.executable, "-c", script, "index", "."]
+    assert subprocess.run(command, cwd=here, check=False).returncode == 0
+    assert run("search", "red", "-k", "1", "--paths").output == "red.png\n"
+    assert run("verify").exit_code == 0
+
+
 def test_an_interrupted_run_ends_quietly_and_can_be_taken_up(here: Path) -> None:
     process = start(here, "index", ".", "--batch-size", "1", delay=3)  # the signal cuts the delay short
     while not (here / ".fwd2bot/lock-holder.json").exists():
