@@ -14,7 +14,7 @@ TRAIN := $(BIN)/python -m training
 TEACHERS := --teachers runs/tiny/model --two-towers runs/two_tower
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-openclip test-st lint benchmark benchmark-rivals weights gpu gpu-here clean
+.PHONY: help demo test test-lowest test-openclip test-st lint benchmark benchmark-rivals weights gpu gpu-here clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,12 @@ gpu-here: ## the same with PYTHON as it is, where nothing can be installed
 	$(MEASURE_LLAVA) --rows 16 --set chunk_size=0 --set gradient_checkpointing=false
 	$(PYTHON) -m benchmarks.throughput --device cuda
 
+test-lowest: ## all tests with the oldest versions that pyproject.toml accepts, in an environment of their own
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e ".[$(FAISS),dev]"
+	$(VENV)-lowest/bin/python -m pytest -q -n $(TEST_PROCESSES)
+
 test-openclip: ## the tests of the extra [openclip], in an environment of their own
 	$(MAKE) VENV=.venv-openclip .venv-openclip/.installed
 	.venv-openclip/bin/python -m pip install --quiet --no-deps open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
@@ -107,7 +113,7 @@ $(VENV)-st/.extras: pyproject.toml constraints.txt
 	@touch $@
 
 clean: ## remove the environment, the demo's gallery and all caches
-	rm -rf $(VENV) .venv-openclip .venv-st .venv-gpu demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-openclip .venv-st .venv-gpu .venv-lowest demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
