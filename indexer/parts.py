@@ -5,6 +5,7 @@ and so are the parts of an index, so a row is found by its id from the statistic
 row group.
 """
 
+import errno
 import os
 import stat
 from bisect import bisect_right
@@ -92,6 +93,11 @@ def trust_nothing(path: Path) -> Iterator[None]:
             reason = os.strerror(error.errno)
             raise IndexFailure(f"{path} cannot be read ({reason}): fix that and run it again") from None
         reason = " ".join(str(error).split())
+        if os.strerror(errno.EAGAIN) in reason:  # Arrow could not start a thread
+            raise IndexFailure(
+                f"{path} cannot be read (no thread can be started): raise the limits "
+                "(`ulimit -u`, `ulimit -v`) and run it again"
+            ) from None
         raise IndexDamaged(f"{path} is damaged ({reason[:200]}): {REPAIR_REMEDY}") from None
 
 

@@ -190,7 +190,11 @@ def test_a_merge_takes_no_index_of_a_url_that_climbs_out_of_the_other(index: Pat
 @pytest.mark.parametrize("reader", ["indexer.parts.pq.ParquetFile", "indexer.audit.digest_file"])
 @pytest.mark.parametrize(
     "error",
-    [*(OSError(n, os.strerror(n)) for n in (errno.EACCES, errno.EIO, errno.ESTALE)), pa.ArrowMemoryError()],
+    [
+        *(OSError(n, os.strerror(n)) for n in (errno.EACCES, errno.EIO, errno.ESTALE)),
+        pa.ArrowMemoryError(),
+        pa.ArrowException(f"Unknown error: Failed to launch worker thread: {os.strerror(errno.EAGAIN)}"),
+    ],
 )
 def test_a_part_that_cannot_be_read_just_now_is_no_damage_and_nothing_drops_it(
     index: Path, monkeypatch: pytest.MonkeyPatch, reader: str, error: Exception
@@ -204,7 +208,7 @@ def test_a_part_that_cannot_be_read_just_now_is_no_damage_and_nothing_drops_it(
         patch.setattr(reader, refuse)
         for act in acts if "audit" in reader else [*acts, EmbeddingTable.open]:
             with pytest.raises(
-                IndexFailure, match=r"parquet cannot be read \(.*\): (make room|fix that)"
+                IndexFailure, match=r"parquet cannot be read \(.*\): (make room|fix that|raise the limits)"
             ) as caught:
                 act(index)
             assert not isinstance(caught.value, IndexDamaged)
