@@ -69,7 +69,7 @@ def read_photo(
                 return photo._replace(known=True)
             stream.seek(0)
             return decode_photo(photo, stream, image_size, max_megapixels)
-    except (OSError, MissingDependency) as error:
+    except (OSError, MissingDependency, MemoryError) as error:
         return Photo(file, error=describe_error(error), unread=True)
     except Exception as error:  # an archive member that cannot be unpacked
         return Photo(file, error=describe_error(error))
@@ -80,9 +80,9 @@ def decode_photo(photo: Photo, stream: BinaryIO, image_size: int, max_megapixels
     decode = _decode_raw if photo.file.path.lower().endswith(RAW_EXTENSIONS) else _decode_picture
     try:
         return decode(photo, stream, image_size, max_megapixels)
-    except MissingDependency as error:
+    except (MissingDependency, MemoryError) as error:  # another day there may be more memory
         return photo._replace(error=describe_error(error), unread=True)
-    except Exception as error:  # decoders raise anything: struct.error, SyntaxError, MemoryError ...
+    except Exception as error:  # decoders raise anything: struct.error, SyntaxError ...
         return photo._replace(error=describe_error(error))
 
 

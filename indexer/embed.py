@@ -71,6 +71,8 @@ def _prepare_photo(read: PhotoReader, encoder: Encoder, file: ImageFile) -> Prep
         return PreparedPhoto(photo, None)
     try:
         return PreparedPhoto(photo._replace(image=None), encoder.prepare_image(photo.image))
+    except MemoryError as error:  # the file is not at fault
+        return PreparedPhoto(photo._replace(image=None, error=describe_error(error), unread=True), None)
     except Exception as error:  # a processor may reject what a decoder accepted, such as a strip of one pixel
         return PreparedPhoto(_spoil(photo, describe_error(error)), None)
 

@@ -49,8 +49,8 @@ class Photo(NamedTuple):
 
     width and height are those of the upright original, 0 if it could not be decoded; if they are the reason
     in `error`, they are those of its header, not turned. `unread`: the bytes are not at fault and the file is
-    to be tried again: it could not be opened, took too long, or its format needs a package that is not
-    installed. `known`: its digest is known, so it was not decoded.
+    to be tried again: it could not be opened, took too long, needed more memory than there was, or its format
+    needs a package that is not installed. `known`: its digest is known, so it was not decoded.
     """
 
     file: ImageFile
@@ -101,6 +101,8 @@ def describe_error(error: Exception) -> str:
     """Say in one short line of printable characters what is wrong with a file."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
+    if isinstance(error, MemoryError):
+        return "no memory left (MemoryError)"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     words = "".join(letter if letter.isprintable() else " " for letter in str(error)).split()

@@ -286,7 +286,7 @@ def test_a_known_digest_stops_a_file_before_it_is_decoded(tmp_path: Path) -> Non
     [
         (ValueError("two\nlines \x1b[31m\udcff and\u2028more"), "two lines [31m and more"),
         (ValueError("x" * 5000), "x" * 300),
-        (MemoryError(), "MemoryError"),
+        (MemoryError(), "no memory left (MemoryError)"),
         (PermissionError(13, "Permission denied", "/secret"), "Permission denied"),
         (UnidentifiedImageError("<_io.BytesIO object>"), "not an image of a known format"),
     ],

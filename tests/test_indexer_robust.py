@@ -223,3 +223,22 @@ def test_a_file_that_could_not_be_opened_is_tried_again_by_the_next_run(
         patch.setattr("indexer.build.read_photo", refuse)
         assert build(gallery, encoder) == BuildReport(0, 0, 8, 0, 1)
     assert build(gallery, encoder) == BuildReport(1, 0, 8, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "place", ["indexer.decode.decode_upright", "tests.conftest.FakeEncoder.prepare_image"]
+)
+def test_a_file_that_memory_was_short_for_is_tried_again_by_the_next_run(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    witness = Witness()
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        report = build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness)
+    assert report == BuildReport(0, 0, 0, 0, 8) and {*witness.skipped.values()} == {
+        "no memory left (MemoryError)"
+    }
+    assert build(gallery, encoder) == BuildReport(8, 0, 0, 0, 0)
