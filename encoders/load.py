@@ -108,6 +108,7 @@ def choose_device(device: str) -> str:
         raise EncoderNotFound(
             f"There is no device {device!r}: choose auto, cpu or cuda, or one GPU such as cuda:1"
         )
+    _require_current_folder()
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -120,6 +121,16 @@ def choose_device(device: str) -> str:
             f"There is no GPU {device}: PyTorch sees {torch.cuda.device_count()}, from cuda:0"
         )
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _require_current_folder() -> None:
+    """Refuse a current folder that was removed: MKL then ends the process, in the middle of a batch."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise EncoderNotFound(
+            "PyTorch cannot compute where the current folder was removed: go to another one, and run it again"
+        ) from None
 
 
 @contextmanager
