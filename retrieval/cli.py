@@ -113,28 +113,56 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its messages would drown the command's own
     try:
         app(prog_name="fwd2bot")
-    except OSError as error:  # a full disk, a folder that cannot be written
-        place = f" ({error.filename})" if error.filename else ""
-        if error.errno == errno.ENOSPC:
-            complain(f"no space left on the disk{place}: make room and run it again, what is done is kept")
-        elif error.errno == errno.EFBIG:
-            complain(f"over the limit on file size{place}: raise it (`ulimit -f`) and run it again")
-        elif error.errno == errno.ENOENT and not error.filename:  # only getcwd names no file
-            complain("the current folder was removed: go to another one, or give whole paths")
-        else:
-            complain(f"{error.strerror or error}{place}")
     except Exception as error:
-        from encoders.base import Fwd2BotError
-
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            complain(
-                "the GPU's memory is full: free it, or run without it (CUDA_VISIBLE_DEVICES= fwd2bot ...)"
-            )
-        elif isinstance(error, Fwd2BotError):
-            complain(str(error))
-        else:
+        sentence = _explain(error)
+        if not sentence:
             raise
+        complain(sentence)
     sys.exit(1)
+
+
+def _explain(error: Exception) -> str:
+    """The sentence for an expected failure, "" for any other."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return "the GPU's memory is full: free it, or run without it (CUDA_VISIBLE_DEVICES= fwd2bot ...)"
+    refused = isinstance(error, ImportError | OSError | RuntimeError)
+    if isinstance(error, MemoryError) or (refused and any(words in str(error) for words in _TOO_LITTLE)):
+        return (
+            "there is too little memory, or too few threads: end other programs, or raise the limits "
+            "(`ulimit -v`, `ulimit -u`), and run it again; `index` needs less with --workers 1 --batch-size 1"
+        )
+    if isinstance(error, OSError):
+        return _explain_system(error)
+    from encoders.base import Fwd2BotError  # not sooner: it imports NumPy, for which memory may be too short
+
+    return str(error) if isinstance(error, Fwd2BotError) else ""
+
+
+# What the dynamic linker, Python, and PyTorch say where the system refuses memory or a thread.
+_TOO_LITTLE = (
+    "failed to map segment",
+    "cannot allocate memory",
+    os.strerror(errno.ENOMEM),
+    "can't start new thread",
+    "not enough memory",
+    "can't allocate memory",
+)
+
+
+def _explain_system(error: OSError) -> str:
+    """The sentence for what the system refused, such as a full disk or a folder that cannot be written."""
+    place = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"no space left on the disk{place}: make room and run it again, what is done is kept"
+    if error.errno == errno.EFBIG:
+        return f"over the limit on file size{place}: raise it (`ulimit -f`) and run it again"
+    if error.errno == errno.EMFILE:
+        return f"too many open files{place}: raise the limit (`ulimit -n`) and run it again"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{error.strerror}{place}: become its owner, or have access given to you, and run it again"
+    if error.errno == errno.ENOENT and not error.filename:  # only getcwd names no file
+        return "the current folder was removed: go to another one, or give whole paths"
+    return f"{error.strerror or error}{place}"
 
 
 if __name__ == "__main__":

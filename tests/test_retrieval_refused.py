@@ -1,5 +1,6 @@
 """What the command does with a folder, a locale or options that it cannot work with."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from encoders.base import EncoderNotFound
+from encoders.load import load_encoder
+from indexer import build
 from tests.conftest import run, run_main
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +40,45 @@ def test_a_current_folder_that_was_removed_is_named(
 ) -> None:
     code, out, err = run_main(monkeypatch, capsys, *arguments)
     assert (code, out) == (1, "") and err.startswith("fwd2bot: the current folder was removed: go to another")
+
+
+def test_no_model_is_loaded_where_the_current_folder_was_removed(nowhere: Path) -> None:
+    for name in ("tiny", "lvlm:someone/something"):
+        with pytest.raises(EncoderNotFound, match="the current folder was removed: go to another one"):
+            load_encoder(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "start", "remedy"),
+    [
+        (MemoryError(), "there is too little memory", "raise the limits"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "there is", "`ulimit -v`"),
+        (RuntimeError("can't start new thread"), "there is too little memory, or too few", "`ulimit -u`"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "there is",
+            "--workers 1",
+        ),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "there is too little memory", "raise the limits"),
+        (OSError(errno.EMFILE, "Too many", "a.png"), "too many open files (a.png)", "`ulimit -n`"),
+        (PermissionError(errno.EACCES, "Permission denied", "lock"), "Permission denied (lock)", "owner"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_its_remedy(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    start: str,
+    remedy: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(build, "build", fail)
+    code, out, err = run_main(monkeypatch, capsys, "index", ".")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"fwd2bot: {start}") and remedy in err
 
 
 def test_a_locale_that_reads_names_as_other_letters_is_refused(indexed: Path) -> None:
