@@ -152,7 +152,7 @@ def plan_build(
 
 def _find_some_images(folder: Root, settings: BuildSettings, observer: Observer) -> FoundImages:
     observer.begin("listing", 0)
-    found = open_source(folder).find(settings.exclude, settings.follow_links, observer.advance)
+    found = open_source(folder).find(settings.exclude, settings.follow_links, observer)
     for path, reason in (*found.unreadable, *found.refused):  # first: they may be why there is no image
         observer.skip(path or ".", reason)
     if not found.files:  # an unmounted disk is likelier than every photo gone: leave the index as it is
@@ -175,15 +175,15 @@ def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) 
     """
     if settings.rebuild:
         return None
+    manifest: Manifest | None
     try:
         manifest = read_manifest(index)
     except IndexNotFound:
-        restored, _ = restore_manifest(index, relate_root(folder, index))
-        if restored is None:
-            if settings.moved:
-                raise
-            return None
-        manifest = restored
+        manifest = restore_manifest(index, relate_root(folder, index)).manifest
+        if manifest is None and settings.moved:
+            raise
+    if manifest is None:
+        return None
     indexed = locate_root(manifest.root, index)
     if indexed != resolve_root(folder) and not settings.moved:
         raise IndexFailure(

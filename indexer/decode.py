@@ -34,9 +34,8 @@ from .sources import Source
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 DEFAULT_MAX_MEGAPIXELS = 200.0
-PIXELS_OPTION = (
-    " (--max-megapixels)"  # after the reason to refuse an image: how the command takes it all the same
-)
+# Ends the reason to refuse an image: how the command takes it all the same.
+PIXELS_OPTION = " (--max-megapixels)"
 LONGEST_SHAPE = 100  # aspect ratio: a model that crops enlarges the shorter side first, to gigabytes
 
 

@@ -46,8 +46,9 @@ def load_faiss(index_dir: Path, record: FaissRecord, dim: int, mapped: bool = Tr
         return FaissIndex(faiss.read_index(str(path)), record.trained)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-            remedy = "make room and run it again"
-            raise IndexFailure(f"{path} cannot be opened (no memory left): {remedy}") from None
+            raise IndexFailure(
+                f"{path} cannot be opened (no memory left): make room and run it again"
+            ) from None
         raise blame_faiss(path, error) from None
 
 

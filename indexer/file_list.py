@@ -1,6 +1,6 @@
 """The listing of a source, in columns: some 50 bytes a file, where Python objects would take 240."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -9,15 +9,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .images import ImageFile
+from .observer import SILENT, Observer
 
 _SCHEMA = pa.schema([("path", pa.large_string()), ("size", pa.int64()), ("mtime_ns", pa.int64())])
 _ROWS_AT_ONCE = 4096
-
-Advance = Callable[[int], None]  # is told how many more files were found
-
-
-def ignore(count: int) -> None:
-    """An Advance that nobody listens to."""
 
 
 class FileList(Sequence[ImageFile]):
@@ -63,10 +58,10 @@ class FoundImages(NamedTuple):
 
 
 class FileCollector:
-    """Collects files, in any order, into a FileList; `advance` is told how many more there are."""
+    """Collects files, in any order, into a FileList; the observer is told how many more there are."""
 
-    def __init__(self, advance: Advance = ignore) -> None:
-        self._advance = advance
+    def __init__(self, observer: Observer = SILENT) -> None:
+        self._observer = observer
         self._waiting: list[ImageFile] = []
         self._tables = [_SCHEMA.empty_table()]
 
@@ -91,5 +86,5 @@ class FileCollector:
     def _store(self) -> None:
         columns = [list(values) for values in zip(*self._waiting, strict=True)]
         self._tables.append(pa.table(columns, schema=_SCHEMA))
-        self._advance(len(self._waiting))
+        self._observer.advance(len(self._waiting))
         self._waiting = []

@@ -9,8 +9,9 @@ from typing import BinaryIO
 from encoders.base import NothingToIndex
 
 from .archives import ARCHIVE_EXTENSIONS, find_archive, list_archive, open_member, read_all
-from .file_list import Advance, FileCollector, FoundImages, ignore
+from .file_list import FileCollector, FoundImages
 from .images import Selection, describe_error, is_image_name, make_image_file
+from .observer import SILENT, Observer
 from .paths import escape_path, show_path, unescape_path
 
 # Errors of `stat` for a file that is gone since the listing, and for a link that is cyclic or broken.
@@ -24,12 +25,12 @@ class FolderSource:
         self.root = root
 
     def find(
-        self, exclude: Sequence[str] = (), follow_links: bool = False, advance: Advance = ignore
+        self, exclude: Sequence[str] = (), follow_links: bool = False, observer: Observer = SILENT
     ) -> FoundImages:
         """See Source. Each folder is visited once, by its own path rather than by a link to it."""
         if not self.root.is_dir():
             raise NothingToIndex(f"{self.root} is not a folder: name one that holds images")
-        return _FolderWalk(self.root, Selection(exclude), follow_links, FileCollector(advance)).find()
+        return _FolderWalk(self.root, Selection(exclude), follow_links, FileCollector(observer)).find()
 
     def open(self, path: str) -> BinaryIO:
         """See Source."""

@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
+
+import xxhash
 
 from encoders.base import (
     Encoder,
@@ -23,7 +24,7 @@ from encoders.base import (
     TextEncoder,
 )
 
-from .durable import digest_stream, replace_durably
+from .durable import replace_durably
 from .roots import Root, check_root, relate_root
 
 FORMAT = 2
@@ -158,18 +159,18 @@ def read_manifest(index_dir: Path) -> Manifest:
 
 def read_legible_root(index_dir: Path) -> str | None:
     """The root that a damaged manifest names, if it can still be read."""
-    text = (index_dir / MANIFEST_NAME).read_bytes()[:LARGEST_MANIFEST].decode("utf-8", errors="replace")
-    found = re.search(r'^ "root": (".*"),$', text, re.MULTILINE)
     try:
+        text = _read_bounded(index_dir / MANIFEST_NAME).decode("utf-8", errors="replace")
+        found = re.search(r'^ "root": (".*"),$', text, re.MULTILINE)
         return check_root(json.loads(found[1])) if found else None
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
 
 
 def _digest(content: Mapping[str, Any]) -> str:
     """xxh3-128 of everything else in a manifest, so that no flipped bit in it decides what is deleted."""
     rest = {key: value for key, value in content.items() if key != "digest"}
-    return digest_stream(BytesIO(json.dumps(rest, sort_keys=True).encode()))
+    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
 
 
 def _describe_fault(error: Exception) -> str:
@@ -193,7 +194,7 @@ def read_clock() -> str:
 def _parse_manifest(data: Any) -> Manifest:
     if data["format"] != FORMAT:
         raise ValueError(f"its format is {data['format']} where this version of fwd2bot reads {FORMAT}")
-    if data.get("digest", None) not in (None, _digest(data)):  # older versions wrote none
+    if data.get("digest") not in (None, _digest(data)):  # older versions wrote none
         raise ValueError("its content is not what was written")
     tokens = parse_tokens(data["tokens"])
     next_id = _take(data, "next_id", int)

@@ -15,7 +15,7 @@ import xxhash
 from encoders.base import MissingDependency, NothingToIndex
 
 from .archives import ARCHIVE_EXTENSIONS
-from .file_list import Advance, FileCollector, FoundImages, ignore
+from .file_list import FileCollector, FoundImages
 from .images import (
     LONGEST_NAME,
     LONGEST_SHOWN,
@@ -28,6 +28,7 @@ from .images import (
     is_too_long,
     make_image_file,
 )
+from .observer import SILENT, Observer
 from .paths import escape_path, unescape_path
 
 _Entry = Mapping[str, Any]  # one entry of a listing
@@ -52,10 +53,10 @@ class UrlSource:
         self._root = root.rstrip("/")
 
     def find(
-        self, exclude: Sequence[str] = (), follow_links: bool = False, advance: Advance = ignore
+        self, exclude: Sequence[str] = (), follow_links: bool = False, observer: Observer = SILENT
     ) -> FoundImages:
         """See Source."""
-        selection, files, folders = Selection(exclude), FileCollector(advance), [""]
+        selection, files, folders = Selection(exclude), FileCollector(observer), [""]
         unreadable, archives, long = list[tuple[str, str]](), list[str](), list[str]()
         while folders:
             folder = folders.pop()

@@ -89,7 +89,7 @@ def restore_manifest(index_dir: Path, root: str) -> Restored:
     """
     newest: Manifest | None = None
     parts, damaged = list[PartRecord](), list[str]()
-    for name in sorted(_list_parts(index_dir), key=_read_number, reverse=True):
+    for name in _list_parts(index_dir):
         try:
             found = _describe_part(index_dir, name, root)
         except IndexDamaged as error:
@@ -107,11 +107,10 @@ def restore_manifest(index_dir: Path, root: str) -> Restored:
 
 
 def _list_parts(index_dir: Path) -> list[str]:
-    return [path.name for path in list_files(index_dir / PARTS_FOLDER) if PART_NAME.fullmatch(path.name)]
-
-
-def _read_number(name: str) -> int:
-    return int(name.removesuffix(".parquet").rpartition("-")[2])
+    """The names of the parts that are there, the newest first."""
+    found = (PART_NAME.fullmatch(path.name) for path in list_files(index_dir / PARTS_FOLDER))
+    matches = sorted(filter(None, found), key=lambda match: int(match[1]), reverse=True)
+    return [match[0] for match in matches]
 
 
 def _name_columns(manifest: Manifest) -> pa.Schema:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from .file_list import Advance, FoundImages, ignore
+from .file_list import FoundImages
 from .folder import FolderSource
+from .observer import SILENT, Observer
 from .roots import Root, parse_root
 
 
@@ -13,13 +14,13 @@ class Source(Protocol):
     """A place that images come from. Paths are relative to its root, in stored form."""
 
     def find(
-        self, exclude: Sequence[str] = (), follow_links: bool = False, advance: Advance = ignore
+        self, exclude: Sequence[str] = (), follow_links: bool = False, observer: Observer = SILENT
     ) -> FoundImages:
         """List the image files, sorted by path; NothingToIndex if there is no such folder or URL.
 
         Names that begin with a dot are left out. `exclude` globs are matched against the path below the root
         and against each name. Links that lead out of the root are refused unless `follow_links`.
-        `advance` is told from time to time how many more files were found.
+        The observer is told from time to time how many more files were found.
         """
 
     def open(self, path: str) -> BinaryIO:
