@@ -12,7 +12,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from encoders.base import EncoderNotFound, TalkingEncoder
 from encoders.load import load_encoder
-from encoders.openclip import OpenClipEncoder
+from encoders.openclip import OpenClipEncoder, read_class_token_alone
 from tests.open_clip_here import make_model, publish
 
 ARCHITECTURE = "ViT-S-32-alt"  # the smallest; random weights are enough for a comparison
@@ -21,19 +21,30 @@ TEXTS = ["a red wall", "the sea"]
 
 
 @pytest.fixture(scope="module")
-def encoder() -> OpenClipEncoder:
+def model() -> Any:
+    return make_model(ARCHITECTURE)
+
+
+@pytest.fixture(scope="module")
+def encoder(model: Any) -> OpenClipEncoder:
+    return make_encoder(model)
+
+
+def make_encoder(model: Any) -> OpenClipEncoder:
+    """An encoder of a copy of the model, because an encoder changes the one it is given."""
     import open_clip
 
     preprocess = open_clip.create_model_and_transforms(ARCHITECTURE)[2]
-    tokenizer = open_clip.get_tokenizer(ARCHITECTURE)
-    return OpenClipEncoder("mine", make_model(ARCHITECTURE), preprocess, tokenizer, "cpu")
+    return OpenClipEncoder(
+        "mine", copy.deepcopy(model), preprocess, open_clip.get_tokenizer(ARCHITECTURE), "cpu"
+    )
 
 
-def test_embeddings_are_open_clips_own(encoder: OpenClipEncoder) -> None:
+def test_embeddings_are_open_clips_own(model: Any, encoder: OpenClipEncoder) -> None:
     with torch.no_grad():
         pixels = torch.stack([encoder.preprocess(picture) for picture in PICTURES])
-        images = encoder.model.encode_image(pixels, normalize=True).numpy()
-        texts = encoder.model.encode_text(encoder.tokenizer(TEXTS), normalize=True).numpy()
+        images = model.encode_image(pixels, normalize=True).numpy()
+        texts = model.encode_text(encoder.tokenizer(TEXTS), normalize=True).numpy()
     vectors, summaries = encoder.encode_images(PICTURES)
     np.testing.assert_allclose(vectors, images, atol=1e-6)
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), texts, atol=1e-6)
@@ -41,13 +52,44 @@ def test_embeddings_are_open_clips_own(encoder: OpenClipEncoder) -> None:
     assert vectors.shape[1] == encoder.dim and encoder.image_size == 224
 
 
-def test_the_fingerprint_follows_the_weights(encoder: OpenClipEncoder) -> None:
-    again = OpenClipEncoder("mine", encoder.model, encoder.preprocess, encoder.tokenizer, "cpu")
-    assert again.fingerprint == encoder.fingerprint
+def test_the_last_block_computes_the_class_token_alone(encoder: OpenClipEncoder) -> None:
+    shapes = list[torch.Size]()
+    last = encoder.model.visual.transformer.resblocks[-1]
+    with last.register_forward_hook(lambda block, rows, output: shapes.append(output.shape)):
+        encoder.encode_images(PICTURES)
+    assert [shape[:2] for shape in shapes] == [(len(PICTURES), 1)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        (ARCHITECTURE, {"pool_type": "avg"}),
+        (ARCHITECTURE, {"output_tokens": True}),
+        ("ViT-S-16-alt", {}),
+        ("coca_ViT-B-32", {}),
+        ("RN50", {}),
+    ],
+)
+def test_a_tower_of_which_more_is_read_stays_as_it_is(architecture: str, changes: dict[str, Any]) -> None:
+    import open_clip
+
+    tower: Any = open_clip.create_model(architecture).visual.eval()
+    for name, value in changes.items():
+        setattr(tower, name, value)
+    pixels = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        next(encoder.model.parameters()).add_(1)
-    again = OpenClipEncoder("mine", encoder.model, encoder.preprocess, encoder.tokenizer, "cpu")
-    assert again.fingerprint != encoder.fingerprint
+        before = tower(pixels)
+        read_class_token_alone(tower)
+        after = tower(pixels)
+    torch.testing.assert_close(after, before)
+
+
+def test_the_fingerprint_follows_the_weights(model: Any, encoder: OpenClipEncoder) -> None:
+    other = copy.deepcopy(model)
+    assert make_encoder(other).fingerprint == encoder.fingerprint
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    assert make_encoder(other).fingerprint != encoder.fingerprint
 
 
 def test_the_fingerprint_is_not_of_where_a_function_lies_in_memory(encoder: OpenClipEncoder) -> None:
@@ -65,13 +107,9 @@ def test_the_fingerprint_is_not_of_where_a_function_lies_in_memory(encoder: Open
     assert one == other
 
 
-def test_rows_have_unit_length_in_bfloat16_too(
-    encoder: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_have_unit_length_in_bfloat16_too(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("encoders.openclip.choose_dtype", lambda _: torch.bfloat16)
-    short = OpenClipEncoder(
-        "mine", copy.deepcopy(encoder.model), encoder.preprocess, encoder.tokenizer, "cpu"
-    )
+    short = make_encoder(model)
     for rows in (short.encode_images(PICTURES).vectors, short.encode_texts(TEXTS)):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     assert short.encode_texts([]).shape == (0, short.dim)
@@ -92,8 +130,7 @@ def test_an_unknown_name_says_which_are_known(name: str, hint: str) -> None:
 
 
 def test_weights_that_are_not_drawn_are_all_read(
-    encoder: OpenClipEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Any, encoder: OpenClipEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = publish(encoder.model, ARCHITECTURE, tmp_path, monkeypatch)
-    same = OpenClipEncoder("mine", encoder.model, encoder.preprocess, encoder.tokenizer, "cpu")
-    assert load_encoder(name, "cpu").fingerprint == same.fingerprint
+    name = publish(model, ARCHITECTURE, tmp_path, monkeypatch)
+    assert load_encoder(name, "cpu").fingerprint == encoder.fingerprint
