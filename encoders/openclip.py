@@ -61,7 +61,7 @@ class OpenClipEncoder(ImageEncoder):
             there = f"it has, for one, {few}" if known else "open_clip.list_pretrained() lists what it has"
             raise EncoderNotFound(f"open_clip has no {model_name!r}: {there}")
         try:
-            with _LeaveUnset():
+            with _TakeWeights():
                 model, _, preprocess = open_clip.create_model_and_transforms(
                     architecture, pretrained=pretrained
                 )
@@ -160,13 +160,28 @@ def read_class_token_alone(tower: Any) -> None:
         blocks[-1] = _ClassTokenBlock(blocks[-1])
 
 
-class _LeaveUnset(TorchFunctionMode):
-    """Draws no random weights for a new model, which would take a second: a file then overwrites them all."""
+class _TakeWeights(TorchFunctionMode):
+    """While a model is made and its file is read: draws no random weights, and copies none of the file's.
+
+    Drawing would take a second. Each parameter becomes the tensor that it is loaded from, memory-mapped where
+    the file is, so that the weights take memory once.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(function, "__name__", "") in _RANDOM:
+        name = getattr(function, "__name__", "")
+        if name in _RANDOM:
             return args[0] if args else kwargs["tensor"]
+        if name == "copy_" and isinstance(args[0], nn.Parameter) and _are_alike(*args[:2]):
+            return args[0].set_(args[1])
         return function(*args, **kwargs)
+
+
+def _are_alike(one: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and (one.shape, one.dtype, one.device) == (
+        other.shape,
+        other.dtype,
+        other.device,
+    )

@@ -134,3 +134,29 @@ def test_weights_that_are_not_drawn_are_all_read(
 ) -> None:
     name = publish(model, ARCHITECTURE, tmp_path, monkeypatch)
     assert load_encoder(name, "cpu").fingerprint == encoder.fingerprint
+
+
+def test_weights_take_memory_once(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from open_clip import factory
+
+    read, places = factory.load_state_dict, set[int]()
+
+    def keep_places(*names: Any, **options: Any) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = read(*names, **options)
+        places.update(tensor.data_ptr() for tensor in tensors.values())
+        return tensors
+
+    monkeypatch.setattr(factory, "load_state_dict", keep_places)
+    monkeypatch.setattr("encoders.openclip.choose_dtype", lambda _: torch.float32)
+    encoder: Any = load_encoder(publish(model, ARCHITECTURE, tmp_path, monkeypatch), "cpu")
+    assert {parameter.data_ptr() for parameter in encoder.model.parameters()} <= places
+
+
+def test_weights_of_another_dtype_are_converted(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoders.openclip.choose_dtype", lambda _: torch.float32)
+    half = copy.deepcopy(model).half()
+    encoder: Any = load_encoder(publish(half, ARCHITECTURE, tmp_path, monkeypatch), "cpu")
+    for ours, theirs in zip(encoder.model.parameters(), half.parameters(), strict=True):
+        assert torch.equal(ours, theirs.float())
