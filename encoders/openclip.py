@@ -24,6 +24,7 @@ from encoders.batches import stack_pixels, to_unit_rows
 from encoders.imaging import ImageEncoder
 from encoders.openclip_reader import remember_weights
 from encoders.precision import choose_dtype
+from encoders.shortage import is_shortage
 
 _TEXTS_AT_ONCE = 256
 _NAMES_SHOWN = 3
@@ -66,6 +67,8 @@ class OpenClipEncoder(ImageEncoder):
                     architecture, pretrained=pretrained
                 )
         except (OSError, RuntimeError) as error:  # a failed download, or a file that is not a checkpoint
+            if is_shortage(error):
+                raise
             reason = first_line(error)
             raise EncoderNotFound(
                 f"the weights of {name} cannot be had ({reason}): check the network"

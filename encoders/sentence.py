@@ -32,6 +32,7 @@ from encoders.fwd2bot.families import find_family_of_processor
 from encoders.fwd2bot.folders import fetch_lvlm, hash_folders
 from encoders.imaging import ImageEncoder
 from encoders.precision import choose_dtype
+from encoders.shortage import is_shortage
 
 _TEXTS_AT_ONCE = 64
 _LIBRARY = "sentence_transformers"
@@ -142,4 +143,6 @@ def _load_model(name: str, folder: Path, device: str) -> Any:
     except ImportError as error:  # its own message names the package
         raise MissingDependency(f"{name} cannot be loaded: {first_line(error)}") from error
     except Exception as error:  # third-party readers may raise anything; the file is at fault
+        if is_shortage(error):
+            raise
         raise EncoderDamaged(f"{name} cannot be read ({first_line(error)}): fetch it again") from error

@@ -14,6 +14,7 @@ import numpy as np
 
 from encoders.base import Encoder, EncoderError, ImageEmbeddings, PreparedImage
 from encoders.memory import give_back_memory
+from encoders.shortage import is_shortage
 
 from .ahead import read_ahead
 from .images import ImageFile, Photo, describe_error
@@ -71,9 +72,9 @@ def _prepare_photo(read: PhotoReader, encoder: Encoder, file: ImageFile) -> Prep
         return PreparedPhoto(photo, None)
     try:
         return PreparedPhoto(photo._replace(image=None), encoder.prepare_image(photo.image))
-    except MemoryError as error:  # the file is not at fault
-        return PreparedPhoto(photo._replace(image=None, error=describe_error(error), unread=True), None)
     except Exception as error:  # a processor may reject what a decoder accepted, such as a strip of one pixel
+        if is_shortage(error):  # the file is not at fault
+            return PreparedPhoto(photo._replace(image=None, error=describe_error(error), unread=True), None)
         return PreparedPhoto(_spoil(photo, describe_error(error)), None)
 
 

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from encoders.shortage import is_gpu_shortage, is_shortage
+
 from . import finding, upkeep
 from .options import ImageArgument, IndexOption, JsonOption
 from .terminal import complain, keep_talking, print_answer, print_facts, print_note, print_results
@@ -123,10 +125,9 @@ def main() -> None:
 
 def _explain(error: Exception) -> str:
     """The sentence for an expected failure, "" for any other."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+    if is_gpu_shortage(error):
         return "the GPU's memory is full: free it, or run without it (CUDA_VISIBLE_DEVICES= fwd2bot ...)"
-    refused = isinstance(error, ImportError | OSError | RuntimeError)
-    if isinstance(error, MemoryError) or (refused and any(words in str(error) for words in _TOO_LITTLE)):
+    if is_shortage(error):
         return (
             "there is too little memory, or too few threads: end other programs, or raise the limits "
             "(`ulimit -v`, `ulimit -u`), and run it again; `index` needs less with --workers 1 --batch-size 1"
@@ -136,17 +137,6 @@ def _explain(error: Exception) -> str:
     from encoders.base import Fwd2BotError  # not sooner: it imports NumPy, for which memory may be too short
 
     return str(error) if isinstance(error, Fwd2BotError) else ""
-
-
-# What the dynamic linker, Python, and PyTorch say where the system refuses memory or a thread.
-_TOO_LITTLE = (
-    "failed to map segment",
-    "cannot allocate memory",
-    os.strerror(errno.ENOMEM),
-    "can't start new thread",
-    "not enough memory",
-    "can't allocate memory",
-)
 
 
 def _explain_system(error: OSError) -> str:

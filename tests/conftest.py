@@ -27,6 +27,8 @@ from retrieval import cli
 # the same numbers in a different order every time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."  # PyTorch's words
+
 PALETTE = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),

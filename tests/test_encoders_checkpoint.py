@@ -18,6 +18,7 @@ from encoders.fwd2bot.encoder import Fwd2BotEncoder
 from encoders.fwd2bot.folders import fingerprint_checkpoint
 from encoders.fwd2bot.model import AdapterSettings, Fwd2Bot, pool
 from encoders.load import load_encoder
+from tests.conftest import NO_MEMORY
 from tests.tiny_models import SUMMARIES, make_builder, make_fastvlm, make_pictures
 
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
@@ -234,15 +235,22 @@ def test_a_fingerprint_is_of_files_and_not_of_where_they_lie(
     assert len(found) == 1
 
 
-def test_a_full_gpu_is_no_damage_of_a_checkpoint(
-    saved: tuple[Path, Checkpoint], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "place", ["checkpoint._load_adapter", "pretrained.AutoModelForImageTextToText.from_pretrained"]
+)
+@pytest.mark.parametrize(
+    "shortage", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(NO_MEMORY), MemoryError()]
+)
+def test_too_little_memory_is_no_damage_of_a_checkpoint(
+    saved: tuple[Path, Checkpoint], monkeypatch: pytest.MonkeyPatch, place: str, shortage: Exception
 ) -> None:
-    def fill(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def fill(*_: Any, **__: Any) -> None:
+        raise shortage
 
-    monkeypatch.setattr("encoders.fwd2bot.checkpoint._load_adapter", fill)
-    with pytest.raises(torch.OutOfMemoryError):
+    monkeypatch.setattr(f"encoders.fwd2bot.{place}", fill)
+    with pytest.raises(type(shortage)) as caught:
         load_checkpoint(saved[0], "cpu")
+    assert caught.value is shortage
 
 
 def test_nothing_in_gives_nothing_out(saved: tuple[Path, Checkpoint]) -> None:

@@ -17,6 +17,7 @@ from transformers import (
 from encoders.base import EncoderMismatch
 from encoders.fwd2bot.inputs import InputBuilder
 from encoders.fwd2bot.model import IGNORED, AdapterSettings, Answers, Fwd2Bot, pool
+from tests.conftest import NO_MEMORY
 from tests.tiny_models import BATCH, SUMMARIES, make_builder, make_fastvlm, make_pictures
 
 QUESTION = "What is it?"
@@ -281,3 +282,14 @@ def test_pixels_that_the_tower_cannot_read_are_refused(model: Fwd2Bot, builder: 
     inputs["pixel_values"] = inputs["pixel_values"][:, :1]  # one channel of three
     with pytest.raises(EncoderMismatch, match=r"cannot read what its processor makes.*of one make"):
         model.compress(inputs)
+
+
+def test_a_tower_without_memory_does_not_blame_the_pixels(
+    model: Fwd2Bot, builder: InputBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError(NO_MEMORY)
+
+    monkeypatch.setattr(model.lvlm, "get_image_features", fail)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        model.compress(builder.images(make_pictures()))

@@ -25,7 +25,7 @@ from indexer.lock import lock_index
 from indexer.manifest import read_manifest
 from indexer.sources import Source
 from indexer.table import read_newest_rows
-from tests.conftest import PALETTE, FakeEncoder, Witness, build, open_table, paint
+from tests.conftest import NO_MEMORY, PALETTE, FakeEncoder, Witness, build, open_table, paint
 
 
 def test_two_writers_cannot_work_at_once(gallery: Path, encoder: FakeEncoder) -> None:
@@ -226,19 +226,27 @@ def test_a_file_that_could_not_be_opened_is_tried_again_by_the_next_run(
 
 
 @pytest.mark.parametrize(
-    "place", ["indexer.decode.decode_upright", "tests.conftest.FakeEncoder.prepare_image"]
+    ("place", "shortage", "reason"),
+    [
+        ("indexer.decode.decode_upright", MemoryError(), "no memory left (MemoryError)"),
+        ("tests.conftest.FakeEncoder.prepare_image", MemoryError(), "no memory left (MemoryError)"),
+        ("tests.conftest.FakeEncoder.prepare_image", RuntimeError(NO_MEMORY), NO_MEMORY),
+    ],
 )
 def test_a_file_that_memory_was_short_for_is_tried_again_by_the_next_run(
-    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, place: str
+    gallery: Path,
+    encoder: FakeEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    shortage: Exception,
+    reason: str,
 ) -> None:
     def fail(*_: object) -> None:
-        raise MemoryError
+        raise shortage
 
     witness = Witness()
     with monkeypatch.context() as patch:
         patch.setattr(place, fail)
         report = build_index(gallery, gallery / ".fwd2bot", encoder, observer=witness)
-    assert report == BuildReport(0, 0, 0, 0, 8) and {*witness.skipped.values()} == {
-        "no memory left (MemoryError)"
-    }
+    assert report == BuildReport(0, 0, 0, 0, 8) and {*witness.skipped.values()} == {reason}
     assert build(gallery, encoder) == BuildReport(8, 0, 0, 0, 0)

@@ -38,6 +38,7 @@ from encoders.fwd2bot.model import Fwd2Bot
 from encoders.fwd2bot.pretrained import load_lvlm, load_processor
 from encoders.fwd2bot.prompts import Prompts
 from encoders.load import SETTINGS_FILE, find_checkpoint
+from encoders.shortage import is_shortage
 
 _CARD_FILE = "README.md"
 _RECIPE_FILE = "training/settings.json"
@@ -134,9 +135,11 @@ def load_checkpoint(folder: Path, device: str, dtype: torch.dtype = torch.float3
         prompts = Prompts(**settings["prompts"])
         recipe = (folder / _RECIPE_FILE).read_bytes() if (folder / _RECIPE_FILE).is_file() else b""
         model = model.to(device).eval()
-    except (Fwd2BotError, torch.OutOfMemoryError):
+    except Fwd2BotError:
         raise
     except Exception as error:  # third-party readers may raise anything; the file is at fault
+        if is_shortage(error):
+            raise
         raise EncoderDamaged(
             f"The checkpoint {folder} cannot be read ({first_line(error)}): fetch or train it again"
         ) from error

@@ -19,6 +19,7 @@ from encoders.fwd2bot.adapters import AdapterSettings as AdapterSettings
 from encoders.fwd2bot.adapters import add_adapters, find_base_model, fold_adapter
 from encoders.fwd2bot.families import find_family
 from encoders.fwd2bot.last_layer import read_summaries_alone
+from encoders.shortage import is_shortage
 
 IGNORED = -100  # the label of positions that the loss ignores
 _COMPILED_FORMS = 64  # recompile limit: every layer of both passes, with and without gradients
@@ -277,9 +278,11 @@ def _of_one_make() -> Iterator[None]:
     """Turn a vision tower's errors into EncoderMismatch: the pixels were prepared for another model."""
     try:
         yield
-    except (EncoderMismatch, torch.OutOfMemoryError):
+    except EncoderMismatch:
         raise
     except (RuntimeError, ValueError) as error:
+        if is_shortage(error):
+            raise
         raise EncoderMismatch(
             f"The model cannot read what its processor makes of images ({first_line(error)}): both must be "
             "of one make"

@@ -18,6 +18,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from encoders.base import EncoderDamaged, EncoderNotFound, Fwd2BotError, MissingDependency, first_line
 from encoders.fwd2bot.families import Family, find_family
 from encoders.fwd2bot.folders import fetch_lvlm
+from encoders.shortage import is_shortage
 
 # Vision towers, projectors and heads, as the families name them: only the LLM is quantized.
 _KEPT_WHOLE = ["lm_head", r"model\.(vision_tower|vision_model|visual|multi_modal_projector|connector)"]
@@ -46,11 +47,11 @@ def load_lvlm(name: str, device: str, dtype: torch.dtype, quantize: str = "none"
         )
     except Fwd2BotError as error:
         raise type(error)(f"{name}: {error}") from error
-    except torch.OutOfMemoryError:
-        raise
     except ImportError as error:  # transformers' own message names the package
         raise MissingDependency(f"{name} cannot be loaded: {first_line(error)}") from error
     except Exception as error:  # third-party readers may raise anything; the file is at fault
+        if is_shortage(error):
+            raise
         raise EncoderDamaged(f"{name} cannot be read ({first_line(error)}): fetch it again") from error
     if not quantization:  # quantized weights are on the device already
         model.to(device)
