@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.charts import draw_charts
 from benchmarks.command import run_command
-from benchmarks.report_plan import SECTIONS, Scope, Section
+from benchmarks.report_plan import SECTIONS, Scope, Section, choose_photos
 from encoders.base import Fwd2BotError
 
 _MODULE = "benchmarks.report"
@@ -127,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def report() -> None:
         scope = Scope(options.fast, options.results, options.data, options.place)
         sections = choose_sections(options.only, scope)
+        if scope.data is not None:
+            choose_photos(scope)  # refuses a wrong folder now, and not in an hour
         failed = [] if options.render else measure_sections(sections, scope)
         shown = list(render_document(SECTIONS, options.results, options.document))
         print(f"{options.document} shows {', '.join(shown) or 'nothing yet'}")

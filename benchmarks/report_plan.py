@@ -70,7 +70,9 @@ def choose_photos(scope: Scope) -> list[str]:
     """Command-line arguments for the real photos; raises Fwd2BotError if the folder holds no data set."""
     found = sorted(scope.data.glob("dataset_*.json")) if scope.data else []
     if scope.data is None or not found:
-        raise Fwd2BotError(f"{scope.data} holds no dataset_*.json: give --data the folder of one.")
+        near = sorted(scope.data.glob("*/dataset_*.json")) if scope.data else []
+        example = f", such as {near[0].parent}" if near else ""
+        raise Fwd2BotError(f"{scope.data} holds no dataset_*.json: give --data the folder of one{example}.")
     images = scope.data / "images"
     return ["--dataset", str(found[0]), "--images", str(images if images.is_dir() else scope.data)]
 

@@ -97,6 +97,18 @@ def test_photos_and_rivals_are_measured_only_where_they_are_given(tmp_path: Path
         choose_photos(Scope(False, tmp_path, tmp_path, None))
 
 
+def test_a_folder_without_photos_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flickr").mkdir()
+    (tmp_path / "flickr" / "dataset_flickr.json").touch()
+    document = tmp_path / "benchmarks.md"
+    asked = ["--data", str(tmp_path), "--results", str(tmp_path / "out"), "--document", str(document)]
+    assert report.main(asked) == 1
+    assert f"give --data the folder of one, such as {tmp_path / 'flickr'}." in capsys.readouterr().err
+    assert not document.exists() and not (tmp_path / "out").exists()
+
+
 def test_what_is_measured_is_shown_and_what_fails_keeps_its_last_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
