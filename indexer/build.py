@@ -106,6 +106,8 @@ def build(
     settings = settings or BuildSettings()
     require_faiss()
     before, found = _read_date(index), _find_some_images(folder, settings, observer)
+    if not index.exists():
+        _choose_tokens(encoder, settings)  # loads the model: one that is refused leaves no folder behind
     with lock_index(index), quiet_pillow():
         if _read_date(index) != before:  # another run may know of files newer than this listing
             found = _find_some_images(folder, settings, observer)

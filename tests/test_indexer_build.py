@@ -11,6 +11,7 @@ from encoders.base import (
     CannotAnswer,
     EncoderError,
     EncoderMismatch,
+    EncoderNotFound,
     ImageEmbeddings,
     IndexDamaged,
     IndexFailure,
@@ -249,6 +250,16 @@ def test_an_index_without_tokens_says_so(gallery: Path, summaries: bool, tokens:
 def test_tokens_cannot_be_kept_where_the_model_has_none(gallery: Path) -> None:
     with pytest.raises(CannotAnswer, match="drop --tokens"):
         build(gallery, FakeEncoder(summaries=False), tokens="int8")
+    assert not (gallery / ".fwd2bot").exists()
+
+
+def test_a_model_that_does_not_load_leaves_no_folder_behind(gallery: Path) -> None:
+    def fail() -> FakeEncoder:
+        raise EncoderNotFound("'tyni' is not a model")
+
+    with pytest.raises(EncoderNotFound):
+        build(gallery, LazyEncoder("tyni", fail))
+    assert not (gallery / ".fwd2bot").exists()
 
 
 @pytest.mark.parametrize(
