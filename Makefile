@@ -14,7 +14,7 @@ TRAIN := $(BIN)/python -m training
 TEACHERS := --teachers runs/tiny/model --two-towers runs/two_tower
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest test-openclip test-st lint benchmark benchmark-rivals weights gpu gpu-here clean
+.PHONY: help demo test test-lowest test-newest test-openclip test-st lint benchmark benchmark-rivals weights gpu gpu-here clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,11 +92,16 @@ gpu-here: ## the same with PYTHON as it is, where nothing can be installed
 	$(MEASURE_LLAVA) --rows 16 --set chunk_size=0 --set gradient_checkpointing=false
 	$(PYTHON) -m benchmarks.throughput --device cuda
 
+# lowest-direct and highest are resolutions of uv: neither reads constraints.txt.
+test-lowest: RESOLUTION := lowest-direct
 test-lowest: ## all tests with the oldest versions that pyproject.toml accepts, in an environment of their own
-	$(PYTHON) -m venv $(VENV)-lowest
-	$(VENV)-lowest/bin/python -m pip install --quiet uv
-	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e ".[$(FAISS),dev]"
-	$(VENV)-lowest/bin/python -m pytest -q -n $(TEST_PROCESSES)
+test-newest: RESOLUTION := highest
+test-newest: ## the same with the newest
+test-lowest test-newest: test-%:
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet uv
+	$(VENV)-$*/bin/uv pip install --quiet --upgrade --python $(VENV)-$*/bin/python --resolution $(RESOLUTION) -e ".[$(FAISS),dev]"
+	$(VENV)-$*/bin/python -m pytest -q -n $(TEST_PROCESSES)
 
 test-openclip: ## the tests of the extra [openclip], in an environment of their own
 	$(MAKE) VENV=.venv-openclip .venv-openclip/.installed
@@ -113,7 +118,7 @@ $(VENV)-st/.extras: pyproject.toml constraints.txt
 	@touch $@
 
 clean: ## remove the environment, the demo's gallery and all caches
-	rm -rf $(VENV) .venv-openclip .venv-st .venv-gpu .venv-lowest demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-openclip .venv-st .venv-gpu .venv-lowest .venv-newest demo-gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
