@@ -24,9 +24,9 @@ def watch_folder(
 ) -> None:
     """Build the index now and after every batch of changes, until interrupted; `report` gets each result.
 
-    What was read before the interruption is committed. If a later run finds the index locked or no images
-    left, it is retried at the next change. NothingToIndex if the folder itself is removed or replaced:
-    changes in its replacement would go unnoticed.
+    What was read before the interruption is committed. One during the first run is raised, later ones are the
+    intended end. If a later run finds the index locked or no images left, it is retried at the next change.
+    NothingToIndex if the folder itself is removed or replaced: changes in its replacement would go unnoticed.
     """
     folder, index = name_root(folder), Path(index)
     if isinstance(folder, str):
@@ -42,7 +42,8 @@ def watch_folder(
                 observer.skip(".", str(error))
             is_first, settings = False, replace(settings, rebuild=False, moved=False)
     except KeyboardInterrupt:
-        return
+        if is_first:
+            raise
 
 
 def _await_changes(folder: Path, index: Path) -> Iterator[None]:

@@ -1,8 +1,9 @@
 """The `fwd2bot` command: its subcommands and exit codes.
 
 finding.py has the commands that find images, upkeep.py those that write an index.
-Exit codes: 0 success, 1 failure with a one-line message, 2 wrong usage, 130 Ctrl-C (0 from `index --watch`,
-which is meant to end so). Nothing heavy is imported at the top, so that `--help` answers at once.
+Exit codes: 0 success, 1 failure with a one-line message, 2 wrong usage, 130 Ctrl-C (0 from `index --watch`
+after its first run, which is meant to end so). Nothing heavy is imported at the top, so that `--help` answers
+at once.
 """
 
 import errno

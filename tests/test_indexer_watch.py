@@ -17,6 +17,8 @@ from indexer.watch import watch_folder
 from tests.conftest import FakeEncoder, Witness, open_table, paint
 from tests.test_retrieval_process import start
 
+DONE = BuildReport(0, 0, 8, 0, 0)
+
 
 def test_a_watched_folder_is_followed_until_ctrl_c(here: Path) -> None:
     (here / ".fwd2bot/x").parent.mkdir()  # is watched too, and must not trigger a run
@@ -64,20 +66,28 @@ def test_a_rebuild_is_made_once(gallery: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_that_cannot_be_is_tried_again_but_for_the_first(
     gallery: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    outcomes: list[Callable[[], BuildReport]] = []
+    assert watch_for(monkeypatch, 3, gallery, build=play(DONE, error, DONE)) == [DONE, DONE]
+    with pytest.raises(type(error)):
+        watch_for(monkeypatch, 1, gallery, build=play(error))
+
+
+def test_ctrl_c_is_a_failure_of_the_first_run_alone(gallery: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watch_for(monkeypatch, 3, gallery, build=play(DONE, KeyboardInterrupt())) == [DONE]
+    with pytest.raises(KeyboardInterrupt):
+        watch_for(monkeypatch, 1, gallery, build=play(KeyboardInterrupt()))
+
+
+def play(*outcomes: BuildReport | BaseException) -> Callable[..., BuildReport]:
+    """A build that has these outcomes in turn."""
+    rest = list(outcomes)
 
     def build(*_: object) -> BuildReport:
-        outcome = outcomes.pop(0)
-        if isinstance(outcome, Exception):
+        outcome = rest.pop(0)
+        if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    done = BuildReport(0, 0, 8, 0, 0)
-    outcomes[:] = [done, error, done]
-    assert watch_for(monkeypatch, 3, gallery, build=build) == [done, done]
-    outcomes[:] = [error]
-    with pytest.raises(type(error)):
-        watch_for(monkeypatch, 3, gallery, build=build)
+    return build
 
 
 def replace(folder: Path) -> None:
