@@ -182,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if (options.dataset is None) != (options.form == SCENES):
         parser.error("--dataset needs the --form of its file, and every form but scenes needs a --dataset")
+    if options.form == SCENES and (options.images or options.allow_missing):
+        parser.error("scenes are drawn: --images and --allow-missing are for the photos of a --dataset")
 
     def run() -> None:
         refuse_overwriting(options.json, options.force)

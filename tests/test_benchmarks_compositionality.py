@@ -122,10 +122,10 @@ def test_missing_photos_are_left_out_only_where_allowed_and_the_result_says_so(
     assert "(1 more missing)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--form", "vsr"], ["--dataset", "x.json"]])
-def test_a_form_without_a_set_and_a_set_without_a_form_are_wrong_usage(
-    run: Run, arguments: list[str]
-) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--form", "vsr"], ["--dataset", "x.json"], ["--images", "photos"], ["--allow-missing"]]
+)
+def test_options_that_another_form_needs_are_wrong_usage(run: Run, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(FakeEncoder(), *arguments)
     assert stopped.value.code == 2

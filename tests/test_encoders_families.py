@@ -141,9 +141,11 @@ def test_images_of_many_sizes_have_their_own_numbers_of_tokens_in_one_batch(
     with torch.no_grad():
         features = fresh.image_features(inputs)
         means = fresh.average_features(features, inputs)
+        half = fresh.average_features(features.bfloat16(), inputs)
     assert len(features) == sum(counts)
-    for mean, part in zip(means, features.split(counts), strict=True):
+    for mean, of_half, part in zip(means, half, features.split(counts), strict=True):
         close(mean, part.mean(dim=0))
+        close(of_half, part.bfloat16().float().mean(dim=0))  # summed in float32
 
 
 @torch.no_grad()

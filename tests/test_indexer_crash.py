@@ -159,6 +159,7 @@ def test_a_repair_may_die_at_any_operation(photos: Path, worn: Path, tmp_path: P
         check_readable(index)
         repair_index(index)
         check_whole(index, photos)
+        assert not list(index.rglob("*.tmp"))
 
     die_everywhere(make_copies(worn, tmp_path / "copy"), repair_index, check)
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from training.ablations.settings import AblationSettings
 from training.ablations.trial import Trial, read_trial, write_trial
 from training.ablations.variants import JOINT, VARIANTS, Variant
 from training.deal import Deal
+from training.losses import ContrastiveLoss
 from training.sources.karpathy import KarpathySource
 from training.typed_toml import read_toml
 
@@ -169,6 +171,21 @@ def test_trials_are_run_once_and_come_out_the_same_again(
         assert again.losses == trials[name][0].losses and again.measures == trials[name][0].measures
     monkeypatch.setattr("training.ablate.run_trial", None)
     run_ablations(Ablation(settings, data, tmp_path / "one"), names, seeds=1)
+
+
+def test_embeddings_are_compared_in_float32(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, compare = list[bool](), ContrastiveLoss.forward
+
+    def note(*rows: Any) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return compare(*rows)
+
+    monkeypatch.setattr("encoders.precision._has_bfloat16", lambda: True)
+    monkeypatch.setattr(ContrastiveLoss, "forward", note)
+    run_ablations(Ablation(make_settings(data), data, tmp_path), [JOINT], seeds=1)
+    assert seen and not any(seen)
 
 
 def test_more_seeds_are_run_of_what_is_near_to_joint(

@@ -70,7 +70,7 @@ def test_every_turn_of_a_conversation_is_a_question_of_its_own(tmp_path: Path) -
     write_talks(
         tmp_path,
         {"id": 1, "image": "a.png", "conversations": talk("<image>\nWhat?", "A dog.", "Why?", " It is. ")},
-        {"id": "t", "conversations": talk("Write a poem.", "No.")},
+        {"id": "t", "image": None, "conversations": talk("Write a poem.", "No.")},
         {"id": 2, "image": "a.png", "conversations": talk("<image>", "A dog.")},
         {"id": 3, "conversations": [{"from": "gpt", "value": "Hello."}, *talk("Who?", "Me.")]},
     )

@@ -154,7 +154,7 @@ class Trainer:
         (inputs,) = batch.sources
         with autocast(self.ranks.device):
             images = self.model.average_features(self.model.image_features(inputs), inputs)
-        losses = {"word": self.words(self.ranks.gather(images.float()), self.ranks.gather(batch.words))}
+        losses = {"word": self.words(self.ranks.gather(images), self.ranks.gather(batch.words))}
         self._weigh(losses, batch).backward()
         return losses
 

@@ -217,9 +217,10 @@ class Fwd2Bot(nn.Module):
         return JointOutput(source_summaries, target_summaries, means, answer_loss)
 
     def average_features(self, features: Tensor, inputs: BatchEncoding) -> Tensor:
-        """Average each image's features, whatever its token count: (all tokens, width) to (images, width)."""
+        """Average each image's features: (tokens of all images, width) to float32 (images, width)."""
         places = inputs["input_ids"] == self.image_token
         rows = places.nonzero()[:, 0]  # which image each feature belongs to
+        features = features.float()  # a sum in bfloat16 would drop what is small beside it
         sums = features.new_zeros(len(places), features.shape[1]).index_add(0, rows, features)
         means: Tensor = sums / places.sum(dim=1, keepdim=True)
         return means

@@ -94,7 +94,8 @@ class TrialLosses:
             if model.variant.contrastive:
                 targets = model.embed_texts(batch.targets)
                 rows = model.embed(reading.summaries)
-                compared = self.contrastive(rows, targets, batch.rows, batch.target_rows)
+                with torch.autocast("cpu", enabled=False):  # in float32, as `training.train` does
+                    compared = self.contrastive(rows, targets, batch.rows, batch.target_rows)
                 loss = loss + settings.contrastive_weight * compared
             if model.variant.answer:
                 answered = average_answers(model.token_losses, reading.memory, batch.answers)

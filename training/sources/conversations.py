@@ -42,7 +42,7 @@ class ConversationSource:
         record = self._records.read(row)
         turns = read_turns(record)
         sample = Sample([turn.answer for turn in turns], turns[0].answer, turns)
-        if "image" in record:
+        if record.get("image") is not None:  # a table exported to JSON has null where there is none
             return sample._replace(picture=locate_picture(self._images, record, "image"))
         if not turns[0].question:
             raise DatasetError("its conversation has neither an image nor a first question")
