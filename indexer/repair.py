@@ -5,13 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.base import IndexDamaged, ManifestDamaged
 
 from .audit import Fault, audit_index, audit_part
-from .columns import build_schema
 from .durable import digest_file
 from .lock import lock_index
 from .manifest import (
@@ -96,7 +94,7 @@ def restore_manifest(index_dir: Path, root: str) -> Restored:
             damaged.append(str(error))
             continue
         newest = newest or found
-        if _name_columns(found) == _name_columns(newest):
+        if _identify_model(found) == _identify_model(newest):
             parts += [part for part in found.parts if not any(_share_ids(part, other) for other in parts)]
     if newest is None:
         return Restored(None, damaged)
@@ -113,9 +111,9 @@ def _list_parts(index_dir: Path) -> list[str]:
     return [match[0] for match in matches]
 
 
-def _name_columns(manifest: Manifest) -> pa.Schema:
-    """The columns and the model of an index, by its fingerprint: its name changes when it is moved."""
-    return build_schema(replace(manifest, encoder=replace(manifest.encoder, name="")))
+def _identify_model(manifest: Manifest) -> tuple[EncoderRecord, TokenFormat]:
+    """The model of an index without its name, which changes when it is moved, and the form of its tokens."""
+    return replace(manifest.encoder, name=""), manifest.tokens
 
 
 def _share_ids(part: PartRecord, other: PartRecord) -> bool:

@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 
 from encoders.base import IndexDamaged, IndexFailure, ManifestDamaged
-from indexer import repair, writer
+from indexer import parts, repair, writer
 from indexer.audit import audit_index
 from indexer.build import BuildSettings
 from indexer.build import build as build_index
@@ -27,6 +28,7 @@ from tests.conftest import FakeEncoder, build, paint
 def index(gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An index of several parts, with dead rows; what its parts replaced is still there."""
     monkeypatch.setattr(writer, "ROWS_PER_COMMIT", 3)
+    monkeypatch.setattr(parts, "ROWS_PER_GROUP", 2)
     build(gallery, encoder)
     paint(gallery / "red.png", "white", size=(9, 9))
     (gallery / "blue.png").unlink()
@@ -110,6 +112,25 @@ def test_without_a_manifest_nothing_is_deleted(index: Path, act) -> None:
     assert list_parts(index) == parts
 
 
+def test_a_model_that_was_moved_is_still_the_same(gallery: Path, encoder: FakeEncoder) -> None:
+    build(gallery, encoder)
+    paint(gallery / "new.png", "white", size=(9, 9))
+    build(gallery, FakeEncoder("moved", encoder.fingerprint))
+    index = gallery / ".fwd2bot"
+    before = forget_time(index)
+    (index / "manifest.json").write_bytes(b"")
+    repair_index(index)
+    assert forget_time(index) == before
+
+
+def test_parts_come_back_in_the_order_of_their_ids(index: Path) -> None:
+    first, *_ = read_manifest(index).parts
+    (index / "parts" / first.name).rename(index / "parts" / "part-000099.parquet")  # as after a compaction
+    manifest, _ = restore_manifest(index, "..")
+    assert manifest is not None and manifest.parts[0].name == "part-000099.parquet"
+    assert [part.first_id for part in manifest.parts] == sorted(part.first_id for part in manifest.parts)
+
+
 def test_rows_of_parts_that_were_joined_count_once(index: Path) -> None:
     old = {name: (index / "parts" / name).read_bytes() for name in list_parts(index)}
     compact_index(index)
@@ -134,11 +155,24 @@ def test_parts_of_another_model_are_left_out(gallery: Path, encoder: FakeEncoder
     assert forget_time(index) == before
 
 
+def test_models_are_not_mixed_where_one_has_more_rows_than_the_other(index: Path, tmp_path: Path) -> None:
+    paint(tmp_path / "photos" / "red.png", "red")
+    build_index(tmp_path / "photos", tmp_path / "other", FakeEncoder("other", "fake-2"))
+    (part,) = (tmp_path / "other" / "parts").iterdir()
+    part.rename(index / "parts" / "part-000099.parquet")  # the newest; the ids of older ones go further
+    manifest, _ = restore_manifest(index, "..")
+    assert manifest is not None and [each.name for each in manifest.parts] == ["part-000099.parquet"]
+
+
 def test_a_damaged_part_is_named_and_left_out(index: Path, encoder: FakeEncoder) -> None:
     victim = index / "parts" / read_manifest(index).parts[0].name
     content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 1
+    chunk = pq.read_metadata(victim).row_group(0).column(0)
+    content[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
     victim.write_bytes(content)
+    restored, (sentence,) = restore_manifest(index, "..")
+    assert restored is not None and victim.name not in {part.name for part in restored.parts}
+    assert victim.name in sentence
     (index / "manifest.json").write_bytes(b"")
     faults = [fault.sentence for fault in repair_index(index)]
     assert len(faults) == 2 and victim.name in faults[1]
