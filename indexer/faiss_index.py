@@ -22,7 +22,6 @@ from .faiss_recipe import (
     create_exact,
     draw_sample,
     is_exact,
-    is_outgrown,
     train_lists,
 )
 
@@ -94,14 +93,11 @@ def _build_lists(blocks: VectorBlocks, count: int, dim: int) -> FaissIndex:
     return FaissIndex(index, trained=count)
 
 
-def update_faiss(
-    index: FaissIndex, blocks: VectorBlocks, removed_ids: NDArray[np.int64]
-) -> FaissIndex | None:
-    """Remove ids from an index and add vectors to it, in place; None if it must then be rebuilt."""
+def update_faiss(index: FaissIndex, blocks: VectorBlocks, removed_ids: NDArray[np.int64]) -> None:
+    """Remove ids from an index and add vectors to it, in place."""
     if len(removed_ids):
         index.cpu.remove_ids(np.ascontiguousarray(removed_ids))
     _add_blocks(index, blocks)
-    return None if is_outgrown(index.trained, index.count) else index
 
 
 def read_faiss_ids(index: FaissIndex) -> NDArray[np.int64]:

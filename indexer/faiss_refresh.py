@@ -58,10 +58,8 @@ def _update_from_parts(
     removed = np.setdiff1d(read_faiss_ids(index), living, assume_unique=True)
     added = living[np.searchsorted(living, record.next_id) :]  # ids are never reused
     newer = _drop_older_parts(manifest, record)
-    updated = update_faiss(index, partial(_read_vectors, index_dir, newer, added, observer), removed)
-    if updated is None or not np.array_equal(read_faiss_ids(updated), living):
-        return None
-    return updated
+    update_faiss(index, partial(_read_vectors, index_dir, newer, added, observer), removed)
+    return index if np.array_equal(read_faiss_ids(index), living) else None
 
 
 def _drop_older_parts(manifest: Manifest, record: FaissRecord) -> Manifest:

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -15,9 +17,11 @@ from indexer.build import BuildReport, BuildSettings
 from indexer.build import build as build_index
 from indexer.columns import FileRow
 from indexer.compact import compact_index
+from indexer.faiss_file import save_faiss
+from indexer.faiss_index import build_faiss
 from indexer.file_list import FoundImages
 from indexer.folder import FolderSource
-from indexer.manifest import Manifest, PartRecord, read_manifest
+from indexer.manifest import Manifest, PartRecord, read_manifest, write_manifest
 from indexer.merge import create_above, merge_index
 from indexer.observer import SilentObserver
 from indexer.repair import repair_index
@@ -37,6 +41,37 @@ def test_the_faiss_file_takes_what_is_new_and_is_not_built_anew(
     (gallery / "red.png").unlink()
     build(gallery, encoder)
     assert list(audit_index(gallery / ".fwd2bot")) == [] and len(open_table(gallery)) == 8
+
+
+def test_an_outgrown_faiss_file_is_built_anew(
+    gallery: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(gallery, encoder)
+    monkeypatch.setattr(faiss_refresh, "is_outgrown", lambda trained, count: (trained, count) == (0, 9))
+    monkeypatch.setattr(faiss_refresh, "update_faiss", None)
+    paint(gallery / "new.png", "red", size=(9, 9))
+    build(gallery, encoder)
+    assert list(audit_index(gallery / ".fwd2bot")) == [] and len(open_table(gallery)) == 9
+
+
+@pytest.mark.parametrize("damage", ["flipped", "of other images"])
+def test_a_faiss_file_that_cannot_be_updated_is_built_anew(
+    gallery: Path, encoder: FakeEncoder, damage: str
+) -> None:
+    build(gallery, encoder)
+    index = gallery / ".fwd2bot"
+    manifest = read_manifest(index)
+    assert manifest.faiss is not None
+    path = index / manifest.faiss.name
+    if damage == "flipped":
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    else:
+        vectors = np.asarray(open_table(gallery).vectors)
+        other = build_faiss(lambda: iter([(np.arange(1, 9), vectors)]), 8, encoder.dim)
+        write_manifest(index, replace(manifest, faiss=save_faiss(other, path, manifest.next_id)))
+    paint(gallery / "new.png", "red", size=(9, 9))
+    build(gallery, encoder)
+    assert list(audit_index(index)) == [] and len(open_table(gallery)) == 9
 
 
 class Impatient(Witness):

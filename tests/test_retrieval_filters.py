@@ -89,7 +89,7 @@ def test_a_date_lasts_as_long_as_its_days_begin_with_it(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "2019-13", "2019-02-30", "19", "2019-6", "9999", "0000", "2019-06-"]
+    "text", ["", "soon", "2019-13", "2019-02-30", "19", "2019-6", "9999", "0000", "2019-06-", "\uff12019"]
 )
 def test_what_is_no_date_is_refused(text: str) -> None:
     for since, until in ((text, None), (None, text)):
@@ -119,6 +119,10 @@ def test_a_place_or_a_time_without_images_is_said(dated: Path) -> None:
     for name in ("nowhere", "red.png", "/etc", "tri"):
         with pytest.raises(QueryError, match=f"no image below {name}: name a folder or an archive of it"):
             run("search", "--under", name, "red")
+    (dated / "trips/other.png").write_bytes(b"")  # a row is left, which is no image any more
+    assert run("index", ".").exit_code == 0
+    with pytest.raises(QueryError, match="no image below trips"):
+        run("search", "--under", "trips", "red")
     with pytest.raises(QueryError, match="the folder to search is empty"):
         run("search", "--under", "", "red")
     result = run("search", "--since", "2021", "red")
