@@ -55,6 +55,8 @@ def test_the_order_is_that_of_the_sum_of_both_at_unit_spread() -> None:
 def test_what_is_alike_keeps_its_order(count: int) -> None:
     alike = np.full(count, -3.0, np.float32)
     assert rank_again(alike, alike).tolist() == list(range(count))
+    pairs = np.arange(40 * count, dtype=np.float32) % 2
+    assert rank_again(pairs, pairs).tolist() == [*range(1, 40 * count, 2), *range(0, 40 * count, 2)]
 
 
 def test_the_nearest_are_ranked_again_and_the_others_left(index_dir: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from encoders.base import EncoderMismatch, QueryError
 from indexer.build import BuildSettings, build
 from indexer.table import EmbeddingTable
+from retrieval.find_image import find_path
 from retrieval.gallery import Gallery
 from retrieval.search import Searcher
 from tests.conftest import FakeEncoder, paint, run
@@ -50,6 +51,15 @@ def test_it_is_the_argsort_of_the_stored_vectors(shades: Path) -> None:
             hits = opened.search_image(image_id, 5)
             assert np.allclose([hit.score for hit in hits], scores[order[:5]], atol=1e-3)
             assert image_id not in [hit.id for hit in hits]
+
+
+def test_an_image_is_found_through_a_link_to_its_folder(
+    shades: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(shades)
+    monkeypatch.chdir(tmp_path)
+    table = EmbeddingTable.open(shades / ".fwd2bot")
+    assert find_path(table, "link/red.png") == find_path(table, str(shades / "red.png")) is not None
 
 
 def test_no_score_is_over_1_though_stored_vectors_are_rounded(here: Path) -> None:
