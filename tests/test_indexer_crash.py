@@ -148,6 +148,7 @@ def test_a_merge_may_die_at_any_operation(photos: Path, tmp_path: Path) -> None:
         known = check_readable(index)
         assert merge_index(index, part).added == 10 - known
         check_whole(index, photos)
+        assert not list(index.rglob("*.tmp"))
 
     die_everywhere(make_copies(main, tmp_path / "copy"), lambda index: merge_index(index, part), check)
 

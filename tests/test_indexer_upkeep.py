@@ -12,7 +12,7 @@ import pytest
 from encoders.base import EncoderMismatch, IndexDamaged, IndexFailure
 from indexer import compact, writer
 from indexer.audit import audit_index, describe_index
-from indexer.build import BuildReport
+from indexer.build import BuildReport, plan_build
 from indexer.compact import compact_index
 from indexer.manifest import read_manifest, write_manifest
 from indexer.merge import MergeReport, create_above, merge_index
@@ -142,6 +142,16 @@ def test_a_merge_adds_what_is_new_below_its_folder(
         assert {**merged[f"below/{path}"], "id": 0, "path": ""} == {**row, "id": 0, "path": ""}
     assert merge_index(*two) == MergeReport(added=0, known=4)
     assert build(gallery, encoder) == BuildReport(0, 0, 8, 0, 0)
+
+
+def test_a_merge_brings_along_which_files_cannot_be_read(
+    two: tuple[Path, Path], gallery: Path, encoder: FakeEncoder
+) -> None:
+    (gallery / "below/broken.png").write_bytes(b"")
+    build(gallery / "below", encoder)
+    assert merge_index(*two) == MergeReport(added=5, known=0)
+    plan = plan_build(gallery, two[0])
+    assert (len(plan.fresh), plan.skipped_before) == (0, 1)
 
 
 def test_a_source_that_is_compacted_while_it_is_merged_is_not_called_damaged(
