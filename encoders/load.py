@@ -13,9 +13,11 @@ from encoders.base import (
     SENTENCE_PREFIX,
     Encoder,
     EncoderNotFound,
+    Fwd2BotError,
     TextEncoder,
     first_line,
 )
+from encoders.shortage import is_shortage
 
 _OPENCLIP = "openclip:"
 SETTINGS_FILE = "fwd2bot.json"  # a folder without it is not a checkpoint
@@ -76,26 +78,25 @@ def find_checkpoint(name: str) -> Path:
     folder = _place_checkpoint(name)
     if folder.is_dir() or name == DEFAULT_ENCODER or name.count("/") != 1:
         return _check_checkpoint(name, folder)
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub import snapshot_download
 
     with explain_hub(name):
-        try:
-            # First: a repository without it is not a checkpoint, and may be a 7B LVLM.
-            hf_hub_download(name, SETTINGS_FILE)
-        except RemoteEntryNotFoundError:
-            return _check_checkpoint(name, folder)
-        return _check_checkpoint(name, Path(snapshot_download(name)))
+        # First: a repository without it is not a checkpoint, and may be a 7B LVLM. (`hf_hub_download` would
+        # wait half a minute for a network.)
+        _check_checkpoint(name, Path(snapshot_download(name, allow_patterns=SETTINGS_FILE)))
+        return Path(snapshot_download(name))
 
 
 @contextmanager
 def explain_hub(name: str) -> Iterator[None]:
     """Turn errors of the hub, or of the connection to it, into EncoderNotFound."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Fwd2BotError:
+        raise
+    except Exception as error:  # of the hub, the network, its proxy, the disk
+        if is_shortage(error):
+            raise
         reason = first_line(error)
         raise EncoderNotFound(
             f"{name!r} is not a folder, and the hub did not provide it ({reason}): check name and network"

@@ -241,8 +241,6 @@ def test_what_is_pushed_to_the_hub_is_what_comes_back_from_it(
 
     monkeypatch.setattr("encoders.fwd2bot.checkpoint.HfApi", Api)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(hub[name] / file))
     checkpoint = make_checkpoint(tiny, "per_pass")._replace(base="somebody/base", recipe=b'{"seed": 1}')
     assert checkpoint.push_to_hub("somebody/mine") == "hub/somebody/mine"
     tokens = load_file(hub["somebody/mine"] / "summary_tokens.safetensors")["summary_tokens"]

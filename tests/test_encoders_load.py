@@ -1,14 +1,14 @@
 """Model and device names: what they resolve to, and the message where they resolve to nothing."""
 
 import gc
+import socket
 import sys
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers.utils import logging
 
 from encoders.base import EncoderNotFound, MissingDependency
@@ -22,12 +22,29 @@ def test_a_name_that_leads_nowhere_says_what_a_name_may_be(
         with pytest.raises(EncoderNotFound, match=r"'tiny'.*openclip"):
             load_encoder(name, "cpu")
 
-    def refuse(name: str) -> str:
-        raise OSError("no network\nat all")
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no network\nat all")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, _: refuse(name))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(EncoderNotFound, match=r"somebody/model.*no network"):
         load_encoder("somebody/model", "cpu")
+
+
+@pytest.mark.parametrize("prefix", ["", "lvlm:"])
+@pytest.mark.parametrize("accepts", [False, True])
+def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str, accepts: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        if accepts:  # and then hangs up
+            Thread(target=lambda: hub.accept()[0].close(), daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waits to try again"))
+        if not accepts:
+            hub.close()
+        with pytest.raises(EncoderNotFound, match=r"somebody/model.*check name and network"):
+            load_encoder(f"{prefix}somebody/model", "cpu")
 
 
 def test_loading_leaves_the_program_around_it_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,13 +64,14 @@ def test_a_prefix_without_a_name_is_refused_as_such(prefix: str) -> None:
         load_encoder(prefix, "cpu")
 
 
-def test_what_is_no_checkpoint_is_not_fetched_to_find_that_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find_nothing(name: str, file: str) -> str:
-        response: Any = SimpleNamespace(headers={}, request=None)
-        raise RemoteEntryNotFoundError(f"no {file}", response=response)
+def test_what_is_no_checkpoint_is_not_fetched_to_find_that_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(name: str, allow_patterns: str) -> str:
+        assert allow_patterns == "fwd2bot.json"
+        return str(tmp_path)
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", find_nothing)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: pytest.fail("fetched"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     with pytest.raises(EncoderNotFound, match=r"is not a model: give .*lvlm:NAME"):
         load_encoder("llava-hf/llava-1.5-7b-hf", "cpu")
 
