@@ -25,6 +25,7 @@ from .images import ImageFile
 from .lock import lock_index
 from .manifest import (
     MANIFEST_NAME,
+    PARTS_FOLDER,
     Manifest,
     TokenFormat,
     create_manifest,
@@ -33,6 +34,7 @@ from .manifest import (
     write_manifest,
 )
 from .observer import SILENT, Observer
+from .paths import escape_path
 from .plan import BuildPlan, compare_files
 from .recorder import BatchRecorder
 from .repair import restore_manifest
@@ -111,7 +113,7 @@ def build(
     with lock_index(index), quiet_pillow():
         if _read_date(index) != before:  # another run may know of files newer than this listing
             found = _find_some_images(folder, settings, observer)
-        manifest = _read_matching_manifest(folder, index, settings)
+        manifest = _read_matching_manifest(folder, index, settings, observer)
         if manifest is not None and (settings.moved or not (index / MANIFEST_NAME).exists()):
             manifest = write_manifest(index, manifest)  # even if there is nothing to read
         remove_orphans(index)
@@ -148,7 +150,7 @@ def plan_build(
     folder, index = name_root(folder), Path(index)
     settings = settings or BuildSettings()
     found = _find_some_images(folder, settings, observer)
-    manifest = _read_matching_manifest(folder, index, settings)
+    manifest = _read_matching_manifest(folder, index, settings, observer)
     return compare_files(found, index, manifest, settings.max_megapixels)
 
 
@@ -170,10 +172,12 @@ def _read_date(index: Path) -> str:
         return ""
 
 
-def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) -> Manifest | None:
+def _read_matching_manifest(
+    folder: Root, index: Path, settings: BuildSettings, observer: Observer
+) -> Manifest | None:
     """The manifest to continue from, or None for a new index; IndexFailure if its folder or tokens differ.
 
-    An index whose manifest was lost continues from its parts.
+    An index whose manifest was lost continues from its parts; those that are damaged are named.
     """
     if settings.rebuild:
         return None
@@ -181,7 +185,10 @@ def _read_matching_manifest(folder: Root, index: Path, settings: BuildSettings) 
     try:
         manifest = read_manifest(index)
     except IndexNotFound:
-        manifest = restore_manifest(index, relate_root(folder, index)).manifest
+        manifest, damaged = restore_manifest(index, relate_root(folder, index))
+        for name in damaged:
+            place = escape_path(str(index / PARTS_FOLDER / name))
+            observer.skip(place, "this part is damaged, and its images are read again")
         if manifest is None and settings.moved:
             raise
     if manifest is None:

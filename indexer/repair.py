@@ -1,6 +1,6 @@
 """Repair an index: make its FAISS file and its manifest again from the parts, and drop damaged parts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -67,41 +67,54 @@ def _mend_manifest(index_dir: Path) -> Iterator[Fault]:
         rows, place = sum(part.rows for part in manifest.parts), locate_root(manifest.root, index_dir)
         restored = f"made again from {rows:,} rows, as the index of {place}"
         yield Fault(f"{index_dir / MANIFEST_NAME} is damaged: {restored}", None)
-        yield from (Fault(sentence, None) for sentence in damaged)
+        yield from (Fault(sentence, None) for sentence in damaged.values())
 
 
 class Restored(NamedTuple):
-    """A manifest made from parts, None if no part is sound, and a sentence for each part that is damaged."""
+    """A manifest made from parts, None if no part is sound, and a sentence by the name of a damaged part."""
 
     manifest: Manifest | None
-    damaged: list[str]
+    damaged: dict[str, str]
 
 
 def restore_manifest(index_dir: Path, root: str) -> Restored:
     """Describe the parts that are there, for an index without a manifest.
 
-    root: as the manifest stores it; a part does not say which folder its paths are relative to. The model is
-    that of the newest part. Of parts with the same ids the newest counts: the others were joined or compacted
-    into it. It may hold what the lost manifest did not name: rows of a run that was killed before it could
-    commit, and older rows of a file; the next run compares all with the files.
+    root: as the manifest stores it; a part does not say which folder its paths are relative to. Of parts with
+    the same ids the newest counts: the others were joined or compacted into it. It may hold what the lost
+    manifest did not name: rows of a run that was killed before it could commit, and older rows of a file; the
+    next run compares all with the files.
     """
-    newest: Manifest | None = None
-    parts, damaged = list[PartRecord](), list[str]()
+    found, damaged = list[Manifest](), dict[str, str]()
     for name in _list_parts(index_dir):
         try:
-            found = _describe_part(index_dir, name, root)
+            found.append(_describe_part(index_dir, name, root))
         except IndexDamaged as error:
-            damaged.append(str(error))
-            continue
-        newest = newest or found
-        if _identify_model(found) == _identify_model(newest):
-            parts += [part for part in found.parts if not any(_share_ids(part, other) for other in parts)]
-    if newest is None:
+            damaged[name] = str(error)
+    if not found:
         return Restored(None, damaged)
+    found, parts = _choose_model(found), list[PartRecord]()
+    for each in found:
+        parts += [part for part in each.parts if not any(_share_ids(part, other) for other in parts)]
     parts.sort(key=lambda part: part.first_id)
     now = read_clock()
-    manifest = replace(newest, created=now, updated=now, next_id=parts[-1].last_id + 1, parts=tuple(parts))
+    manifest = replace(found[0], created=now, updated=now, next_id=parts[-1].last_id + 1, parts=tuple(parts))
     return Restored(manifest, damaged)
+
+
+def _choose_model(found: Sequence[Manifest]) -> list[Manifest]:
+    """Of these manifests, newest first, those of one model: the newest's, unless that has a single part.
+
+    A rebuild that was killed before it could commit leaves one part, and has replaced nothing. So a model of
+    a single part gives way to the one before it, if that has more rows.
+    """
+    models = dict[tuple[EncoderRecord, TokenFormat], list[Manifest]]()
+    for each in found:  # a model's name changes when it is moved
+        models.setdefault((replace(each.encoder, name=""), each.tokens), []).append(each)
+    newest, *older = models.values()
+    if len(newest) == 1 and older and newest[0].parts[0].rows < sum(each.parts[0].rows for each in older[0]):
+        return older[0]
+    return newest
 
 
 def _list_parts(index_dir: Path) -> list[str]:
@@ -109,11 +122,6 @@ def _list_parts(index_dir: Path) -> list[str]:
     found = (PART_NAME.fullmatch(path.name) for path in list_files(index_dir / PARTS_FOLDER))
     matches = sorted(filter(None, found), key=lambda match: int(match[1]), reverse=True)
     return [match[0] for match in matches]
-
-
-def _identify_model(manifest: Manifest) -> tuple[EncoderRecord, TokenFormat]:
-    """The model of an index without its name, which changes when it is moved, and the form of its tokens."""
-    return replace(manifest.encoder, name=""), manifest.tokens
 
 
 def _share_ids(part: PartRecord, other: PartRecord) -> bool:

@@ -14,14 +14,14 @@ import xxhash
 from encoders.base import IndexDamaged, IndexFailure, ManifestDamaged
 from indexer import parts, repair, writer
 from indexer.audit import audit_index
-from indexer.build import BuildSettings
+from indexer.build import BuildSettings, plan_build
 from indexer.build import build as build_index
 from indexer.compact import compact_index
-from indexer.manifest import read_manifest, write_manifest
+from indexer.manifest import Manifest, read_manifest, write_manifest
 from indexer.repair import repair_index, restore_manifest
 from indexer.roots import locate_root
 from indexer.table import EmbeddingTable
-from tests.conftest import FakeEncoder, build, paint
+from tests.conftest import FakeEncoder, Witness, build, paint
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_rows_of_parts_that_were_joined_count_once(index: Path) -> None:
         (index / "parts" / name).write_bytes(content)
     (index / "manifest.json").unlink()
     manifest, damaged = restore_manifest(index, "..")
-    assert manifest is not None and damaged == []
+    assert manifest is not None and not damaged
     write_manifest(index, manifest)
     assert EmbeddingTable.open(index).to_arrow().equals(rows)
 
@@ -155,24 +155,48 @@ def test_parts_of_another_model_are_left_out(gallery: Path, encoder: FakeEncoder
     assert forget_time(index) == before
 
 
-def test_models_are_not_mixed_where_one_has_more_rows_than_the_other(index: Path, tmp_path: Path) -> None:
-    paint(tmp_path / "photos" / "red.png", "red")
-    build_index(tmp_path / "photos", tmp_path / "other", FakeEncoder("other", "fake-2"))
-    (part,) = (tmp_path / "other" / "parts").iterdir()
-    part.rename(index / "parts" / "part-000099.parquet")  # the newest; the ids of older ones go further
-    manifest, _ = restore_manifest(index, "..")
-    assert manifest is not None and [each.name for each in manifest.parts] == ["part-000099.parquet"]
+@pytest.mark.parametrize(("commits", "reused"), [(1, 7), (2, 6)])
+def test_a_rebuild_that_was_killed_at_its_first_commit_is_not_taken_for_the_index(
+    index: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, commits: int, reused: int
+) -> None:
+    """The second commit shows that the first was made, and has replaced the index."""
+
+    def kill(index_dir: Path, manifest: Manifest) -> Manifest:
+        if len(manifest.parts) == commits:
+            raise SystemError("killed")
+        return write_manifest(index_dir, manifest)
+
+    other = FakeEncoder("other", "fake-2")
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr(writer, "write_manifest", kill)
+        build(index.parent, other, rebuild=True)
+    (index / "manifest.json").unlink()
+    assert build(index.parent, encoder if commits == 1 else other).reused == reused
+    assert list(audit_index(index)) == []
 
 
-def test_a_damaged_part_is_named_and_left_out(index: Path, encoder: FakeEncoder) -> None:
+def damage_first_part(index: Path) -> Path:
     victim = index / "parts" / read_manifest(index).parts[0].name
     content = bytearray(victim.read_bytes())
     chunk = pq.read_metadata(victim).row_group(0).column(0)
     content[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
     victim.write_bytes(content)
-    restored, (sentence,) = restore_manifest(index, "..")
-    assert restored is not None and victim.name not in {part.name for part in restored.parts}
-    assert victim.name in sentence
+    return victim
+
+
+def test_a_run_names_the_damaged_parts_of_an_index_that_lost_its_manifest(
+    index: Path, encoder: FakeEncoder
+) -> None:
+    victim, witness = damage_first_part(index), Witness()
+    (index / "manifest.json").unlink()
+    assert plan_build(index.parent, index, observer=witness).reused == 4
+    report = build_index(index.parent, index, encoder, observer=witness)
+    assert (report.indexed + report.copied, report.reused) == (3, 4)
+    assert witness.skipped == {str(victim): "this part is damaged, and its images are read again"}
+
+
+def test_a_damaged_part_is_named_and_left_out(index: Path, encoder: FakeEncoder) -> None:
+    victim = damage_first_part(index)
     (index / "manifest.json").write_bytes(b"")
     faults = [fault.sentence for fault in repair_index(index)]
     assert len(faults) == 2 and victim.name in faults[1]
