@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,18 +97,33 @@ def index(
         progress.close()
         print_report(report, as_json)
 
+    name = choose_model(place, model, rebuild)
     if dry_run:
         with closing(progress):
             plan = plan_build(root, place, settings, progress)
         print_plan(plan, as_json)
+        if model is not None and not rebuild:
+            _compare_models(place, name)
         return
-    name = choose_model(place, model, rebuild)
     encoder = LazyEncoder(name, lambda: _load_encoder(name, device))
     with _explain_stop(progress, rebuild):
         if watch:
             watch_folder(root, place, encoder, settings, progress, show)
         else:
             show(build(root, place, encoder, settings, progress))
+
+
+def _compare_models(place: Path, name: str) -> None:
+    """After a dry run, which loads no model, say so where the index is of one with another name."""
+    from encoders.base import IndexNotFound
+    from indexer.manifest import read_manifest
+
+    with suppress(IndexNotFound):
+        made_by = read_manifest(place).encoder.name
+        if name != made_by:
+            print_note(
+                f"the index was made by {made_by}: the run refuses {name}, unless it is the same model"
+            )
 
 
 @contextmanager

@@ -82,6 +82,20 @@ def test_compact_and_merge_end_with_their_numbers(indexed: Path) -> None:
     assert len(run("search", "--index", "both", "red").stdout.splitlines()) == 7
 
 
+def test_a_dry_run_says_that_the_index_is_of_another_model(indexed: Path) -> None:
+    for model in (
+        [],
+        ["--model", "tiny"],
+        ["--model", "other", "--rebuild"],
+        ["--model", "other", "--index", "new"],
+    ):
+        assert run("index", ".", "--dry-run", *model).stderr.startswith("would index ")
+        assert run("index", ".", "--dry-run", *model).stderr.count("\n") == 1
+    result = run("index", ".", "--dry-run", "--model", "other")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "made by tiny: the run refuses other, unless it is the same model\n" in result.stderr
+
+
 @pytest.mark.parametrize(("done", "anew"), [(0, ""), (3, " without --rebuild")])
 def test_a_stopped_rebuild_says_which_command_goes_on(
     indexed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], done: int, anew: str
