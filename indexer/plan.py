@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .decode import LONGEST_SHAPE
+from .decode import refuse_shape
 from .file_list import FileList, FoundImages
 from .manifest import Manifest
 from .table import read_newest_rows
@@ -55,13 +55,13 @@ def _mark_unchanged(files: FileList, rows: pa.Table, max_megapixels: float) -> N
     """Mask of the files that need not be read again; `rows` are their rows in the index, in this order."""
     listed, columns = files.table, ("size", "mtime_ns")
     same = np.all([listed[name].to_numpy() == rows[name].to_numpy() for name in columns], axis=0)
-    sides = np.stack([rows[name].to_numpy() for name in ("width", "height")]).astype(np.int64)  # (2, n)
-    pixels, is_strip = sides.prod(axis=0), sides.max(axis=0) > LONGEST_SHAPE * sides.min(axis=0)
-    skipped = pc.equal(rows["status"], "skipped").to_numpy()
     deleted = pc.equal(rows["status"], "deleted").to_numpy()
+    unchanged: NDArray[np.bool_] = same & ~deleted
     # A skipped row has a width and height only where these were the reason to skip it.
-    small_enough_now = skipped & (pixels > 0) & (pixels <= max_megapixels * 1e6) & ~is_strip
-    unchanged: NDArray[np.bool_] = same & ~deleted & ~small_enough_now
+    refused = pc.and_(pc.equal(rows["status"], "skipped"), pc.greater(rows["width"], 0)).to_numpy()
+    sides = (rows[name].filter(pa.array(refused)).to_pylist() for name in ("width", "height"))
+    still = [refuse_shape(width, height, max_megapixels) != "" for width, height in zip(*sides, strict=True)]
+    unchanged[refused] &= np.array(still, bool)
     return unchanged
 
 
