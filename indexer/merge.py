@@ -146,4 +146,5 @@ def _find_news(
 
 
 def _add_prefix(prefix: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(prefix, paths, "")
+    prefix, separator = (pa.scalar(text, paths.type) for text in (prefix, ""))
+    return pc.binary_join_element_wise(prefix, paths, separator)

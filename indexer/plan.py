@@ -39,7 +39,7 @@ def compare_files(
         return BuildPlan(found.files, [], 0, left_out)
     known = read_newest_rows(index_dir, manifest, COLUMNS)
     paths = found.files.table["path"]
-    places = pc.index_in(paths, value_set=known["path"].cast(paths.type)).fill_null(-1).to_numpy()
+    places = pc.index_in(paths, value_set=known["path"]).fill_null(-1).to_numpy()
     listed = np.flatnonzero(places >= 0)  # positions of the found files that the index knows
     unchanged = np.zeros(len(found.files), bool)
     rows = known.take(places[listed])

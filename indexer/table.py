@@ -29,6 +29,8 @@ def read_newest_rows(index_dir: Path, manifest: Manifest, columns: Sequence[str]
     rows = pa.concat_tables(
         [build_schema(manifest).empty_table().select(names), *read_columns(index_dir, manifest, names)]
     )
+    # Arrow has no string array of over 2 GiB, as which it would take or encode the paths of a large index.
+    rows = rows.set_column(0, "path", rows["path"].cast(pa.large_string()))
     return rows.filter(pa.array(_mark_last(rows["path"])))
 
 

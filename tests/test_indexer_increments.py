@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from indexer import contents, writer
@@ -185,3 +186,11 @@ def test_the_newest_row_of_a_path_wins(gallery: Path, encoder: FakeEncoder) -> N
     assert len(rows) == 8
     assert [row["height"] for row in rows if row["path"] == "red.png"] == [24]
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+
+
+def test_paths_may_take_over_two_gib_in_all(gallery: Path, encoder: FakeEncoder) -> None:
+    """Arrow cannot join more of its `string`. No test has so many bytes: it looks at the type."""
+    build(gallery, encoder)
+    index = gallery / ".fwd2bot"
+    rows = read_newest_rows(index, read_manifest(index), [])
+    assert len(rows) == 8 and pa.types.is_large_string(rows["path"].type)
