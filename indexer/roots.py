@@ -33,6 +33,8 @@ def resolve_root(folder: Root) -> Root:
     if isinstance(folder, Path):
         return folder.resolve()
     scheme, _, place = folder.partition("://")
+    if scheme == "memory":  # which has no host: a slash in front means nothing
+        place = place.lstrip("/")
     return f"{scheme}://{place.rstrip('/')}"
 
 
