@@ -5,7 +5,6 @@ import socket
 import sys
 from pathlib import Path
 from threading import Thread
-from types import SimpleNamespace
 
 import pytest
 import torch
