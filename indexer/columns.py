@@ -108,7 +108,8 @@ def _encode_summaries(
     if embeddings is not None and embeddings.summaries is not None:
         summaries = embeddings.summaries
     if manifest.tokens == "float16":
-        return [_encode_bytes(summaries.astype(np.float16), present, schema)]
+        largest = np.finfo(np.float16).max  # beyond it, an outlier would become infinite
+        return [_encode_bytes(summaries.clip(-largest, largest).astype(np.float16), present, schema)]
     levels, scales = quantize_summaries(summaries)
     scale_type = schema.field("summary_scale").type
     return [_encode_bytes(levels, present, schema), _encode_vectors(scales, present, scale_type)]

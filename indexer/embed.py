@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from encoders.base import Encoder, EncoderError, ImageEmbeddings, PreparedImage
+from encoders.base import Encoder, EncoderError, FloatArray, ImageEmbeddings, PreparedImage
 from encoders.memory import give_back_memory
 from encoders.shortage import is_shortage
 
@@ -130,17 +130,26 @@ def _embed_batch(encoder: Encoder, batch: list[PreparedPhoto]) -> EmbeddedBatch:
     if not prepared:
         return EmbeddedBatch([photo.photo for photo in batch], None)
     embeddings = encoder.encode_prepared(prepared)
-    if embeddings.vectors.shape != (len(prepared), encoder.dim):
-        raise EncoderError(
-            f"{encoder.name} gave embeddings of shape {embeddings.vectors.shape} "
-            f"where {(len(prepared), encoder.dim)} is expected: report it to the model's maker"
-        )
+    _require_shape(encoder, "embeddings", embeddings.vectors, (len(prepared), encoder.dim))
+    if encoder.summary_shape is not None:
+        _require_shape(encoder, "tokens", embeddings.summaries, (len(prepared), *encoder.summary_shape))
     return _drop_broken(batch, embeddings)
 
 
+def _require_shape(encoder: Encoder, kind: str, values: FloatArray | None, expected: tuple[int, ...]) -> None:
+    given = None if values is None else values.shape
+    if given != expected:
+        raise EncoderError(
+            f"{encoder.name} gave {kind} of shape {given} where {expected} is expected: "
+            "report it to the model's maker"
+        )
+
+
 def _drop_broken(batch: list[PreparedPhoto], embeddings: ImageEmbeddings) -> EmbeddedBatch:
-    """Mark photos whose embedding is not finite as failed: a NaN would poison every search."""
+    """Mark photos whose embedding or tokens are not finite as failed: a NaN would poison every search."""
     finite = np.asarray(np.isfinite(embeddings.vectors).all(axis=1))
+    if embeddings.summaries is not None:
+        finite &= np.isfinite(embeddings.summaries).all(axis=(1, 2))
     verdicts = iter(finite.tolist())
     photos = [
         # A photo that was not encoded (failed, or known already) has no verdict.

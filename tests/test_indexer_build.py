@@ -112,13 +112,14 @@ def test_an_index_of_bad_images_alone_is_empty_and_whole(tmp_path: Path, encoder
     assert len(open_table(tmp_path)) == 0
 
 
-def test_a_model_that_gives_no_number_skips_the_image(gallery: Path, encoder: FakeEncoder) -> None:
+@pytest.mark.parametrize("part", ["vectors", "summaries"])
+def test_a_model_that_gives_no_number_skips_the_image(gallery: Path, encoder: FakeEncoder, part: str) -> None:
     embed = encoder.encode_images
 
     def spoil(images: list) -> ImageEmbeddings:
-        vectors, summaries = embed(images)
-        vectors[0] = np.nan
-        return ImageEmbeddings(vectors, summaries)
+        embeddings = embed(images)
+        getattr(embeddings, part)[0] = np.nan
+        return embeddings
 
     encoder.encode_images = spoil
     assert build(gallery, encoder) == BuildReport(indexed=5, copied=0, reused=0, removed=0, skipped=3)
@@ -129,6 +130,24 @@ def test_a_model_that_gives_the_wrong_shape_is_refused(gallery: Path, encoder: F
     encoder.dim = 9
     with pytest.raises(EncoderError, match=r"\(3, 8\) where \(3, 9\) is expected"):
         build(gallery, encoder)
+    encoder.dim, encoder.summary_shape = 8, (5, 8)
+    with pytest.raises(EncoderError, match=r"tokens of shape \(3, 4, 8\) where \(3, 5, 8\) is expected"):
+        build(gallery, encoder)
+
+
+def test_tokens_beyond_float16_are_stored_as_its_largest(gallery: Path, encoder: FakeEncoder) -> None:
+    embed = encoder.encode_images
+
+    def enlarge(images: list) -> ImageEmbeddings:
+        vectors, summaries = embed(images)
+        return ImageEmbeddings(vectors, 1e6 * (summaries - 0.5))
+
+    encoder.encode_images = enlarge
+    build(gallery, encoder, tokens="float16")
+    table = open_table(gallery)
+    tokens = table.read_summaries(table.ids)
+    assert (tokens.max(), tokens.min()) == (65504, -65504)
+    assert list(audit_index(gallery / ".fwd2bot")) == []
 
 
 def test_a_dry_run_lists_what_is_new_and_writes_nothing(gallery: Path, encoder: FakeEncoder) -> None:
