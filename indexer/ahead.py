@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Generic, TypeVar
 
@@ -49,8 +49,9 @@ class _Workers(Generic[Item, Result]):
 
     def stop(self) -> None:
         """Let each thread exit after its current job."""
-        while not self._jobs.empty():
-            self._jobs.get()
+        with suppress(Empty):  # a thread may take the last job at this moment
+            while True:
+                self._jobs.get_nowait()
         for _ in range(self._count):
             self._jobs.put(None)
 

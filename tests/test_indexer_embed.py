@@ -5,8 +5,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from threading import Event, Lock
 
 import numpy as np
@@ -123,6 +124,31 @@ def test_no_more_is_read_ahead_than_the_bound_allows() -> None:
     done = len(begun)
     time.sleep(0.1)
     assert len(begun) == done
+
+
+def test_stopping_does_not_wait_for_a_job_that_a_thread_has_just_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Contested(SimpleQueue):  # type: ignore[type-arg]
+        def empty(self) -> bool:
+            nothing = super().empty()
+            with suppress(Empty):
+                super().get_nowait()  # as a thread would, between this answer and what follows it
+            return nothing
+
+    monkeypatch.setattr("indexer.ahead.SimpleQueue", Contested)
+    never = Event()
+
+    def read(number: int) -> int:
+        return number if number == 0 else int(never.wait())
+
+    numbers = read_ahead(range(9), read, lambda number: number, ahead=9, workers=1, seconds=60)
+    assert next(numbers) == 0
+    stopping = threading.Thread(target=numbers.close, daemon=True)
+    stopping.start()
+    stopping.join(timeout=5)
+    never.set()
+    assert not stopping.is_alive()
 
 
 def test_images_are_prepared_in_the_threads_that_decode(encoder: FakeEncoder) -> None:
