@@ -12,14 +12,15 @@ _WORDS = (
     "not enough memory",
     "can't allocate memory",
 )
+_ONEDNN = "could not create a primitive"  # where it cannot read its inputs, it goes on: "descriptor for ..."
 
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an error says that memory, that of a GPU included, or threads have run out."""
     if isinstance(error, MemoryError) or is_gpu_shortage(error):
         return True
-    refused = isinstance(error, ImportError | OSError | RuntimeError)
-    return refused and any(words in str(error) for words in _WORDS)
+    refused, said = isinstance(error, ImportError | OSError | RuntimeError), str(error)
+    return refused and (said.endswith(_ONEDNN) or any(words in said for words in _WORDS))
 
 
 def is_gpu_shortage(error: BaseException) -> bool:
